@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.PHONY: help install demo test unit check format bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/installed  ## Create .venv with the dragqueue command and everything it needs
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Dragqueue needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable '.[engine,local,dev]' --constraint constraints.txt
+	touch $@
+
+demo: install  ## Run two real edits through the whole service, pictures in demo-out/
+	$(BIN)/dragqueue demo --out demo-out
+
+test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
+	$(BIN)/python -m pytest
+
+unit: install  ## Run the tests that need no server
+	$(BIN)/python -m pytest --ignore tests/services
+
+check: install  ## Format, lint, types, import rules, container files: what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+format: install  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## Measure 50 random drags of the demo checkpoint
+	$(BIN)/python -m benchmarks.drags --out docs/drags
+
+clean:  ## Remove the environment and what programs left
+	rm -rf $(VENV) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,279 @@
+"""DragGAN's loop (Pan et al., SIGGRAPH 2023): follow the handle points, then move them one step towards their targets.
+
+Handles and targets are (x, y) in pixels of the model's image, pixel centers at integers. Radii are pixels of a
+512-pixel image and scale with the model's resolution. The movable mask is True where pixels may change.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.errors import DragDiverged, InvalidEdit
+from engine.features import disc, sample, sample_pixels
+from engine.generator import Generator, modulate
+
+StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
+REFERENCE_RESOLUTION = 512  # radii are given at this image size
+DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
+STALLED_ITERATIONS = 30
+STALLED_GAIN = 0.1  # pixels at 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class DragOptions:
+    """How to drag. Symbols are the paper's (section 3.2)."""
+
+    max_iterations: int = 200
+    learning_rate: float = 0.002  # of Adam
+    mask_weight: float = 20.0  # lambda
+    motion_radius: float = 3.0  # r1, pixels at 512
+    tracking_radius: float = 12.0  # r2, pixels at 512
+    latent_space: Literal["w", "w+"] = "w+"
+    trainable_layers: int = 6  # the first rows of w+; the others keep their values
+    feature_resolution: int | None = None  # block to watch; None: 128, or the largest of at most half the image
+    stop_distance: float = 1.0  # d, pixels of the image at any resolution
+    latent_weight: float = 0.0  # of the mean change of w
+    tracking_metric: Literal["l1", "l2"] = "l2"  # the paper says L1, its code L2
+    subpixel: bool = True  # refine tracked handles below the pixel
+
+
+@dataclass(frozen=True, kw_only=True)
+class DragStep:
+    """One iteration: the latent as it was, and where the handles are in its image."""
+
+    iteration: int
+    w: Tensor  # [1, L, D]
+    handles: Tensor  # [K, 2] xy pixels
+    distance_px: float  # largest distance of a handle to its target
+    loss: float
+    stop_reason: StopReason | None = None  # set on the result, which comes last
+
+
+def drag(
+    generator: Generator,
+    w: Tensor,
+    handles: Tensor,
+    targets: Tensor,
+    *,
+    movable: Tensor | None = None,
+    options: DragOptions | None = None,
+) -> Iterator[DragStep]:
+    """Yield one step for each iteration, and the best one once more with its stop reason.
+
+    Args:
+        w: where to start, [1, L, D].
+        handles, targets: [K, 2] xy pixels; handles[i] is pulled towards targets[i].
+        movable: [R, R] bool, True where the picture may change; None: everywhere.
+
+    Raises:
+        InvalidEdit: the arguments do not fit the generator or each other.
+        DragDiverged: the loss became infinite or NaN.
+    """
+    options = options or DragOptions()
+    check_arguments(generator, w, handles, targets, movable, options)
+    run = DragRun(generator, w, handles, targets, movable, options)
+    best: DragStep | None = None
+    record = Record(STALLED_GAIN * generator.config.resolution / REFERENCE_RESOLUTION)
+    while True:
+        step = run.step()
+        best = step if best is None or step.distance_px <= best.distance_px else best
+        record.add(step)
+        yield step
+        if reason := stop_reason(step, record, options):
+            yield replace(best, stop_reason=reason)
+            return
+        run.descend()
+
+
+class DragRun:
+    """The state of one drag between iterations."""
+
+    def __init__(
+        self, generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
+    ) -> None:
+        self.options = options
+        self.resolution = generator.config.resolution
+        self.scale = self.resolution / REFERENCE_RESOLUTION
+        self.synthesis = generator.synthesis
+        self.feature_resolution = feature_resolution(generator, options)
+        like = generator.mapping.w_avg  # its device and floating type
+        self.handles, self.targets = handles.to(like), targets.to(like)
+        self.start = w.to(like).detach()
+        self.variable = self.start[:, : 1 if options.latent_space == "w" else options.trainable_layers].clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.variable], lr=options.learning_rate)
+        layers = self.synthesis.layers(until=self.feature_resolution, rgb=False)
+        self.moving_layers = [layer for layer in layers if layer.row < options.trainable_layers]
+        self.constant = modulate([layer for layer in layers if layer.row >= options.trainable_layers], self.start)
+        with torch.no_grad():
+            self.start_features = self.features()
+            self.reference = sample(self.start_features, self.handles, self.resolution)  # [K, C], what each handle looks like
+        self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
+        self.iteration = 0
+        self.loss = torch.zeros([])
+
+    def latent(self) -> Tensor:
+        """w+ as it is now, [1, L, D]."""
+        rows = self.options.trainable_layers
+        return torch.cat([self.variable.expand(-1, rows, -1), self.start[:, rows:]], dim=1)
+
+    def features(self) -> Tensor:
+        return self.synthesis.features(self.constant | modulate(self.moving_layers, self.latent()), self.feature_resolution)
+
+    def step(self) -> DragStep:
+        """One feature pass: track, then supervise, on the same features."""
+        features = self.features()
+        if self.iteration > 0:
+            self.handles = track(features.detach(), self.reference, self.handles, self.resolution, self.options)
+        self.loss = self.motion_loss(features) + self.mask_loss(features) + self.latent_loss()
+        loss = self.loss.item()
+        if not math.isfinite(loss):
+            raise DragDiverged(f"the loss became {loss} at iteration {self.iteration}")
+        distance = (self.targets - self.handles).norm(dim=1).max().item()
+        return DragStep(iteration=self.iteration, w=self.latent().detach(), handles=self.handles, distance_px=distance, loss=loss)
+
+    def descend(self) -> None:
+        """One step of the optimizer."""
+        self.optimizer.zero_grad()
+        torch.autograd.backward(self.loss)
+        self.optimizer.step()
+        self.iteration += 1
+
+    def motion_loss(self, features: Tensor) -> Tensor:
+        """Descent moves the disc around each handle one pixel towards its target; summed over the points on their way."""
+        remaining = self.targets - self.handles
+        active = remaining.norm(dim=1) > self.options.stop_distance
+        direction = F.normalize(remaining[active], dim=1)  # [K', 2], one image pixel
+        offsets = disc(self.options.motion_radius, self.scale, self.handles)
+        here = (self.handles[active][:, None] + offsets).reshape(-1, 2)  # [K' P, 2]
+        there = here + direction.repeat_interleave(len(offsets), dim=0)
+        with torch.no_grad():
+            wanted = sample(features, here, self.resolution)
+        difference = (wanted - sample(features, there, self.resolution)).abs()
+        return difference.sum() / (len(offsets) * features.shape[1])
+
+    def mask_loss(self, features: Tensor) -> Tensor:
+        """Mean change of the features where the picture must stay."""
+        if self.fixed is None:
+            return features.new_zeros([])
+        change = F.relu((features - self.start_features).abs() - DEAD_ZONE)
+        return (change * self.fixed).mean() * self.options.mask_weight
+
+    def latent_loss(self) -> Tensor:
+        if self.options.latent_weight == 0:
+            return self.start.new_zeros([])
+        change = self.variable - self.start[:, : self.variable.shape[1]]
+        return change.abs().mean() * self.options.latent_weight
+
+
+def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int, options: DragOptions) -> Tensor:
+    """Where each handle has gone: the pixel nearby whose features are nearest to what the handle looked like.
+
+    Args:
+        features: [1, C, f, f].
+        reference: [K, C], the handles' features at the start.
+        handles: [K, 2] xy pixels, where they were last.
+
+    Returns:
+        [K, 2] xy pixels.
+    """
+    radius = max(1, round(options.tracking_radius * resolution / REFERENCE_RESOLUTION))
+    side = 2 * radius + 3  # one more on each side, to refine winners at the window's edge
+    span = torch.arange(-radius - 1, radius + 2, device=handles.device, dtype=handles.dtype)
+    offsets = torch.stack(torch.meshgrid(span, span, indexing="xy"), dim=2)  # [side, side, 2]
+    center = handles.round().clamp(0, resolution - 1)
+    pixels = center[:, None, None] + offsets  # [K, side, side, 2]
+    found = sample_pixels(features, pixels.clamp(0, resolution - 1), resolution)  # [K, side, side, C]
+    difference = found - reference[:, None, None]
+    cost = difference.abs().sum(dim=3) if options.tracking_metric == "l1" else difference.square().sum(dim=3)  # [K, side, side]
+    in_image = ((pixels >= 0) & (pixels <= resolution - 1)).all(dim=3)
+    allowed = F.pad(torch.ones(side - 2, side - 2, dtype=torch.bool, device=handles.device), (1, 1, 1, 1)) & in_image
+    best = cost.masked_fill(~allowed, math.inf).flatten(1).argmin(dim=1)  # [K]
+    point = torch.arange(len(handles), device=handles.device)
+    row, column = best // side, best % side
+    refined = pixels[point, row, column]
+    if options.subpixel:
+        refined = refined + parabola(cost, in_image, row, column)
+    return refined
+
+
+def parabola(cost: Tensor, in_image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Offset [K, 2] in (-0.5, 0.5) of the minimum of a parabola through the winner and its neighbors, for each axis."""
+    point = torch.arange(len(cost), device=cost.device)
+    here = cost[point, row, column]
+    shifts = []
+    for down, across in ((0, 1), (1, 0)):
+        before, after = cost[point, row - down, column - across], cost[point, row + down, column + across]
+        curvature = before - 2 * here + after
+        shift = 0.5 * (before - after) / curvature.clamp(min=1e-12)
+        inner = in_image[point, row - down, column - across] & in_image[point, row + down, column + across]
+        shifts.append(torch.where(inner & (curvature > 0), shift, torch.zeros_like(shift)).clamp(-0.5, 0.5))
+    return torch.stack(shifts, dim=1)
+
+
+class Record:
+    """How long the best distance has stood."""
+
+    def __init__(self, gain_px: float) -> None:
+        self.gain_px = gain_px
+        self.mark_px = math.inf
+        self.since = 0
+
+    def add(self, step: DragStep) -> None:
+        if step.distance_px <= self.mark_px - self.gain_px:
+            self.mark_px, self.since = step.distance_px, step.iteration
+
+    def stalled(self, iteration: int) -> bool:
+        return iteration - self.since >= STALLED_ITERATIONS
+
+
+def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopReason | None:
+    if step.distance_px <= options.stop_distance:
+        return "reached"
+    if step.iteration >= options.max_iterations:
+        return "max_iterations"
+    return "stalled" if record.stalled(step.iteration) else None
+
+
+def feature_resolution(generator: Generator, options: DragOptions) -> int:
+    """The block whose features are used: 128, or the largest of at most half the image for smaller models."""
+    return options.feature_resolution or min(128, generator.config.resolution // 2)
+
+
+def fixed_weight(movable: Tensor, size: int, like: Tensor) -> Tensor:
+    """[R, R] bool, True may change -> [1, 1, f, f], the share of each feature cell that must stay."""
+    fixed = (~movable).to(like.device, like.dtype)[None, None]
+    return F.avg_pool2d(fixed, movable.shape[0] // size)
+
+
+def check_arguments(
+    generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
+) -> None:
+    config = generator.config
+    if w.shape != (1, config.num_ws, config.w_dim):
+        raise InvalidEdit(f"w must be [1, {config.num_ws}, {config.w_dim}], got {list(w.shape)}")
+    if handles.ndim != 2 or handles.shape[1] != 2 or handles.shape != targets.shape or len(handles) == 0:
+        raise InvalidEdit(
+            f"handles and targets must both be [K, 2] with K >= 1, got {list(handles.shape)} and {list(targets.shape)}"
+        )
+    for name, points in (("handles", handles), ("targets", targets)):
+        if not ((points >= 0) & (points <= config.resolution - 1)).all():
+            raise InvalidEdit(f"{name} must lie in the image, 0 to {config.resolution - 1} pixels, got {points.tolist()}")
+    if movable is not None and (movable.dtype != torch.bool or movable.shape != (config.resolution, config.resolution)):
+        raise InvalidEdit(f"movable must be bool [{config.resolution}, {config.resolution}]")
+    if movable is not None and not movable.any():
+        raise InvalidEdit("movable is False everywhere: nothing may change")
+    if not 1 <= options.trainable_layers <= config.num_ws:
+        raise InvalidEdit(f"trainable_layers must be 1 to {config.num_ws}, got {options.trainable_layers}")
+    if options.feature_resolution not in (None, *config.block_resolutions):
+        raise InvalidEdit(f"feature_resolution must be one of {config.block_resolutions}, got {options.feature_resolution}")
+
+
+def to_points(points: np.ndarray | list[tuple[float, float]]) -> Tensor:
+    """xy pixels as a [K, 2] tensor."""
+    return torch.as_tensor(np.asarray(points, dtype=np.float64)).reshape(-1, 2)

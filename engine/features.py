@@ -1,0 +1,46 @@
+"""Reading a feature map at points of the image.
+
+A block's output has its native size f; pixel x of the R-pixel image is feature coordinate (x + 0.5) f / R - 0.5. Points
+are (x, y) in pixels of the image, pixel centers at integers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample(features: Tensor, points: Tensor, resolution: int) -> Tensor:
+    """Features at image points, as the bilinear image-size map would give them.
+
+    At integer pixels the native map is read bilinearly; between them the four neighboring pixels are blended. Reading
+    the native map there directly would turn the gradient by up to 15 %.
+
+    Args:
+        features: [1, C, f, f].
+        points: [N, 2] xy pixels; beyond the border the border's features count.
+        resolution: R, the image's size in pixels.
+
+    Returns:
+        [N, C]
+    """
+    corner = points.floor()
+    fraction = points - corner  # [N, 2]
+    steps = points.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    pixels = corner[:, None] + steps  # [N, 4, 2]
+    weights = torch.where(steps == 1, fraction[:, None], 1 - fraction[:, None]).prod(dim=2)  # [N, 4]
+    return (sample_pixels(features, pixels.clamp(0, resolution - 1), resolution) * weights[:, :, None]).sum(dim=1)
+
+
+def sample_pixels(features: Tensor, pixels: Tensor, resolution: int) -> Tensor:
+    """Features at integer image pixels [..., 2]: the native map read bilinearly, [..., C]."""
+    grid = (2 * pixels + 1) / resolution - 1  # pixel x is (x + 0.5) f / R - 0.5 on the map
+    grid = grid.reshape(1, 1, -1, 2).to(features.dtype)
+    values = F.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return values[0, :, 0].t().reshape(*pixels.shape[:-1], features.shape[1])
+
+
+def disc(radius: float, scale: float, like: Tensor) -> Tensor:
+    """Integer offsets nearer than radius, times scale: [P, 2] pixels."""
+    span = torch.arange(-int(radius), int(radius) + 1, device=like.device, dtype=like.dtype)
+    offsets = torch.cartesian_prod(span, span)
+    return offsets[offsets.norm(dim=1) < radius] * scale

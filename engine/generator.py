@@ -1,0 +1,316 @@
+"""The StyleGAN2 generator in plain PyTorch: mapping network, synthesis network, nothing else.
+
+Layers and parameter names follow NVIDIA's published networks, so a converted checkpoint keeps its keys.
+Images are float [B, 3, R, R] in about [-1, 1]; latents are w+ [B, L, D], one row for each modulated layer.
+Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_ws), D width of w.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SQRT2 = math.sqrt(2)
+NoiseMode = Literal["const", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """What fixes a generator's shape; stored beside its tensors."""
+
+    resolution: int  # R, a power of two from 32 to 1024
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    channel_base: int = 32768  # a block at resolution r has min(channel_base / r, channel_max) channels
+    channel_max: int = 512
+    conv_clamp: float | None = None  # activations are clamped to +-conv_clamp; None lets them be
+
+    def __post_init__(self) -> None:
+        if self.resolution not in (32, 64, 128, 256, 512, 1024):
+            raise ValueError(f"resolution must be a power of two from 32 to 1024, got {self.resolution}")
+        for name in ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def block_resolutions(self) -> list[int]:
+        """4, 8, ... R."""
+        return [2**k for k in range(2, self.resolution.bit_length())]
+
+    @property
+    def num_ws(self) -> int:
+        """Rows of w+: two for each block from 8 up, one for the first, one for the last ToRGB."""
+        return 2 * len(self.block_resolutions)
+
+    def channels(self, resolution: int) -> int:
+        return max(min(self.channel_base // resolution, self.channel_max), 1)
+
+
+class Modulation(NamedTuple):
+    """How w changes one convolution: its input is scaled, its output normalized again."""
+
+    scale: Tensor  # [B, Cin]
+    demodulation: Tensor | None  # [B, Cout]; None for ToRGB
+
+
+class FullyConnectedLayer(nn.Module):
+    """Linear layer with run-time scaling of weights ("equalized learning rate")."""
+
+    def __init__(self, in_features: int, out_features: int, *, lr_multiplier: float = 1.0, bias_init: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([out_features], bias_init))
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+
+
+class MappingNetwork(nn.Module):
+    """z [B, Dz] -> w [B, D]."""
+
+    w_avg: Tensor  # [D], the mean of w over z
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.num_layers = config.mapping_layers
+        widths = [config.z_dim] + [config.w_dim] * config.mapping_layers
+        for i in range(config.mapping_layers):
+            self.add_module(f"fc{i}", FullyConnectedLayer(widths[i], widths[i + 1], lr_multiplier=0.01))
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        for i in range(self.num_layers):
+            x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), 0.2) * SQRT2
+        return x
+
+    def truncate(self, w: Tensor, truncation_psi: float) -> Tensor:
+        """Pull w towards its mean; truncation_psi = 1 leaves it."""
+        return self.w_avg + truncation_psi * (w - self.w_avg)
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias and leaky ReLU; the first of a block doubles the resolution."""
+
+    noise_const: Tensor  # [R, R]
+    resample_filter: Tensor  # [4, 4], sums to 1
+
+    def __init__(self, config: GeneratorConfig, in_channels: int, resolution: int, *, up: bool = False) -> None:
+        super().__init__()
+        out_channels = config.channels(resolution)
+        self.up = up
+        self.conv_clamp = config.conv_clamp
+        self.affine = FullyConnectedLayer(config.w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        if up:
+            self.register_buffer("resample_filter", binomial_filter())
+
+    def modulation(self, w: Tensor) -> Modulation:
+        scale = self.affine(w)  # [B, Cin]
+        energy = self.weight.square().sum(dim=(2, 3))  # [Cout, Cin]
+        return Modulation(scale, (scale.square() @ energy.t() + 1e-8).rsqrt())
+
+    def forward(self, x: Tensor, modulation: Modulation, noise_mode: NoiseMode = "const") -> Tensor:
+        x = scale_channels(x, modulation.scale)
+        if self.up:  # [B, C, H, W] -> [B, C', 2H+1, 2W+1] -> [B, C', 2H, 2W]
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+            x = depthwise(x, self.resample_filter * 4)
+        else:
+            x = F.conv2d(x, self.weight, padding=1)
+        assert modulation.demodulation is not None
+        x = scale_channels(x, modulation.demodulation)
+        if noise_mode == "const":
+            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
+        x = F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], 0.2) * SQRT2
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+
+class ToRGBLayer(nn.Module):
+    """Modulated 1x1 convolution to three channels, without demodulation or activation."""
+
+    def __init__(self, config: GeneratorConfig, resolution: int) -> None:
+        super().__init__()
+        channels = config.channels(resolution)
+        self.conv_clamp = config.conv_clamp
+        self.affine = FullyConnectedLayer(config.w_dim, channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(3, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.weight_gain = 1 / math.sqrt(channels)
+
+    def modulation(self, w: Tensor) -> Modulation:
+        return Modulation(self.affine(w) * self.weight_gain, None)
+
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        x = F.conv2d(scale_channels(x, modulation.scale), self.weight).to(self.bias.dtype) + self.bias[:, None, None]
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution: an up-sampling layer (absent at 4x4, which starts from a constant), a second layer, ToRGB."""
+
+    def __init__(self, config: GeneratorConfig, resolution: int) -> None:
+        super().__init__()
+        channels = config.channels(resolution)
+        if resolution == 4:
+            self.const = nn.Parameter(torch.randn(channels, 4, 4))
+        else:
+            self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
+            self.register_buffer("resample_filter", binomial_filter())
+        self.conv1 = SynthesisLayer(config, channels, resolution)
+        self.torgb = ToRGBLayer(config, resolution)
+
+
+class ModulatedLayer(NamedTuple):
+    """Where a convolution stands: its name, the row of w+ that modulates it, and itself."""
+
+    name: str
+    row: int
+    layer: SynthesisLayer | ToRGBLayer
+
+
+Modulations = dict[str, Modulation]  # by layer name
+
+
+def modulate(layers: Sequence[ModulatedLayer], ws: Tensor) -> Modulations:
+    """The modulations of these layers under w+ [B, L, D]."""
+    return {name: layer.modulation(ws[:, row]) for name, row, layer in layers}
+
+
+class SynthesisNetwork(nn.Module):
+    """w+ [B, L, D] -> image [B, 3, R, R], summed from the ToRGB of every block ("skip" architecture)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.block_resolutions = config.block_resolutions
+        for resolution in self.block_resolutions:
+            self.add_module(f"b{resolution}", SynthesisBlock(config, resolution))
+
+    def block(self, resolution: int) -> SynthesisBlock:
+        return getattr(self, f"b{resolution}")  # type: ignore[no-any-return]
+
+    def layers(self, *, until: int | None = None, rgb: bool = True) -> list[ModulatedLayer]:
+        """The layers up to the block of resolution `until` (default: all), with or without ToRGB."""
+        found = []
+        for k, resolution in enumerate(self.resolutions(until)):
+            block = self.block(resolution)
+            if resolution > 4:
+                found.append(ModulatedLayer(f"b{resolution}.conv0", 2 * k - 1, block.conv0))
+            found.append(ModulatedLayer(f"b{resolution}.conv1", 2 * k, block.conv1))
+            if rgb:
+                found.append(ModulatedLayer(f"b{resolution}.torgb", 2 * k + 1, block.torgb))
+        return found
+
+    def resolutions(self, until: int | None) -> list[int]:
+        return [r for r in self.block_resolutions if until is None or r <= until]
+
+    def features(self, modulations: Modulations, until: int, noise_mode: NoiseMode = "const") -> Tensor:
+        """Output of the block of resolution `until`: [B, C, until, until]. Computes nothing beyond it."""
+        *_, (_, x) = self.blocks(modulations, until, noise_mode)
+        return x
+
+    def images(self, modulations: Modulations, until: int | None = None, noise_mode: NoiseMode = "const") -> Tensor:
+        """The image summed up to the block of resolution `until`: [B, 3, until, until], default the whole."""
+        image: Tensor | None = None
+        for resolution, x in self.blocks(modulations, until, noise_mode):
+            block = self.block(resolution)
+            rgb = block.torgb(x, modulations[f"b{resolution}.torgb"])
+            image = rgb if image is None else upsample(image, block.get_buffer("resample_filter")) + rgb
+        assert image is not None
+        return image
+
+    def blocks(self, modulations: Modulations, until: int | None, noise_mode: NoiseMode) -> Iterator[tuple[int, Tensor]]:
+        """Yield (resolution, block output [B, C, r, r]) from 4 up."""
+        first = modulations["b4.conv1"].scale
+        x = self.block(4).const.expand(len(first), -1, -1, -1)
+        for resolution in self.resolutions(until):
+            block = self.block(resolution)
+            if resolution > 4:
+                x = block.conv0(x, modulations[f"b{resolution}.conv0"], noise_mode)
+            x = block.conv1(x, modulations[f"b{resolution}.conv1"], noise_mode)
+            yield resolution, x
+
+
+class Generator(nn.Module):
+    """z -> w -> image. Frozen or trainable, on any device and in any floating type, as torch modules are."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mapping = MappingNetwork(config)
+        self.synthesis = SynthesisNetwork(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mapping.w_avg.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mapping.w_avg.dtype
+
+    @torch.no_grad()
+    def map(self, *, seed: int, truncation_psi: float = 1.0) -> Tensor:
+        """w+ [1, L, D] of a seed; the same z as NVIDIA's tools draw from it.
+
+        Args:
+            seed: 0 to 2**32 - 1.
+            truncation_psi: 1 is the untouched sample, 0 the mean of w.
+        """
+        z = np.random.RandomState(seed).randn(1, self.config.z_dim)
+        w = self.mapping(torch.from_numpy(z).to(self.device, self.dtype))
+        return self.broadcast(self.mapping.truncate(w, truncation_psi))
+
+    def broadcast(self, w: Tensor) -> Tensor:
+        """w [B, D] -> w+ [B, L, D]."""
+        return w.unsqueeze(1).repeat(1, self.config.num_ws, 1)
+
+    def images(self, ws: Tensor, *, until: int | None = None, noise_mode: NoiseMode = "const") -> Tensor:
+        """w+ [B, L, D] -> float images [B, 3, R, R], about [-1, 1] and not clamped."""
+        layers = self.synthesis.layers(until=until)
+        return self.synthesis.images(modulate(layers, ws), until, noise_mode)
+
+    @torch.no_grad()
+    def render(self, w: Tensor) -> np.ndarray:
+        """w+ [1, L, D] -> uint8 pixels [R, R, 3]."""
+        pixels: np.ndarray = to_pixels(self.images(w))[0]
+        return pixels
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Float images [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]; beyond the range they are clipped."""
+    pixels: np.ndarray = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+def scale_channels(x: Tensor, factors: Tensor) -> Tensor:
+    """Multiply each channel of x [B, C, H, W] by factors [B, C]."""
+    return x * factors.to(x.dtype)[:, :, None, None]
+
+
+def binomial_filter() -> Tensor:
+    """The 4x4 resampling filter [1, 3, 3, 1] x [1, 3, 3, 1], sum 1."""
+    line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    return torch.outer(line, line)
+
+
+def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
+    """Filter each channel of x [B, C, H, W] with a 4x4 kernel and padding 1: one pixel less in H and W."""
+    channels = x.shape[1]
+    return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, 4, 4), padding=1, groups=channels)
+
+
+def upsample(image: Tensor, resample_filter: Tensor) -> Tensor:
+    """Double an image [B, C, H, W]: zeros between the pixels, then the filter with gain 4."""
+    channels = image.shape[1]
+    kernel = (resample_filter * 4).expand(channels, 1, 4, 4)
+    return F.conv_transpose2d(image, kernel, stride=2, padding=1, groups=channels)

@@ -1,0 +1,1 @@
+"""Faces drawn from continuous factors, with the exact geometry behind every picture."""

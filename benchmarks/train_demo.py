@@ -1,0 +1,223 @@
+"""Trains the demo checkpoint: G(z) learns to be the rendering of the factors behind z.
+
+Coarse to fine through the skip outputs: blocks up to 32 px first, then 64, then 128. Half of the pairs mix rows, 0-5 of
+w+ from z and the others from z': the picture to match has the shape and pose of z and the colors and light of z'. A
+quarter is truncated by a random psi, so that the truth behind truncated samples is known too.
+
+    python -m benchmarks.train_demo --out runs/demo --minutes 60            # goes on where runs/demo stands
+    python -m benchmarks.train_demo --out runs/demo --init checkpoints/demo-faces.safetensors
+
+Needs torch, numpy, safetensors and Pillow alone; CPU or CUDA.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.faces.factors import Z_DIM, factors_of
+from benchmarks.faces.renderer import Picture, render
+from engine.checkpoint import channels_last, load_generator, save_generator
+from engine.generator import Generator, GeneratorConfig, to_pixels
+
+CONFIG = GeneratorConfig(resolution=128, z_dim=Z_DIM, w_dim=128, mapping_layers=3, channel_base=4096, channel_max=192)
+SHAPE_ROWS = 6
+STAGES = {32: 60_000, 64: 80_000, 128: 120_000}  # pictures seen at each resolution
+LEARNING_RATE = 8e-3
+FINAL_LEARNING_RATE = 2e-4
+MAPPING_GAIN = 30.0  # the mapping's run-time scaling of 0.01 makes it learn a hundred times slower
+EMA_HALF_LIFE = 4_000  # pictures
+
+
+@dataclass
+class Progress:
+    pictures: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+
+
+class Trainer:
+    def __init__(self, device: str, batch: int, init: Path | None) -> None:
+        self.device = torch.device(device)
+        self.batch = batch
+        self.generator = Generator(CONFIG) if init is None else load_generator(init)
+        channels_last(self.generator.to(self.device)).train().requires_grad_(True)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        synthesis = [p for name, p in self.generator.synthesis.named_parameters() if not name.endswith("noise_strength")]
+        groups = [{"params": synthesis, "gain": 1.0}, {"params": list(self.generator.mapping.parameters()), "gain": MAPPING_GAIN}]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-8)
+        self.progress = Progress()
+
+    def stage(self) -> tuple[int, int]:
+        """The resolution now and how many pictures its stage has seen."""
+        seen = self.progress.pictures
+        for resolution, length in STAGES.items():
+            if seen < length or resolution == CONFIG.resolution:
+                return resolution, seen
+            seen -= length
+        raise AssertionError("the last stage never ends")
+
+    def learning_rate(self) -> float:
+        """Warm-up at every stage, cosine decay over the last."""
+        resolution, seen = self.stage()
+        rate = LEARNING_RATE
+        if resolution == CONFIG.resolution:
+            done = min(1.0, seen / STAGES[resolution])
+            rate = FINAL_LEARNING_RATE + (LEARNING_RATE - FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+        return rate * min(1.0, (seen + self.batch) / 4_000)
+
+    def step(self) -> None:
+        started = time.monotonic()
+        resolution, _ = self.stage()
+        count = self.batch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate() * group["gain"]
+        z, z_color, psi = self.sample(count)
+        with torch.no_grad():
+            truth = render(factors_of(z, z_color, psi), resolution, chunk=16 if self.device.type == "cpu" else count)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            images = self.paired_images(z, z_color, psi, resolution)
+        loss = reconstruction_loss(images, truth)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.update_average(count)
+        self.progress.pictures += count
+        self.progress.seconds += time.monotonic() - started
+        self.progress.loss = loss.item()
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        z = torch.randn(count, Z_DIM, device=self.device)
+        mixed = torch.rand(count, 1, device=self.device) < 0.5
+        z_color = torch.where(mixed, torch.randn_like(z), z)
+        truncated = torch.rand(count, 1, device=self.device) < 0.25
+        return (
+            z,
+            z_color,
+            torch.where(truncated, torch.rand(count, 1, device=self.device), torch.ones(count, 1, device=self.device)),
+        )
+
+    def paired_images(self, z: Tensor, z_color: Tensor, psi: Tensor, resolution: int) -> Tensor:
+        mapping = self.generator.mapping
+        w = mapping(torch.cat([z, z_color]))
+        with torch.no_grad():
+            mapping.w_avg.lerp_(w.float().mean(dim=0), 0.005)
+        w = mapping.w_avg + torch.cat([psi, psi]) * (w - mapping.w_avg)
+        ws = torch.stack([w[: len(z)]] * SHAPE_ROWS + [w[len(z) :]] * (CONFIG.num_ws - SHAPE_ROWS), dim=1)
+        return self.generator.images(ws, until=resolution, noise_mode="none")
+
+    @torch.no_grad()
+    def update_average(self, count: int) -> None:
+        decay = 0.5 ** (count / EMA_HALF_LIFE)
+        for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+        self.average.mapping.w_avg.copy_(self.generator.mapping.w_avg)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"generator": self.generator.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
+        torch.save(state, folder / "state.pt.part")
+        (folder / "state.pt.part").rename(folder / "state.pt")
+        save_generator(self.average, folder / "demo-faces.safetensors")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "state.pt", weights_only=True, map_location=self.device)
+        self.generator.load_state_dict(state["generator"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+
+def reconstruction_loss(images: Tensor, truth: Picture) -> Tensor:
+    """L1 and L2 over a pyramid and L1 of the gradients, weighted around the landmarks."""
+    target = truth.images
+    weight = landmark_weight(truth.landmarks, target.shape[-1])  # [B, 1, S, S]
+    loss = images.new_zeros([])
+    while target.shape[-1] >= 8:
+        error = images - target
+        loss = loss + (weight * (error.abs() + 2 * error.square())).mean()
+        for axis in (2, 3):
+            loss = loss + 0.5 * (weight.narrow(axis, 1, weight.shape[axis] - 1) * error.diff(dim=axis).abs()).mean()
+        images, target, weight = (F.avg_pool2d(map_, 2) for map_ in (images, target, weight))
+    return loss
+
+
+def landmark_weight(landmarks: Tensor, size: int) -> Tensor:
+    """[B, 1, S, S]: 1 far from every landmark, up to 5 on them, over about 3 % of the width."""
+    line = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype)
+    sigma = 0.03 * size
+    across = torch.exp(-0.5 * ((line - landmarks[..., :1]) / sigma).square())  # [B, K, S]
+    down = torch.exp(-0.5 * ((line - landmarks[..., 1:]) / sigma).square())
+    near = torch.einsum("bky,bkx->byx", down, across).clamp(max=1)
+    return (1 + 4 * near)[:, None]
+
+
+@torch.no_grad()
+def evaluate(generator: Generator, resolution: int, count: int = 128) -> float:
+    """PSNR in dB over held-out z's (images in [0, 1])."""
+    z = torch.randn(count, Z_DIM, generator=torch.Generator().manual_seed(123)).to(generator.device)
+    truth = render(factors_of(z), resolution).images
+    images = [generator.images(generator.broadcast(generator.mapping(part)), until=resolution) for part in torch.split(z, 16)]
+    error = ((torch.cat(images).clamp(-1, 1) - truth) / 2).square().mean(dim=(1, 2, 3))
+    return float((-10 * error.log10()).mean())
+
+
+@torch.no_grad()
+def sheet(generator: Generator, resolution: int, path: Path) -> None:
+    """Twelve held-out pairs: the generator's picture above the rendering."""
+    z = torch.randn(12, Z_DIM, generator=torch.Generator().manual_seed(321)).to(generator.device)
+    images = generator.images(generator.broadcast(generator.mapping(z)), until=resolution)
+    both = torch.cat([images, render(factors_of(z), resolution).images])
+    rows = to_pixels(both).reshape(2, 12, resolution, resolution, 3).transpose(0, 2, 1, 3, 4)
+    Image.fromarray(rows.reshape(2 * resolution, 12 * resolution, 3)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run goes on")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long to train now")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument("--init", type=Path, help="start a new run from these weights, at full size")
+    parser.add_argument("--report-every", type=float, default=60.0, help="seconds between log lines")
+    options = parser.parse_args()
+    trainer = Trainer(options.device, options.batch, options.init)
+    if (options.out / "state.pt").exists():
+        trainer.load(options.out)
+    elif options.init is not None:
+        trainer.progress.pictures = sum(STAGES.values()) - STAGES[CONFIG.resolution] // 2
+    run(trainer, options.out, options.minutes * 60, options.report_every)
+
+
+def run(trainer: Trainer, out: Path, seconds: float, report_every: float) -> None:
+    until, next_report = time.monotonic() + seconds, time.monotonic() + report_every
+    while time.monotonic() < until:
+        trainer.step()
+        if time.monotonic() >= next_report:
+            report(trainer, out)
+            next_report = time.monotonic() + report_every
+    report(trainer, out)
+
+
+def report(trainer: Trainer, out: Path) -> None:
+    resolution, _ = trainer.stage()
+    trainer.save(out)
+    line = asdict(trainer.progress) | {"resolution": resolution, "psnr_db": round(evaluate(trainer.average, resolution), 2)}
+    line |= {"learning_rate": round(trainer.learning_rate(), 6)}
+    with (out / "log.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+    sheet(trainer.average, resolution, out / "sheet.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A caller's mistake or a conflict, each with a stable code that clients may test for.
+
+JobError
+├── InvalidJob          invalid_job           the request cannot become a job; lists every problem
+├── JobNotFound         job_not_found         no such job for this tenant
+├── ArtifactNotFound    artifact_not_found    no such artifact (yet)
+├── JobFinished         job_finished          too late, the job has ended
+├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
+├── ObjectMissing       object_missing        the store has no such object
+└── StorageUnavailable  storage_unavailable   the store does not answer
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Why a job failed; the whole set."""
+
+    CHECKPOINT_MISSING = "checkpoint_missing"
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"
+    INVALID_EDIT = "invalid_edit"
+    DIVERGED = "diverged"
+    TIMEOUT = "timeout"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same job might succeed later without being changed."""
+        return self in (ErrorCode.TIMEOUT, ErrorCode.ATTEMPTS_EXHAUSTED, ErrorCode.CHECKPOINT_MISSING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with a request."""
+
+    field: str  # path in the request, such as points[0].target
+    message: str  # what is wrong, with the limit
+
+
+class JobError(Exception):
+    code = "job_error"
+
+
+class InvalidJob(JobError):
+    code = "invalid_job"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(f"{problem.field}: {problem.message}" for problem in self.problems))
+
+
+class JobNotFound(JobError):
+    code = "job_not_found"
+
+
+class ArtifactNotFound(JobError):
+    code = "artifact_not_found"
+
+
+class JobFinished(JobError):
+    code = "job_finished"
+
+
+class LeaseLost(JobError):
+    code = "lease_lost"
+
+
+class ObjectMissing(JobError):
+    code = "object_missing"
+
+
+class StorageUnavailable(JobError):
+    code = "storage_unavailable"

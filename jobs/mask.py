@@ -1,0 +1,61 @@
+"""The movable mask as pixels: shapes drawn, PNGs read. True where the picture may change."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from jobs.errors import InvalidJob, Problem
+from jobs.spec import Shape
+
+
+def draw_shapes(shapes: Sequence[Shape], resolution: int) -> np.ndarray:
+    """The union of the shapes: bool [R, R]. A pixel belongs to a shape when its center does."""
+    mask = np.zeros((resolution, resolution), dtype=bool)
+    y, x = np.mgrid[:resolution, :resolution]
+    for shape in shapes:
+        if shape.box is not None:
+            left, top, right, bottom = shape.box
+            mask |= (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
+        elif shape.circle is not None:
+            center_x, center_y, radius = shape.circle
+            mask |= (x - center_x) ** 2 + (y - center_y) ** 2 <= radius**2
+        elif shape.polygon is not None:
+            mask |= draw_polygon(shape.polygon, resolution)
+    return mask
+
+
+def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.ndarray:
+    canvas = Image.new("1", (resolution, resolution))
+    ImageDraw.Draw(canvas).polygon([(x, y) for x, y in polygon], fill=1)
+    return np.asarray(canvas, dtype=bool)
+
+
+def read_png(data: bytes, resolution: int) -> np.ndarray:
+    """A PNG of the model's size: bool [R, R], True where any channel but alpha is not zero.
+
+    Raises:
+        InvalidJob: it is not a PNG, or has another size. The size is checked before decoding.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.size != (resolution, resolution):
+                raise invalid(
+                    f"must be {resolution} x {resolution} pixels like the model's image, got {image.width} x {image.height}"
+                )
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise invalid(f"is not a PNG that can be read ({error})") from error
+    return np.asarray(pixels.any(axis=2))
+
+
+def write_png(mask: np.ndarray) -> bytes:
+    """Bool [R, R] as a PNG of one bit a pixel; equal masks give equal bytes."""
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, format="PNG")
+    return out.getvalue()
+
+
+def invalid(message: str) -> InvalidJob:
+    return InvalidJob([Problem(field="movable", message=message)])

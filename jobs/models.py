@@ -1,0 +1,89 @@
+"""The rows. A job's row is the truth about it; messages and objects follow."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from jobs.states import JobState
+
+DEFAULT_TENANT = "default"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text, dict[str, Any]: JSONB}
+
+
+class Tenant(Base):
+    """Who submits. Claims go round the tenants, the least recently served first."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    served_at: Mapped[datetime] = mapped_column(server_default=text("'epoch'"))
+
+
+class Job(Base):
+    """One requested edit."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)  # age; ids may be the client's
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    batch: Mapped[UUID | None]
+    model: Mapped[str]
+    spec: Mapped[dict[str, Any]]  # a resolved JobSpec
+    priority: Mapped[int]  # higher runs first
+    start_before: Mapped[datetime | None]
+    state: Mapped[JobState] = mapped_column(Text, server_default=JobState.QUEUED)
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: it only grows
+    failures: Mapped[int] = mapped_column(server_default="0")  # attempts that died; what max_attempts limits
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]  # a wish, not a state
+    progress: Mapped[dict[str, Any] | None]
+    stop_reason: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]  # when row and objects may be deleted
+
+    __table_args__ = (
+        CheckConstraint("state IN ('" + "', '".join(JobState) + "')", name="state"),
+        CheckConstraint("(state = 'running') = (lease_expires_at IS NOT NULL)", name="lease"),
+        Index("ix_jobs_warm", "tenant", "model", text("priority DESC"), "seq", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_queued", "tenant", text("priority DESC"), "seq", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
+        Index("ix_jobs_start_before", "start_before", postgresql_where=text("state = 'queued'")),
+        Index("ix_jobs_tenant_seq", "tenant", "seq"),
+    )
+
+
+class Artifact(Base):
+    """One stored object of one attempt; a job shows those of its latest."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)  # result.png, frames/00012.webp
+    key: Mapped[str]
+    media_type: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,45 @@
+"""Wake-up messages. They carry nothing: a worker that hears one looks into Postgres, so lost and doubled ones are harmless."""
+
+import logging
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+RUN_NEXT = "dragqueue.run_next"  # the task's name on the wire; the API never imports the function
+QUEUE = "jobs"
+CONNECTION_OPTIONS = {
+    "socket_timeout": 30,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+    "visibility_timeout": 60,
+}
+logger = logging.getLogger(__name__)
+
+
+class Queue:
+    def __init__(self, redis_url: str) -> None:
+        self.app = Celery("dragqueue", broker=redis_url, set_as_current=False)
+        self.app.conf.update(broker_transport_options=CONNECTION_OPTIONS, task_ignore_result=True)
+        self.redis = redis.Redis.from_url(plain_url(redis_url), socket_timeout=5, socket_connect_timeout=5)
+
+    def wake(self) -> None:
+        """Tell one idle worker to look. A broker that is away is only logged: the reconciler sends again."""
+        try:
+            self.app.send_task(RUN_NEXT, queue=QUEUE, retry=False)
+        except OperationalError as error:
+            logger.warning("no wake-up message sent: %s", error)
+
+    def length(self) -> int:
+        """Messages that no worker has taken."""
+        return int(self.redis.llen(QUEUE))
+
+    def check(self) -> None:
+        """Raises redis.RedisError when the broker does not answer."""
+        self.redis.ping()
+
+
+def plain_url(redis_url: str) -> str:
+    """kombu's form of a socket URL as redis-py's."""
+    return redis_url.replace("redis+socket://", "unix://").replace("virtual_host=", "db=")

@@ -1,0 +1,49 @@
+"""What operators set, all by environment variables named DRAGQUEUE_*. Read in composition roots only."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EXAMPLE_SECRETS = {"minioadmin", "changeme", "changethis", "secret", "password"}
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Everything a process of Dragqueue needs to know. Durations in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="DRAGQUEUE_", frozen=True)
+
+    environment: Literal["development", "production"] = "production"
+    database_url: str  # postgresql+psycopg://...
+    redis_url: str  # redis://... or redis+socket:///path
+    s3_endpoint: str  # http(s)://host:port as workers and API reach it
+    s3_public_endpoint: str | None = None  # as clients reach it, for presigned URLs; default s3_endpoint
+    s3_access_key: str
+    s3_secret_key: SecretStr
+    s3_bucket: str = "dragqueue"
+    s3_region: str = "us-east-1"
+    presigned_url_s: int = Field(default=300, ge=1, le=900)
+    checkpoints: Path = REPOSITORY / "checkpoints"  # folder with manifest.toml
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    threads: int | None = Field(default=None, ge=1)  # of one worker's arithmetic; default all cores
+    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    lease_s: float = Field(default=60.0, gt=0)
+    beat_s: float = Field(default=10.0, gt=0)  # renewals while a phase is silent
+    sweep_s: float = Field(default=10.0, gt=0)  # between two looks of the reconciler
+    progress_interval_s: float = Field(default=0.5, ge=0)  # between two progress writes
+    load_limit_s: float = Field(default=300.0, gt=0)  # a silent phase longer than this loses the lease
+    max_attempts: int = Field(default=3, ge=1)  # failures a job may have
+
+    @model_validator(mode="after")
+    def refuse_example_secrets(self) -> Self:
+        if self.environment == "production" and self.s3_secret_key.get_secret_value().lower() in EXAMPLE_SECRETS:
+            raise ValueError("DRAGQUEUE_S3_SECRET_KEY is a well-known example; set a secret of your own")
+        return self
+
+    @model_validator(mode="after")
+    def beat_within_lease(self) -> Self:
+        if self.beat_s >= self.lease_s:
+            raise ValueError(f"DRAGQUEUE_BEAT_S ({self.beat_s} s) must be shorter than DRAGQUEUE_LEASE_S ({self.lease_s} s)")
+        return self

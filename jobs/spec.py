@@ -1,0 +1,134 @@
+"""What a client asks for, as posted in JSON and as stored with the job.
+
+Points are (x, y) in pixels of the model's image, pixel centers at integers. Radii are pixels of a 512-pixel image.
+A field left out takes the model's default from its manifest entry, else the preset's; `resolved` fills them in.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from jobs.checkpoints import ModelEntry
+
+MAX_POINTS = 64
+MAX_SHAPES = 64
+MAX_METADATA_BYTES = 16 * 2**10
+Coordinate = Annotated[float, Field(ge=-16384, le=16384)]
+Point = tuple[Coordinate, Coordinate]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Source(Strict):
+    """Which picture to edit."""
+
+    seed: int = Field(ge=0, le=2**32 - 1)
+    truncation_psi: float | None = Field(default=None, ge=-2, le=2)
+
+
+class PointPair(Strict):
+    """A handle point and the target point it should move to."""
+
+    handle: Point
+    target: Point
+
+
+class Shape(Strict):
+    """One region that may change: exactly one of box, circle, polygon."""
+
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = None  # left, top, right, bottom; inclusive
+    circle: tuple[Coordinate, Coordinate, Annotated[float, Field(gt=0, le=16384)]] | None = None  # x, y, radius
+    polygon: list[Point] | None = Field(default=None, min_length=3, max_length=256)
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.box, self.circle, self.polygon)) != 1:
+            raise ValueError("give exactly one of box, circle, polygon")
+        return self
+
+
+class Movable(Strict):
+    """The movable mask, True where the picture may change: shapes whose union it is, or a PNG that was uploaded."""
+
+    shapes: list[Shape] | None = Field(default=None, min_length=1, max_length=MAX_SHAPES)
+    upload: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> Self:
+        if (self.shapes is None) == (self.upload is None):
+            raise ValueError("give exactly one of shapes, upload")
+        return self
+
+
+class Drag(Strict):
+    """How to drag; see engine.drag.DragOptions."""
+
+    preset: Literal["default", "paper"] = "default"
+    max_iterations: int | None = Field(default=None, ge=1, le=2000)
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    mask_weight: float | None = Field(default=None, ge=0, le=10_000)
+    motion_radius: float | None = Field(default=None, ge=1, le=32)
+    tracking_radius: float | None = Field(default=None, ge=1, le=64)
+    latent_space: Literal["w", "w+"] | None = None
+    trainable_layers: int | None = Field(default=None, ge=1, le=18)
+    feature_resolution: int | None = Field(default=None, ge=4, le=1024)
+    stop_distance: float | None = Field(default=None, ge=0.1, le=64)
+    latent_weight: float | None = Field(default=None, ge=0, le=10_000)
+
+
+class Output(Strict):
+    """What to keep besides result, source, latent, trajectory and manifest."""
+
+    frames_every: int = Field(default=1, ge=0, le=2000)  # iterations between two frames; 0 keeps none
+    frame_format: Literal["webp", "png"] = "webp"
+    animation: list[Literal["mp4", "webp", "gif"]] = Field(default=["mp4"], max_length=3)
+    overlay: bool = True
+
+
+class JobSpec(Strict):
+    """One requested edit. Without points the picture is only rendered."""
+
+    model: str = Field(min_length=1, max_length=100)
+    source: Source
+    points: list[PointPair] = Field(default=[], max_length=MAX_POINTS)
+    movable: Movable | None = None
+    drag: Drag = Drag()
+    output: Output = Output()
+    priority: int = Field(default=0, ge=-100, le=100)
+    start_before: AwareDatetime | None = None
+    run_timeout_s: float = Field(default=900, ge=1, le=86_400)
+    retain_for_s: int = Field(default=604_800, ge=60, le=31_536_000)
+    metadata: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def metadata_is_small(self) -> Self:
+        size = len(self.model_dump_json(include={"metadata"}))
+        if size > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata may take {MAX_METADATA_BYTES} bytes as JSON, it takes {size}")
+        return self
+
+    def resolved(self, model: ModelEntry) -> "JobSpec":
+        """The same job with nothing left to defaults: client's value, else the model's, else the preset's."""
+        chosen = self.drag.model_dump(exclude_none=True)
+        options = PRESETS[self.drag.preset](len(self.points)) | model.defaults.drag() | chosen
+        options.setdefault("feature_resolution", min(128, model.resolution // 2))
+        psi = self.source.truncation_psi
+        source = self.source.model_copy(update={"truncation_psi": model.defaults.truncation_psi if psi is None else psi})
+        return self.model_copy(update={"drag": Drag.model_validate(options), "source": source})
+
+
+def default_preset(points: int) -> dict[str, object]:
+    return {
+        "preset": "default", "max_iterations": 200, "learning_rate": 0.002, "mask_weight": 20.0, "motion_radius": 3.0,
+        "tracking_radius": 12.0, "latent_space": "w+", "trainable_layers": 6, "stop_distance": 1.0, "latent_weight": 0.0,
+    }  # fmt: skip
+
+
+def paper_preset(points: int) -> dict[str, object]:
+    """As the paper states it: up to 300 iterations, 1 px for at most five points, else 2 px."""
+    return default_preset(points) | {"preset": "paper", "max_iterations": 300, "stop_distance": 1.0 if points <= 5 else 2.0}
+
+
+PRESETS = {"default": default_preset, "paper": paper_preset}

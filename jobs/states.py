@@ -1,0 +1,31 @@
+"""The six states of a job and every legal move between them."""
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"  # waits for a worker
+    RUNNING = "running"  # an attempt holds the lease
+    SUCCEEDED = "succeeded"  # the artifacts are complete
+    FAILED = "failed"  # error_code says why
+    CANCELED = "canceled"  # a client asked for it
+    EXPIRED = "expired"  # start_before passed while it was queued
+
+    @property
+    def terminal(self) -> bool:
+        return not MOVES[self]
+
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.QUEUED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELED: frozenset(),
+    JobState.EXPIRED: frozenset(),
+}
+
+
+def sources(state: JobState) -> list[JobState]:
+    """The states from which a job may move to this one."""
+    return [source for source, targets in MOVES.items() if state in targets]

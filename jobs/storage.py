@@ -1,0 +1,110 @@
+"""Objects in MinIO or any S3 store, over the minio SDK. Every wait is finite, every failure one of two errors."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException, S3Error
+
+from jobs.errors import ObjectMissing, StorageUnavailable
+from jobs.settings import Settings
+
+
+class Storage:
+    """One bucket. Safe to share between threads, not between processes."""
+
+    def __init__(self, client: Minio, public_client: Minio, bucket: str, presigned_url: timedelta) -> None:
+        self.client = client
+        self.public_client = public_client
+        self.bucket = bucket
+        self.presigned_url = presigned_url
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Storage":
+        client = make_client(settings, settings.s3_endpoint)
+        public_client = make_client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+        return cls(client, public_client, settings.s3_bucket, timedelta(seconds=settings.presigned_url_s))
+
+    def ensure_bucket(self) -> None:
+        with translated():
+            if not self.client.bucket_exists(self.bucket):
+                self.client.make_bucket(self.bucket)
+
+    def check(self) -> None:
+        """Raises StorageUnavailable when the bucket cannot be used."""
+        with translated():
+            if not self.client.bucket_exists(self.bucket):
+                raise StorageUnavailable(f"there is no bucket {self.bucket}")
+
+    def put(self, key: str, data: bytes, media_type: str) -> None:
+        with translated():
+            self.client.put_object(self.bucket, key, io.BytesIO(data), len(data), content_type=media_type)
+
+    def get(self, key: str) -> bytes:
+        """Raises ObjectMissing."""
+        with translated():
+            response = self.client.get_object(self.bucket, key)
+            try:
+                return response.read()
+            finally:
+                response.close()
+                response.release_conn()
+
+    def url(self, key: str, filename: str) -> str:
+        """A link that lets its holder download one object for a while."""
+        headers: dict[str, Any] = {"response-content-disposition": f'attachment; filename="{filename}"'}
+        return self.public_client.presigned_get_object(self.bucket, key, self.presigned_url, response_headers=headers)
+
+
+def artifact_key(tenant: str, job_id: UUID, attempt: int, name: str) -> str:
+    """The attempt is part of the key, so that a late worker can never overwrite what its successor stored."""
+    return f"t/{tenant}/j/{job_id}/a{attempt}/{name}"
+
+
+def upload_key(tenant: str, sha256: str) -> str:
+    return f"t/{tenant}/u/{sha256}"
+
+
+def make_client(settings: Settings, endpoint: str) -> Minio:
+    address = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    return Minio(
+        address.netloc,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=address.scheme == "https",
+        region=settings.s3_region,  # without it, signing a URL would ask the store first
+        http_client=StorePool(
+            timeout=urllib3.Timeout(connect=3, read=30),
+            retries=urllib3.Retry(3, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504], allowed_methods=None),
+            maxsize=16,
+        ),
+    )
+
+
+class StorePool(urllib3.PoolManager):
+    """Lets the SDK read the errors of stores that call their XML text/xml (rclone does)."""
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> urllib3.BaseHTTPResponse:  # type: ignore[override]
+        response = super().urlopen(method, url, redirect=redirect, **options)
+        if response.headers.get("content-type", "").startswith("text/xml"):
+            response.headers["content-type"] = "application/xml"
+        return response
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """The SDK's and urllib3's errors as ours."""
+    try:
+        yield
+    except S3Error as error:
+        if error.code in ("NoSuchKey", "NoSuchBucket"):
+            raise ObjectMissing(f"the store has no {error.object_name or error.bucket_name}") from error
+        raise StorageUnavailable(f"the store answered {error.code}") from error
+    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise StorageUnavailable(f"the store does not answer: {error}") from error

@@ -1,0 +1,87 @@
+"""From a posted document to a job that can run: everything that is checked before anything is stored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import JsonValue, ValidationError
+
+from jobs.checkpoints import Manifest, ModelEntry
+from jobs.errors import InvalidJob, Problem
+from jobs.mask import draw_shapes, read_png
+from jobs.spec import JobSpec, Movable
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that passed every check."""
+
+    spec: JobSpec  # resolved
+    movable: np.ndarray | None  # bool [R, R], when it came as a PNG: it has yet to be stored
+
+
+def check_submission(document: JsonValue, manifest: Manifest, movable_png: bytes | None = None) -> Submission:
+    """Raises InvalidJob with every problem found."""
+    spec = parse_spec(document)
+    model = manifest.get(spec.model)
+    problems = [*point_problems(spec, model), *option_problems(spec, model)]
+    movable = None
+    if movable_png is not None:
+        if spec.movable is not None:
+            problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
+        movable = read_png(movable_png, model.resolution)
+    mask = movable if movable is not None else shapes_mask(spec.movable, model)
+    if mask is not None and not mask.any():
+        problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
+    if problems:
+        raise InvalidJob(problems)
+    return Submission(spec.resolved(model), movable)
+
+
+def parse_spec(document: JsonValue) -> JobSpec:
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        problems = [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in error.errors(include_url=False)]
+        raise InvalidJob(problems) from error
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """("points", 0, "target", 1) -> points[0].target[1]."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".") or "job"
+
+
+def point_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
+    last = model.resolution - 1
+    problems = []
+    for k, pair in enumerate(spec.points):
+        for name, point in (("handle", pair.handle), ("target", pair.target)):
+            if not all(0 <= value <= last for value in point):
+                message = f"({point[0]:g}, {point[1]:g}) is outside the image: x and y must be 0 to {last} pixels"
+                problems.append(Problem(field=f"points[{k}].{name}", message=message))
+        if pair.handle == pair.target:
+            problems.append(Problem(field=f"points[{k}].target", message="equals its handle: there is nothing to drag"))
+    return problems
+
+
+def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
+    problems = []
+    rows, block = spec.drag.trainable_layers, spec.drag.feature_resolution
+    if rows is not None and rows > model.num_ws:
+        problems.append(
+            Problem(field="drag.trainable_layers", message=f"must be 1 to {model.num_ws} for {model.name}, got {rows}")
+        )
+    blocks = [2**k for k in range(2, model.resolution.bit_length())]
+    if block is not None and block not in blocks:
+        problems.append(
+            Problem(field="drag.feature_resolution", message=f"must be one of {blocks} for {model.name}, got {block}")
+        )
+    return problems
+
+
+def shapes_mask(movable: Movable | None, model: ModelEntry) -> np.ndarray | None:
+    if movable is None:
+        return None
+    if movable.shapes is None:
+        raise InvalidJob([Problem(field="movable.upload", message="uploads are not offered; send the PNG as the part movable")])
+    return draw_shapes(movable.shapes, model.resolution)

@@ -1,0 +1,1 @@
+"""HTTP in: validate, call jobs, answer. Never loads PyTorch."""

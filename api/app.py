@@ -1,0 +1,29 @@
+"""The ASGI application: builds every client once and hands them to the routes."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api.errors import add_error_handlers
+from api.limits import BodyLimit
+from api.routes import health, jobs
+from jobs.checkpoints import Manifest
+from jobs.database import make_sessions
+from jobs.queue import Queue
+from jobs.settings import Settings
+from jobs.storage import Storage
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or Settings()  # type: ignore[call-arg]  # from the environment
+    app = FastAPI(title="Dragqueue", version=version("dragqueue"), description="Point-based image editing with DragGAN, as jobs.")
+    app.state.settings = settings
+    app.state.manifest = Manifest.load(settings.checkpoints)
+    app.state.sessions = make_sessions(settings.database_url)
+    app.state.storage = Storage.from_settings(settings)
+    app.state.queue = Queue(settings.redis_url)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    add_error_handlers(app)
+    app.include_router(jobs.router, prefix="/v1/jobs", tags=["jobs"])
+    app.include_router(health.router, tags=["health"])
+    return app

@@ -1,0 +1,54 @@
+"""What routes are given: who asks, a unit of work, and the clients that the application holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from jobs.checkpoints import Manifest
+from jobs.models import DEFAULT_TENANT
+from jobs.queue import Queue
+from jobs.repository import JobRepository
+from jobs.storage import Storage
+
+
+def tenant() -> str:
+    """Until there are keys, everybody is the one tenant."""
+    return DEFAULT_TENANT
+
+
+def manifest(request: Request) -> Manifest:
+    return request.app.state.manifest  # type: ignore[no-any-return]
+
+
+def storage(request: Request) -> Storage:
+    return request.app.state.storage  # type: ignore[no-any-return]
+
+
+def queue(request: Request) -> Queue:
+    return request.app.state.queue  # type: ignore[no-any-return]
+
+
+@dataclass
+class Unit:
+    """One request, one transaction; workers are woken after it is committed."""
+
+    jobs: JobRepository
+    wake: int = field(default=0)  # messages to send
+
+
+def unit(request: Request) -> Iterator[Unit]:
+    with request.app.state.sessions.begin() as session:
+        work = Unit(JobRepository(session))
+        yield work
+    for _ in range(work.wake):
+        request.app.state.queue.wake()
+
+
+TenantDep = Annotated[str, Depends(tenant)]
+ManifestDep = Annotated[Manifest, Depends(manifest)]
+StorageDep = Annotated[Storage, Depends(storage)]
+QueueDep = Annotated[Queue, Depends(queue)]
+# scope="function": commit before the answer leaves, or a client could poll a job that is not there yet
+UnitDep = Annotated[Unit, Depends(unit, scope="function")]

@@ -1,0 +1,59 @@
+"""The one place where errors become HTTP statuses."""
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError, TimeoutError
+from starlette.exceptions import HTTPException
+
+from api.limits import BodyTooLarge, too_large
+from api.problems import problem_response
+from jobs import errors
+from jobs.submission import field_path
+
+STATUS: dict[type[errors.JobError], int] = {
+    errors.InvalidJob: 422,
+    errors.JobNotFound: 404,
+    errors.ArtifactNotFound: 404,
+    errors.JobFinished: 409,
+    errors.ObjectMissing: 404,
+    errors.StorageUnavailable: 503,
+}
+RETRY_AFTER = {"Retry-After": "5"}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(errors.JobError, job_error)
+    app.add_exception_handler(RequestValidationError, bad_parameters)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(BodyTooLarge, body_too_large)
+    for database_away in (OperationalError, TimeoutError):
+        app.add_exception_handler(database_away, unavailable)
+
+
+def job_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, errors.JobError)
+    status = STATUS[type(error)]
+    problems = error.problems if isinstance(error, errors.InvalidJob) else []
+    return problem_response(status, error.code, str(error), problems, RETRY_AFTER if status == 503 else None)
+
+
+def bad_parameters(request: Request, error: Exception) -> JSONResponse:
+    """Path and query parameters that FastAPI refuses."""
+    assert isinstance(error, RequestValidationError)
+    problems = [errors.Problem(field=field_path(part["loc"][1:]), message=part["msg"]) for part in error.errors()]
+    return problem_response(422, "invalid_parameters", str(errors.InvalidJob(problems)), problems)
+
+
+def http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return problem_response(error.status_code, "http_error", str(error.detail), headers=dict(error.headers or {}))
+
+
+def body_too_large(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BodyTooLarge)
+    return too_large(error)
+
+
+def unavailable(request: Request, error: Exception) -> JSONResponse:
+    return problem_response(503, "database_unavailable", "the database does not answer", headers=RETRY_AFTER)

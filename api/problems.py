@@ -1,0 +1,32 @@
+"""Errors as RFC 9457 problem documents."""
+
+from collections.abc import Sequence
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from jobs.errors import Problem
+
+
+class FieldProblem(BaseModel):
+    field: str  # path in the request, such as points[0].target
+    message: str  # what is wrong, with the limit
+
+
+class ProblemDocument(BaseModel):
+    """What every error answers, as application/problem+json."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str  # stable; test for this one
+    detail: str
+    errors: list[FieldProblem] = []
+
+
+def problem_response(
+    status: int, code: str, detail: str, problems: Sequence[Problem] = (), headers: dict[str, str] | None = None
+) -> JSONResponse:
+    errors = [FieldProblem(field=problem.field, message=problem.message) for problem in problems]
+    document = ProblemDocument(title=code.replace("_", " ").capitalize(), status=status, code=code, detail=detail, errors=errors)
+    return JSONResponse(document.model_dump(), status, headers, media_type="application/problem+json")

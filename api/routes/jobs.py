@@ -1,0 +1,102 @@
+"""/v1/jobs: submit, look, cancel, download."""
+
+import hashlib
+from typing import Annotated, Literal
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import RedirectResponse
+
+from api.dependencies import ManifestDep, StorageDep, TenantDep, UnitDep
+from api.problems import ProblemDocument
+from api.schemas import ArtifactView, FramePage, JobPage, JobView
+from api.submissions import PostedJob, posted_job
+from jobs.mask import write_png
+from jobs.spec import JobSpec, Movable
+from jobs.states import JobState
+from jobs.storage import Storage, upload_key
+from jobs.submission import Submission, check_submission
+
+JOB_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["job"],
+                    "properties": {
+                        "job": {"type": "string", "description": "the same JSON"},
+                        "movable": {"type": "string", "format": "binary", "description": "PNG; non-zero pixels may change"},
+                    },
+                }
+            },
+        },
+    }
+}
+ERRORS = {status: {"model": ProblemDocument} for status in (404, 413, 422, 503)}
+Limit = Annotated[int, Query(ge=1, le=200)]
+router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]
+
+
+@router.post("", status_code=202, openapi_extra=JOB_BODY)
+def submit(
+    posted: Annotated[PostedJob, Depends(posted_job)], manifest: ManifestDep, storage: StorageDep, tenant: TenantDep,
+    unit: UnitDep, response: Response,
+) -> JobView:  # fmt: skip
+    """Accept an edit and return at once; poll the job for its outcome."""
+    submission = check_submission(posted.document, manifest, posted.movable_png)
+    job = unit.jobs.add(uuid4(), tenant, store_mask(submission, tenant, storage))
+    unit.wake += 1
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobView.of(job)
+
+
+def store_mask(submission: Submission, tenant: str, storage: Storage) -> JobSpec:
+    """The spec, with a posted mask in the store under its hash."""
+    if submission.movable is None:
+        return submission.spec
+    png = write_png(submission.movable)
+    sha256 = hashlib.sha256(png).hexdigest()
+    storage.put(upload_key(tenant, sha256), png, "image/png")
+    return submission.spec.model_copy(update={"movable": Movable(upload=sha256)})
+
+
+@router.get("")
+def page(
+    tenant: TenantDep, unit: UnitDep, state: JobState | None = None, model: str | None = None, batch: UUID | None = None,
+    cursor: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 50,
+) -> JobPage:  # fmt: skip
+    """Jobs, the newest first."""
+    jobs = unit.jobs.page(tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
+    more = str(jobs[limit - 1].seq) if len(jobs) > limit else None
+    return JobPage(jobs=[JobView.of(job) for job in jobs[:limit]], next_cursor=more)
+
+
+@router.get("/{job_id}")
+def get(job_id: UUID, tenant: TenantDep, unit: UnitDep, expand: Literal["artifacts"] | None = None) -> JobView:
+    """One job: state, progress with the points now, and with ?expand=artifacts what it has stored."""
+    job = unit.jobs.get(tenant, job_id)
+    return JobView.of(job, unit.jobs.artifacts(job) if expand else None)
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
+    """Throw the job away: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
+    return JobView.of(unit.jobs.request_cancel(tenant, job_id))
+
+
+@router.get("/{job_id}/frames")
+def frames(job_id: UUID, tenant: TenantDep, unit: UnitDep, cursor: str = "", limit: Limit = 100) -> FramePage:
+    """The frames stored so far, by iteration; also while the drag runs."""
+    found = unit.jobs.artifacts(unit.jobs.get(tenant, job_id), prefix="frames/", after=cursor, limit=limit + 1)
+    more = found[limit - 1].name if len(found) > limit else None
+    return FramePage(frames=[ArtifactView.of(frame) for frame in found[:limit]], next_cursor=more)
+
+
+@router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
+def download(job_id: UUID, name: str, tenant: TenantDep, unit: UnitDep, storage: StorageDep) -> str:
+    """Redirect to a short-lived link of the store."""
+    artifact = unit.jobs.artifact(unit.jobs.get(tenant, job_id), name)
+    return storage.url(artifact.key, f"{job_id}-{name.replace('/', '-')}")

@@ -1,0 +1,94 @@
+"""What the API answers."""
+
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from jobs.errors import ErrorCode
+from jobs.models import Artifact, Job
+from jobs.states import JobState
+
+
+class JobFailure(BaseModel):
+    code: ErrorCode
+    message: str
+    retryable: bool  # whether the same job might succeed later
+
+
+class Links(BaseModel):
+    self: str
+    cancel: str
+    frames: str
+
+
+class ArtifactView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    url: str  # follow it: 307 to a link of the store that lives some minutes
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Self:
+        url = f"/v1/jobs/{artifact.job_id}/artifacts/{artifact.name}"
+        return cls.model_validate({**vars(artifact), "url": url})
+
+
+class JobView(BaseModel):
+    """One job."""
+
+    id: UUID
+    state: JobState
+    model: str
+    spec: dict[str, Any]  # with every default filled in
+    batch: UUID | None
+    attempt: int
+    progress: dict[str, Any] | None  # phase, iteration, max_iterations, distance_px, handles
+    stop_reason: str | None  # reached, max_iterations, stalled, stopped
+    cancel_requested: bool
+    error: JobFailure | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None  # afterwards row and artifacts may be deleted
+    links: Links
+    artifacts: list[ArtifactView] | None = None  # with ?expand=artifacts
+
+    @classmethod
+    def of(cls, job: Job, artifacts: list[Artifact] | None = None) -> Self:
+        here = f"/v1/jobs/{job.id}"
+        same = ("id", "state", "model", "spec", "batch", "attempt", "progress", "stop_reason")
+        times = ("created_at", "started_at", "finished_at", "expires_at")
+        return cls(
+            **{name: getattr(job, name) for name in same + times},
+            cancel_requested=job.cancel_requested_at is not None,
+            error=failure(job),
+            links=Links(self=here, cancel=f"{here}/cancel", frames=f"{here}/frames"),
+            artifacts=None if artifacts is None else [ArtifactView.of(artifact) for artifact in artifacts],
+        )
+
+
+def failure(job: Job) -> JobFailure | None:
+    if job.error_code is None:
+        return None
+    code = ErrorCode(job.error_code)
+    return JobFailure(code=code, message=job.error_message or "", retryable=code.retryable)
+
+
+class JobPage(BaseModel):
+    jobs: list[JobView]  # the newest first
+    next_cursor: str | None  # None at the end
+
+
+class FramePage(BaseModel):
+    frames: list[ArtifactView]  # by iteration
+    next_cursor: str | None
+
+
+class Health(BaseModel):
+    status: str
+    problems: list[str] = []

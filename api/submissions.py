@@ -1,0 +1,50 @@
+"""Reading a posted job: JSON, or multipart with the parts job (JSON) and movable (PNG)."""
+
+import json
+from dataclasses import dataclass
+
+from fastapi import Request
+from pydantic import JsonValue
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from jobs.errors import InvalidJob, Problem
+
+PARTS = ("job", "movable")
+
+
+@dataclass(frozen=True)
+class PostedJob:
+    document: JsonValue
+    movable_png: bytes | None
+
+
+async def posted_job(request: Request) -> PostedJob:
+    """Raises InvalidJob when the body is not one of the two forms."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return PostedJob(parse_json(await request.body()), None)
+    try:
+        async with request.form(max_files=len(PARTS), max_fields=len(PARTS)) as form:
+            parts = {name: await read_part(part) for name, part in form.multi_items()}
+    except HTTPException as error:  # starlette's word for a malformed form
+        raise InvalidJob([Problem(field="body", message=str(error.detail))]) from error
+    unknown = [
+        Problem(field=name[:100], message=f"unknown part; known parts: {', '.join(PARTS)}") for name in parts if name not in PARTS
+    ]
+    if unknown:
+        raise InvalidJob(unknown)
+    if "job" not in parts:
+        raise InvalidJob([Problem(field="job", message="the part job with the JSON is missing")])
+    return PostedJob(parse_json(parts["job"]), parts.get("movable"))
+
+
+async def read_part(part: UploadFile | str) -> bytes:
+    return part.encode() if isinstance(part, str) else await part.read()
+
+
+def parse_json(data: bytes) -> JsonValue:
+    try:
+        document: JsonValue = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob([Problem(field="job", message=f"is not JSON ({error})")]) from error
+    return document

@@ -1,0 +1,1 @@
+"""Carries jobs through: claim, compute, store, finish. Policy, no arithmetic."""

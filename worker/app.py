@@ -1,0 +1,62 @@
+"""The Celery application. Its parent process only listens; PyTorch is imported in the child alone.
+
+A message carries nothing and is acknowledged early: the claim decides what runs, the lease who owns it.
+"""
+
+import ctypes
+import signal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+from jobs.queue import CONNECTION_OPTIONS, QUEUE, RUN_NEXT
+from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.run import Runner
+
+TIME_LIMIT_S = 90_000  # a backstop behind run_timeout_s, which may be a day
+PR_SET_PDEATHSIG = 1
+OPTIONS = ["--pool=prefork", "--concurrency=1", f"--queues={QUEUE}", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
+
+
+def create_app(settings: Settings) -> Celery:
+    app = Celery("dragqueue", broker=settings.redis_url)
+    app.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        task_time_limit=TIME_LIMIT_S,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=CONNECTION_OPTIONS,
+    )
+
+    @app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator]
+    def run_next() -> None:
+        runner(settings).run_next()
+
+    return app
+
+
+def main(settings: Settings, name: str) -> None:
+    """Serve until SIGTERM, then finish the job at hand. The name tells the workers of one machine apart."""
+    worker_process_init.connect(die_with_parent, weak=False)
+    create_app(settings).worker_main(["worker", *OPTIONS, f"--hostname={name}@%h"])
+
+
+@lru_cache(maxsize=1)
+def runner(settings: Settings) -> "Runner":
+    """The child's one runner, with clients of its own: none of them survives a fork."""
+    from worker.run import Runner
+
+    return Runner.from_settings(settings)
+
+
+def die_with_parent(**_: Any) -> None:
+    """A child whose parent was killed must not go on unseen."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

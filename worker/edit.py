@@ -1,0 +1,51 @@
+"""From a job's spec to the engine: the only file that knows both vocabularies."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.drag import DragOptions, DragStep, drag, to_points
+from engine.errors import CheckpointDamaged, CheckpointMissing, DragDiverged, EngineError, InvalidEdit
+from engine.generator import Generator
+from jobs.errors import ErrorCode
+from jobs.spec import Drag, JobSpec
+
+CODES: dict[type[EngineError], ErrorCode] = {
+    CheckpointMissing: ErrorCode.CHECKPOINT_MISSING,
+    CheckpointDamaged: ErrorCode.CHECKPOINT_DAMAGED,
+    InvalidEdit: ErrorCode.INVALID_EDIT,
+    DragDiverged: ErrorCode.DIVERGED,
+}
+
+
+def start_latent(spec: JobSpec, generator: Generator) -> Tensor:
+    """w+ [1, L, D] of the picture to edit; spec must be resolved."""
+    psi = spec.source.truncation_psi
+    assert psi is not None
+    return generator.map(seed=spec.source.seed, truncation_psi=psi)
+
+
+def steps(spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarray | None) -> Iterator[DragStep]:
+    """The drag of a resolved spec that has points."""
+    handles = to_points([pair.handle for pair in spec.points])
+    targets = to_points([pair.target for pair in spec.points])
+    mask = None if movable is None else torch.from_numpy(movable)
+    return drag(generator, start, handles, targets, movable=mask, options=drag_options(spec.drag))
+
+
+def drag_options(drag_spec: Drag) -> DragOptions:
+    names = {field.name for field in fields(DragOptions)}
+    given = {name: value for name, value in drag_spec.model_dump(exclude_none=True).items() if name in names}
+    if drag_spec.preset == "paper":  # handles on whole pixels, found in L1
+        given |= {"subpixel": False, "tracking_metric": "l1"}
+    return DragOptions(**given)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """auto takes the first GPU there is."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)

@@ -1,0 +1,78 @@
+"""The main job end to end: two edits over HTTP through the real service, everything downloaded."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cli.client import Client, Job
+from cli.errors import CommandError
+from cli.service import running_service
+from cli.stack import local_stack, stop_on_sigterm
+
+JOB_LIMIT_S = 300
+EDITS: dict[str, dict[str, Any]] = {
+    "turn-head": {
+        "model": "demo-faces",
+        "source": {"seed": 7},
+        "points": [{"handle": [61, 80], "target": [77, 80]}],
+        "output": {"animation": ["mp4", "webp"]},
+    },
+    "open-mouth": {
+        "model": "demo-faces",
+        "source": {"seed": 3},
+        "points": [{"handle": [61, 90], "target": [61, 106]}],
+        "movable": {"shapes": [{"circle": [61, 95, 28]}]},
+        "output": {"animation": ["mp4", "webp"]},
+    },
+}
+
+
+def run_demo(out: Path, console: Console) -> None:
+    """Raises CommandError when an edit does not succeed."""
+    stop_on_sigterm()
+    console.print("starting PostgreSQL, Valkey, S3, API, worker, reconciler")
+    with local_stack() as stack, running_service(stack) as url:
+        console.print(f"the service answers on {url}", highlight=False)
+        client = Client(url)
+        submitted = {name: client.submit(edit) for name, edit in EDITS.items()}
+        for name, job in submitted.items():
+            follow(client, name, job, console)
+            folder = out / name
+            count = sum(1 for _ in client.download(job["id"], folder))
+            console.print(f"{name}: {outcome(folder)}; {count} artifacts in {folder}", highlight=False)
+
+
+def follow(client: Client, name: str, job: Job, console: Console) -> None:
+    columns = (
+        TextColumn(f"{name} {{task.description}}"),
+        BarColumn(),
+        TextColumn("{task.fields[distance]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("queued", total=job["spec"]["drag"]["max_iterations"], distance="")
+
+        def seen(job: Job) -> None:
+            progress = job["progress"] or {}
+            distance = f"{progress['distance_px']:.1f} px left" if "distance_px" in progress else ""
+            bar.update(task, description=job["state"], completed=progress.get("iteration", 0), distance=distance)
+
+        ended = client.wait(job["id"], seen, JOB_LIMIT_S)
+    if ended["state"] != "succeeded":
+        raise CommandError(f"{name} ended {ended['state']}: {ended['error']}")
+
+
+def outcome(folder: Path) -> str:
+    """How far each handle came, from the downloaded trajectory."""
+    story = json.loads((folder / "trajectory.json").read_text())
+    result = story["steps"][story["result_iteration"]]
+    first = story["steps"][0]["handles"]
+    drags = [
+        f"{math.dist(start, target):.1f} px drag ends {math.dist(handle, target):.2f} px from its target"
+        for start, handle, target in zip(first, result["handles"], story["targets"], strict=True)
+    ]
+    return f"{story['stop_reason']} after {result['iteration']} iterations, " + ", ".join(drags)

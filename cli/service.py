@@ -1,0 +1,72 @@
+"""The service on this machine: database and bucket prepared, API, workers and reconciler as processes."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from cli.errors import CommandError
+from cli.processes import Child, start
+from cli.servers import free_port, speaks_http
+from cli.stack import Stack
+from jobs.settings import Settings
+from jobs.storage import Storage
+
+START_LIMIT_S = 60.0
+
+
+def prepare(settings: Settings) -> None:
+    """Migrate the database and make the bucket."""
+    from migrations.upgrade import upgrade
+
+    upgrade(settings.database_url)
+    Storage.from_settings(settings).ensure_bucket()
+
+
+@contextmanager
+def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Run API, workers and reconciler on the stack; yields the API's URL.
+
+    Args:
+        port: 0 takes a free one.
+    """
+    prepare(stack.settings())
+    port = port or free_port()
+    url = f"http://{host}:{port}"
+    if speaks_http(f"{url}/healthz"):
+        raise CommandError(f"something answers on {url} already: choose another --port")
+    with ExitStack() as cleanup:
+        api = start_part(stack, "api", ["--host", host, "--port", str(port)], cleanup)
+        for number in range(workers):
+            start_worker(stack, cleanup, number, threads=max(1, (os.cpu_count() or 1) // workers))
+        start_part(stack, "reconciler", [], cleanup)
+        api.wait_until(lambda: speaks_http(f"{url}/healthz"), START_LIMIT_S)
+        yield url
+
+
+def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:
+    environment = {"DRAGQUEUE_THREADS": str(threads)} | stack.environment
+    return start_part(stack, "worker", ["--name", str(number)], cleanup, name=f"worker-{number}", environment=environment)
+
+
+def start_part(
+    stack: Stack, command: str, arguments: list[str], cleanup: ExitStack, *, name: str | None = None,
+    environment: dict[str, str] | None = None,
+) -> Child:  # fmt: skip
+    """Start `dragqueue COMMAND` as a child that ends with us and with `cleanup`."""
+    name = name or command
+    child = start(
+        name, [sys.executable, "-m", "cli.main", command, *arguments], log=stack.logs / f"{name}.log",
+        environment=environment or stack.environment,
+    )  # fmt: skip
+    stack.children.append(child)
+    cleanup.callback(child.stop)
+    return child
+
+
+def watch(stack: Stack) -> None:
+    """Return never; raises ServerFailed when a process of the stack ends."""
+    while True:
+        stack.check()
+        time.sleep(0.5)

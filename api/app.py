@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from api.contract import add_body_schemas
 from api.errors import add_error_handlers
 from api.limits import BodyLimit
 from api.routes import health, jobs
@@ -26,4 +27,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_error_handlers(app)
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["jobs"])
     app.include_router(health.router, tags=["health"])
+    add_body_schemas(app)
     return app

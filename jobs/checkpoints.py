@@ -56,7 +56,7 @@ class Manifest:
         try:
             tables = tomllib.loads(path.read_text())["models"]
             models = {name: ModelEntry(name=name, **table) for name, table in tables.items()}
-        except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError, ValidationError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError, ValidationError) as error:
             raise ValueError(f"{path} is not a checkpoint manifest: {error}") from error
         return cls(folder, models)
 

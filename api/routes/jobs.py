@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
 
+from api.contract import JOB_BODY
 from api.dependencies import ManifestDep, StorageDep, TenantDep, UnitDep
 from api.problems import ProblemDocument
 from api.schemas import ArtifactView, FramePage, JobPage, JobView
@@ -17,24 +18,6 @@ from jobs.states import JobState
 from jobs.storage import Storage, upload_key
 from jobs.submission import Submission, check_submission
 
-JOB_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["job"],
-                    "properties": {
-                        "job": {"type": "string", "description": "the same JSON"},
-                        "movable": {"type": "string", "format": "binary", "description": "PNG; non-zero pixels may change"},
-                    },
-                }
-            },
-        },
-    }
-}
 ERRORS = {status: {"model": ProblemDocument} for status in (404, 413, 422, 503)}
 Limit = Annotated[int, Query(ge=1, le=200)]
 router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]

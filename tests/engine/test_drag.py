@@ -1,0 +1,169 @@
+import copy
+import itertools
+
+import pytest
+import torch
+
+from engine.drag import DragOptions, DragRun, drag, fixed_weight, to_points, track
+from engine.errors import DragDiverged, InvalidEdit
+from engine.generator import modulate
+from tests.engine.plain import plain_drag, plain_features
+from tests.generators import reference_generator, some_w, tiny_generator
+
+HANDLES, TARGETS = [[20.0, 30.0], [41.25, 33.5]], [[31.0, 27.0], [40.0, 44.0]]
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The reference generator in float64."""
+    return reference_generator().double()
+
+
+def after(steps, iteration):
+    return next(step for step in itertools.islice(steps, iteration + 1) if step.iteration == iteration)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("block", [32, 64])
+def test_ten_steps_agree_with_the_plain_drag_in_float64(exact, masked, block):
+    w = some_w(exact)
+    movable = torch.zeros(64, 64, dtype=torch.bool)
+    movable[10:51, 7:58] = True
+    options = DragOptions(learning_rate=0.01, latent_weight=0.3, stop_distance=0.1, feature_resolution=block)
+    steps = drag(exact, w, to_points(HANDLES), to_points(TARGETS), movable=movable if masked else None, options=options)
+    step = after(steps, 10)
+    fixed = (~movable).double() if masked else None
+    plain_w, plain_handles = plain_drag(exact, w, HANDLES, TARGETS, fixed, options, 10)
+    assert (plain_w - w).abs().max() > 0.02
+    torch.testing.assert_close(step.w, plain_w, atol=1e-9, rtol=0)
+    torch.testing.assert_close(step.handles, torch.tensor(plain_handles, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_the_gradient_in_float32_is_that_of_float64(exact):
+    w = some_w(exact)
+
+    def gradient(generator):
+        run = DragRun(generator, w, to_points(HANDLES), to_points(TARGETS), None, DragOptions())
+        run.step()
+        run.descend()
+        return run.variable.grad.double()
+
+    expected = gradient(exact)
+    assert (gradient(reference_generator()) - expected).norm() / expected.norm() < 1e-4
+
+
+def test_features_agree_with_per_sample_weights(exact):
+    w = some_w(exact)
+    layers = exact.synthesis.layers(until=32, rgb=False)
+    torch.testing.assert_close(
+        exact.synthesis.features(modulate(layers, w), 32), plain_features(exact, w, 32), atol=1e-10, rtol=0
+    )
+
+
+def test_only_the_trainable_rows_move(exact):
+    w = some_w(exact)
+    step = after(drag(exact, w, to_points(HANDLES), to_points(TARGETS), options=DragOptions(trainable_layers=4)), 3)
+    assert torch.equal(step.w[:, 4:], w[:, 4:])
+    assert (step.w[:, :4] != w[:, :4]).all(dim=2).all()
+
+
+def test_latent_space_w_moves_all_rows_alike(exact):
+    w = some_w(exact)
+    step = after(drag(exact, w, to_points(HANDLES), to_points(TARGETS), options=DragOptions(latent_space="w")), 3)
+    change = (step.w - w)[0, :6]
+    assert change.abs().max() > 0
+    torch.testing.assert_close(change, change[:1].expand(6, -1))
+
+
+def test_the_mask_holds_what_is_fixed(exact):
+    w, left = some_w(exact), torch.zeros(64, 64, dtype=torch.bool)
+    left[:, :32] = True
+    points = to_points([[12.0, 30.0]]), to_points([[20.0, 30.0]])
+
+    def change_on_the_right(movable):
+        step = after(drag(exact, w, *points, movable=movable, options=DragOptions(learning_rate=0.01)), 20)
+        return (exact.images(step.w) - exact.images(w))[..., 40:].abs().mean()
+
+    assert change_on_the_right(left) < 0.5 * change_on_the_right(None)
+
+
+def test_a_fixed_cell_weighs_its_share():
+    movable = torch.ones(8, 8, dtype=torch.bool)
+    movable[0, 0:3] = False
+    assert fixed_weight(movable, 4, like=torch.zeros(1)).flatten()[:3].tolist() == [0.5, 0.25, 0.0]
+
+
+def blob(x: float, y: float, size: int = 64) -> torch.Tensor:
+    """Features [1, 3, size, size] with a bump at a point of a 64-pixel image."""
+    line = torch.arange(size, dtype=torch.float64)
+    bump = torch.exp(-((line[None, :] - x) ** 2 + (line[:, None] - y) ** 2) / 18)
+    return torch.stack([bump, bump**2, 1 - bump])[None]
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+def test_tracking_finds_a_shifted_blob(metric):
+    reference = blob(20, 30)[0, :, 30, 20][None]
+    options = DragOptions(tracking_radius=48, tracking_metric=metric, subpixel=False)
+    found = track(blob(25, 27), reference, to_points([[20, 30]]), 64, options)
+    assert found.tolist() == [[25, 27]]
+
+
+def test_tracking_finds_a_shift_below_the_pixel():
+    reference = blob(20, 30)[0, :, 30, 20][None]
+    found = track(blob(21.3, 29.6), reference, to_points([[20, 30]]), 64, DragOptions(tracking_radius=48))
+    assert (found - to_points([[21.3, 29.6]])).abs().max() < 0.15
+
+
+def test_tracking_stays_in_the_image():
+    reference = blob(1, 62)[0, :, 62, 1][None]
+    found = track(blob(-2, 66), reference, to_points([[1, 62]]), 64, DragOptions(tracking_radius=48))
+    assert found.tolist() == [[0, 63]]
+
+
+def test_the_result_is_the_best_step_and_comes_last(exact):
+    options = DragOptions(max_iterations=12, learning_rate=0.02, stop_distance=0.1)
+    *steps, result = drag(exact, some_w(exact), to_points(HANDLES), to_points(TARGETS), options=options)
+    assert [step.iteration for step in steps] == list(range(13))
+    assert {step.stop_reason for step in steps} == {None}
+    assert result.stop_reason == "max_iterations"
+    best = min(steps, key=lambda step: (step.distance_px, -step.iteration))
+    assert (result.iteration, result.distance_px) == (best.iteration, best.distance_px)
+    assert torch.equal(result.w, best.w)
+
+
+def test_a_drag_that_has_arrived_stops_at_once(exact):
+    options = DragOptions(stop_distance=20)
+    first, result = drag(exact, some_w(exact), to_points(HANDLES), to_points(TARGETS), options=options)
+    assert (first.iteration, result.stop_reason) == (0, "reached")
+
+
+def test_a_drag_that_gains_nothing_stalls(exact):
+    options = DragOptions(learning_rate=1e-9, max_iterations=100, subpixel=False)
+    *steps, result = drag(exact, some_w(exact), to_points(HANDLES[:1]), to_points(TARGETS[:1]), options=options)
+    assert (result.stop_reason, len(steps)) == ("stalled", 31)
+
+
+def test_a_loss_that_is_no_number_ends_the_drag():
+    broken = copy.deepcopy(tiny_generator())
+    broken.synthesis.b8.conv1.bias.fill_(float("nan"))
+    with pytest.raises(DragDiverged, match="iteration 0"):
+        list(drag(broken, some_w(broken), to_points([[5, 5]]), to_points([[9, 9]])))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"handles": to_points([[5, 32]])}, "0 to 31 pixels"),
+        ({"targets": to_points([[5, 5], [6, 6]])}, "both be"),
+        ({"w": torch.zeros(1, 3, 16)}, r"\[1, 8, 16\]"),
+        ({"movable": torch.zeros(32, 32, dtype=torch.bool)}, "False everywhere"),
+        ({"movable": torch.ones(16, 16, dtype=torch.bool)}, r"bool \[32, 32\]"),
+        ({"options": DragOptions(trainable_layers=9)}, "1 to 8"),
+        ({"options": DragOptions(feature_resolution=128)}, "feature_resolution"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change, message):
+    generator = tiny_generator()
+    arguments = {"w": some_w(generator), "handles": to_points([[5, 5]]), "targets": to_points([[9, 9]])} | change
+    with pytest.raises(InvalidEdit, match=message):
+        next(drag(generator, **arguments))

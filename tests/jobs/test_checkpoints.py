@@ -1,0 +1,28 @@
+import pytest
+
+from jobs.checkpoints import Manifest
+from jobs.errors import InvalidJob
+from tests.manifests import write_tiny_checkpoints
+
+
+def test_the_manifest_lists_its_models(tmp_path):
+    manifest = Manifest.load(write_tiny_checkpoints(tmp_path))
+    assert set(manifest.models) == {"tiny", "slow", "missing", "damaged"}
+    assert manifest.path(manifest.get("tiny")).exists()
+
+
+def test_an_unknown_model_is_told_with_the_known_ones(tmp_path):
+    with pytest.raises(InvalidJob, match="unknown model 'lions'; known models: damaged, missing, slow, tiny"):
+        Manifest.load(write_tiny_checkpoints(tmp_path)).get("lions")
+
+
+@pytest.mark.parametrize("text", ["", "models = 3", "[models.a]\nfile = 'x'", "[models"])
+def test_what_is_no_manifest_is_said_with_its_path(tmp_path, text):
+    (tmp_path / "manifest.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest.toml is not a checkpoint manifest"):
+        Manifest.load(tmp_path)
+
+
+def test_a_missing_manifest_is_said(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        Manifest.load(tmp_path)

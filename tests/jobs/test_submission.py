@@ -1,0 +1,112 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.checkpoints import Manifest, ModelDefaults
+from jobs.errors import InvalidJob
+from jobs.submission import check_submission
+from tests.manifests import TINY
+
+MANIFEST = Manifest(None, {"tiny": TINY})
+GOOD = {"model": "tiny", "source": {"seed": 1}, "points": [{"handle": [5, 6], "target": [15, 6]}]}
+POINT = GOOD["points"][0]
+
+
+def png(mask: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, format="PNG")
+    return out.getvalue()
+
+
+def problems_of(document, movable_png=None):
+    with pytest.raises(InvalidJob) as caught:
+        check_submission(document, MANIFEST, movable_png)
+    return {problem.field: problem.message for problem in caught.value.problems}
+
+
+def test_a_good_job_is_resolved_to_the_last_option():
+    spec = check_submission(GOOD, MANIFEST).spec
+    assert None not in spec.drag.model_dump().values()
+    assert (spec.drag.max_iterations, spec.drag.feature_resolution, spec.source.truncation_psi) == (200, 16, 0.7)
+
+
+def test_the_clients_value_beats_the_models_and_the_models_the_presets():
+    model = TINY.model_copy(update={"defaults": ModelDefaults(learning_rate=0.01, feature_resolution=8, truncation_psi=1.0)})
+    manifest = Manifest(None, {"tiny": model})
+    spec = check_submission(GOOD | {"drag": {"feature_resolution": 32}}, manifest).spec
+    assert (spec.drag.learning_rate, spec.drag.feature_resolution, spec.source.truncation_psi) == (0.01, 32, 1.0)
+
+
+def test_the_paper_preset_allows_two_pixels_beyond_five_points():
+    def stop_distance(count):
+        points = [{"handle": [k, 6], "target": [15, 6]} for k in range(count)]
+        return check_submission(GOOD | {"points": points, "drag": {"preset": "paper"}}, MANIFEST).spec.drag.stop_distance
+
+    assert (stop_distance(5), stop_distance(6)) == (1.0, 2.0)
+
+
+def test_no_points_is_a_picture_to_render():
+    assert check_submission({"model": "tiny", "source": {"seed": 1}}, MANIFEST).spec.points == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"model": "nothing"}, "model", "known models: tiny"),
+        ({"points": [{"handle": [5, 6], "target": [32, 6]}]}, "points[0].target", "0 to 31 pixels"),
+        ({"points": [POINT, {"handle": [5, -1], "target": [9, 9]}]}, "points[1].handle", "0 to 31 pixels"),
+        ({"points": [{"handle": [5, 6], "target": [5, 6]}]}, "points[0].target", "equals its handle"),
+        ({"points": [POINT] * 65}, "points", "at most 64"),
+        ({"points": [{"handle": [5, math.nan], "target": [5, 6]}]}, "points[0].handle[1]", "finite"),
+        ({"points": [{"handle": [5, math.inf], "target": [5, 6]}]}, "points[0].handle[1]", "finite"),
+        ({"points": [{"handle": [5], "target": [5, 6]}]}, "points[0].handle[1]", "required"),
+        ({"colour": "red"}, "colour", "not permitted"),
+        ({"drag": {"speed": 3}}, "drag.speed", "not permitted"),
+        ({"drag": {"max_iterations": 0}}, "drag.max_iterations", "greater than or equal to 1"),
+        ({"drag": {"trainable_layers": 9}}, "drag.trainable_layers", "1 to 8"),
+        ({"drag": {"feature_resolution": 48}}, "drag.feature_resolution", "[4, 8, 16, 32]"),
+        ({"movable": {"shapes": []}}, "movable.shapes", "at least 1"),
+        ({"movable": {"shapes": [{"circle": [-9, -9, 2]}]}}, "movable", "at least one pixel"),
+        ({"movable": {"shapes": [{"circle": [9, 9, 2], "box": [0, 0, 1, 1]}]}}, "movable.shapes[0]", "exactly one"),
+        ({"source": {"seed": -1}}, "source.seed", "greater than or equal to 0"),
+        ({"source": {"seed": 2**32}}, "source.seed", "less than or equal to 4294967295"),
+        ({"source": {}}, "source.seed", "required"),
+        ({"metadata": {"note": "x" * 20_000}}, "job", "16384 bytes"),
+        ({"start_before": "2026-01-01T00:00:00"}, "start_before", "timezone"),
+    ],
+)
+def test_every_problem_names_its_field_and_the_limit(change, field, message):
+    problems = problems_of(GOOD | change)
+    assert list(problems) == [field]
+    assert message in problems[field]
+
+
+def test_all_problems_are_told_at_once():
+    points = [{"handle": [99, 6], "target": [5, 6]}, {"handle": [5, 6], "target": [5, 6]}]
+    assert set(problems_of(GOOD | {"points": points})) == {"points[0].handle", "points[1].target"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (png(np.zeros((32, 32), dtype=bool)), "at least one pixel"),
+        (png(np.ones((16, 32), dtype=bool)), "32 x 32 pixels like the model's image, got 32 x 16"),
+        (b"no picture", "not a PNG"),
+        (png(np.ones((32, 32), dtype=bool))[:40], "not a PNG"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(data, message):
+    assert message in problems_of(GOOD, data)["movable"]
+
+
+def test_a_mask_and_shapes_are_one_too_many():
+    document = GOOD | {"movable": {"shapes": [{"box": [0, 0, 5, 5]}]}}
+    assert "not both" in problems_of(document, png(np.ones((32, 32), dtype=bool)))["movable"]
+
+
+@pytest.mark.parametrize("document", [None, 3, [], "text"])
+def test_a_document_that_is_no_object_is_refused(document):
+    assert list(problems_of(document)) == ["job"]

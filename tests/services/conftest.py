@@ -1,0 +1,113 @@
+"""Real servers through the project's own launcher; a fresh database for each test."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from fastapi.testclient import TestClient
+from psycopg import sql
+
+from api.app import create_app
+from cli.service import prepare
+from cli.stack import Stack, local_stack
+from jobs.database import Sessions, make_sessions
+from jobs.queue import Queue
+from jobs.settings import Settings
+from jobs.storage import Storage
+from tests.manifests import write_tiny_checkpoints
+
+QUICK = {"LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Path:
+    return write_tiny_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def servers(checkpoints) -> Iterator[Stack]:
+    """PostgreSQL with a migrated template database, Valkey, S3 with its bucket."""
+    quick = {f"DRAGQUEUE_{name}": value for name, value in QUICK.items()}
+    environment = dict(os.environ) | quick | {"DRAGQUEUE_CHECKPOINTS": str(checkpoints)}
+    with local_stack(environment=environment) as stack:
+        url = stack.environment["DRAGQUEUE_DATABASE_URL"]
+        execute(url, "CREATE DATABASE migrated")
+        stack.environment["DRAGQUEUE_DATABASE_URL"] = database_url(url, "migrated")
+        prepare(stack.settings())
+        yield stack
+
+
+@pytest.fixture
+def stack(servers) -> Iterator[Stack]:
+    """The servers with a database of the test's own, in the environment that processes get."""
+    name = f"test_{uuid4().hex}"
+    template = servers.environment["DRAGQUEUE_DATABASE_URL"]
+    admin = database_url(template, "postgres")
+    execute(admin, f"CREATE DATABASE {name} TEMPLATE migrated STRATEGY file_copy")
+    environment = servers.environment | {"DRAGQUEUE_DATABASE_URL": database_url(template, name)}
+    yield Stack(environment, servers.logs)
+    execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings(stack) -> Settings:
+    return stack.settings()
+
+
+@pytest.fixture
+def sessions(settings) -> Iterator[Sessions]:
+    sessions = make_sessions(settings.database_url)
+    yield sessions
+    sessions.kw["bind"].dispose()
+
+
+@pytest.fixture
+def storage(settings) -> Storage:
+    return Storage.from_settings(settings)
+
+
+@pytest.fixture
+def queue(settings) -> Queue:
+    queue = Queue(settings.redis_url)
+    queue.redis.flushall()
+    return queue
+
+
+@pytest.fixture
+def client(settings, queue) -> Iterator[TestClient]:
+    app = create_app(settings)
+    with TestClient(app, follow_redirects=False) as client:
+        yield client
+    app.state.sessions.kw["bind"].dispose()
+
+
+@pytest.fixture
+def cleanup() -> Iterator[ExitStack]:
+    """For processes that a test starts."""
+    with ExitStack() as cleanup:
+        yield cleanup
+
+
+@pytest.fixture
+def empty_database(servers) -> Iterator[str]:
+    """A database without any table."""
+    name, template = f"empty_{uuid4().hex}", servers.environment["DRAGQUEUE_DATABASE_URL"]
+    admin = database_url(template, "postgres")
+    execute(admin, f"CREATE DATABASE {name}")
+    yield database_url(template, name)
+    execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def database_url(url: str, name: str) -> str:
+    """The same server, another database."""
+    head, _, query = url.partition("?")
+    return f"{head.rpartition('/')[0]}/{name}?{query}"
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(sql.SQL(statement))

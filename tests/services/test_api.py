@@ -1,0 +1,137 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import func, select
+
+from jobs.models import Job
+from tests.services.jobs import DOCUMENT, add_job
+
+
+def png(mask) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(mask).save(out, format="PNG")
+    return out.getvalue()
+
+
+def stored(sessions) -> int:
+    with sessions() as session:
+        return session.scalar(select(func.count()).select_from(Job))
+
+
+def test_a_job_is_accepted_stored_and_announced(client, queue):
+    answer = client.post("/v1/jobs", json=DOCUMENT)
+    job = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/v1/jobs/{job['id']}")
+    assert (job["state"], job["attempt"], job["spec"]["drag"]["learning_rate"]) == ("queued", 0, 0.002)
+    assert client.get(answer.headers["location"]).json() == job
+    assert queue.length() == 1
+
+
+def test_a_mask_comes_as_a_part_and_is_stored_under_its_hash(client, storage):
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[4:20, 4:20] = True
+    answer = client.post("/v1/jobs", files={"job": json.dumps(DOCUMENT).encode(), "movable": png(mask)})
+    assert answer.status_code == 202
+    sha256 = answer.json()["spec"]["movable"]["upload"]
+    with Image.open(io.BytesIO(storage.get(f"t/default/u/{sha256}"))) as image:
+        assert (np.asarray(image) == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"json": DOCUMENT | {"model": "unknown"}}, "model"),
+        ({"json": DOCUMENT | {"points": [{"handle": [40, 1], "target": [2, 2]}]}}, "points[0].handle"),
+        ({"json": DOCUMENT | {"points": [{"handle": [4, 1], "target": [4, 1]}]}}, "points[0].target"),
+        ({"json": DOCUMENT | {"points": DOCUMENT["points"] * 65}}, "points"),
+        ({"json": DOCUMENT | {"more": 1}}, "more"),
+        ({"content": json.dumps(DOCUMENT).replace("10, 10", "NaN, 10")}, "points[0].handle[0]"),
+        ({"content": b"{"}, "job"),
+        ({"content": b"[" * 100_000}, "job"),
+        ({"files": {"job": json.dumps(DOCUMENT).encode(), "movable": png(np.zeros((32, 32), dtype=bool))}}, "movable"),
+        ({"files": {"job": json.dumps(DOCUMENT).encode(), "movable": png(np.ones((8, 8), dtype=bool))}}, "movable"),
+        ({"files": {"movable": png(np.ones((32, 32), dtype=bool))}}, "job"),
+        ({"files": {"job": b"{}", "picture": b""}}, "picture"),
+    ],
+)
+def test_bad_input_is_refused_by_field_and_nothing_is_stored(client, sessions, queue, request_, field):
+    answer = client.post("/v1/jobs", **request_)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    problem = answer.json()
+    assert (problem["code"], problem["status"], [error["field"] for error in problem["errors"]]) == ("invalid_job", 422, [field])
+    assert (stored(sessions), queue.length()) == (0, 0)
+
+
+def test_a_body_over_the_limit_is_refused(client, settings):
+    answer = client.post("/v1/jobs", content=b" " * (settings.max_body_bytes + 1))
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    assert str(settings.max_body_bytes) in answer.json()["detail"]
+
+
+def test_a_body_that_hides_its_length_is_cut_off(client, settings):
+    def chunks():
+        for _ in range(settings.max_body_bytes // 2**16 + 1):
+            yield b" " * 2**16
+
+    answer = client.post("/v1/jobs", content=chunks())
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_jobs_are_listed_in_pages_from_the_newest(client, sessions):
+    ids = [str(add_job(sessions)) for _ in range(5)]
+    first = client.get("/v1/jobs", params={"limit": 3}).json()
+    rest = client.get("/v1/jobs", params={"limit": 3, "cursor": first["next_cursor"]}).json()
+    assert [job["id"] for job in first["jobs"] + rest["jobs"]] == ids[::-1]
+    assert rest["next_cursor"] is None
+
+
+def test_the_list_is_filtered(client, sessions):
+    add_job(sessions)
+    other = str(add_job(sessions, model="other"))
+    assert [job["id"] for job in client.get("/v1/jobs", params={"model": "other"}).json()["jobs"]] == [other]
+    assert client.get("/v1/jobs", params={"state": "failed"}).json()["jobs"] == []
+
+
+def test_a_waiting_job_is_canceled_once_and_stays_so(client, sessions):
+    path = f"/v1/jobs/{add_job(sessions)}"
+    assert [client.post(f"{path}/cancel").json()["state"] for _ in range(2)] == ["canceled", "canceled"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/jobs/00000000-0000-0000-0000-000000000000", 404, "job_not_found"),
+        ("POST", "/v1/jobs/00000000-0000-0000-0000-000000000000/cancel", 404, "job_not_found"),
+        ("GET", "/v1/jobs/00000000-0000-0000-0000-000000000000/frames", 404, "job_not_found"),
+        ("GET", "/v1/jobs/17", 422, "invalid_parameters"),
+        ("GET", "/v1/jobs?limit=9999", 422, "invalid_parameters"),
+        ("GET", "/v1/jobs?state=done", 422, "invalid_parameters"),
+        ("GET", "/v2", 404, "http_error"),
+        ("DELETE", "/v1/jobs", 405, "http_error"),
+    ],
+)
+def test_every_refusal_is_a_problem_document(client, method, path, status, code):
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["code"] == code
+
+
+def test_an_artifact_that_is_not_there_is_404(client, sessions):
+    answer = client.get(f"/v1/jobs/{add_job(sessions)}/artifacts/result.png")
+    assert (answer.status_code, answer.json()["code"]) == (404, "artifact_not_found")
+
+
+def test_health_is_told(client):
+    assert client.get("/healthz").json() == {"status": "ok", "problems": []}
+    assert client.get("/readyz").json() == {"status": "ok", "problems": []}
+
+
+def test_the_contract_can_be_read(client):
+    document = client.get("/openapi.json").json()
+    body = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "multipart/form-data"}
+    references = set(part.split('"')[0] for part in json.dumps(document).split('"#/components/schemas/')[1:])
+    assert references <= set(document["components"]["schemas"])

@@ -1,0 +1,206 @@
+import threading
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import func, update
+
+from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
+from jobs.models import Job
+from jobs.repository import JobRepository, Outcome, StoredObject
+from jobs.states import MOVES, JobState
+from tests.services.jobs import add_job, read_job
+
+LEASE = timedelta(seconds=60)
+FRAME = StoredObject(name="frames/00000.webp", key="k", media_type="image/webp", size_bytes=3, sha256="a" * 64)
+
+
+def claim(sessions, worker="w", warm=()):
+    with sessions.begin() as session:
+        return JobRepository(session).claim(worker, LEASE, warm)
+
+
+def put_into(sessions, job_id, state):
+    lease = func.now() + LEASE if state is JobState.RUNNING else None
+    with sessions.begin() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(state=state, lease_expires_at=lease))
+
+
+def let_lease_expire(sessions, job_id):
+    with sessions.begin() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=func.now() - LEASE))
+
+
+@pytest.mark.parametrize("target", [state for state in JobState if state is not JobState.RUNNING])  # a claim does that one
+@pytest.mark.parametrize("source", JobState)
+def test_a_job_moves_where_the_table_says_and_nowhere_else(sessions, source, target):
+    job_id = add_job(sessions)
+    put_into(sessions, job_id, source)
+    with sessions.begin() as session:
+        repository = JobRepository(session)
+        moved = repository.count(repository.move(target, Job.id == job_id))
+    expected = target if target in MOVES[source] else source
+    assert (moved, read_job(sessions, job_id).state) == (int(target in MOVES[source]), expected)
+
+
+@pytest.mark.parametrize("source", JobState)
+def test_a_claim_starts_what_is_queued_and_nothing_else(sessions, source):
+    job_id = add_job(sessions)
+    put_into(sessions, job_id, source)
+    assert (claim(sessions) is not None) == (JobState.RUNNING in MOVES[source])
+
+
+def test_a_claim_counts_the_attempt_and_holds_a_lease(sessions):
+    job_id = add_job(sessions)
+    job = claim(sessions, "worker-1")
+    assert (job.id, job.state, job.attempt, job.worker) == (job_id, "running", 1, "worker-1")
+    assert timedelta(seconds=55) < job.lease_expires_at - datetime.now(UTC) <= LEASE
+
+
+def test_of_many_workers_racing_for_one_job_one_wins(sessions):
+    for _ in range(10):
+        add_job(sessions)
+        gate = threading.Barrier(4)
+        won = []
+
+        def race(gate=gate, won=won):
+            gate.wait()
+            won.append(claim(sessions))
+
+        threads = [threading.Thread(target=race) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(job is not None for job in won) == 1
+
+
+def test_workers_that_claim_together_never_share_a_job(sessions):
+    expected = {add_job(sessions) for _ in range(40)}
+    claimed = []
+
+    def drain():
+        while len(claimed) < len(expected):
+            if job := claim(sessions):
+                claimed.append(job.id)
+
+    threads = [threading.Thread(target=drain) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(expected)
+
+
+def test_higher_priority_runs_first_then_age(sessions):
+    old, urgent, young = add_job(sessions), add_job(sessions, priority=5), add_job(sessions)
+    assert [claim(sessions).id for _ in range(3)] == [urgent, old, young]
+
+
+def test_among_equals_the_warm_model_runs_first(sessions):
+    cold, warm, urgent = add_job(sessions), add_job(sessions, model="other"), add_job(sessions, priority=1)
+    assert [claim(sessions, warm=["other"]).id for _ in range(3)] == [urgent, warm, cold]
+
+
+def test_tenants_take_turns(sessions):
+    many = [add_job(sessions, tenant="many") for _ in range(3)]
+    few = add_job(sessions, tenant="few")
+    order = [claim(sessions).id for _ in range(4)]
+    assert order.index(few) <= 1
+    assert [job_id for job_id in order if job_id != few] == many
+
+
+def test_what_should_have_started_is_not_claimed_and_expires(sessions):
+    late = add_job(sessions, start_before="2026-01-01T00:00:00Z")
+    assert claim(sessions) is None
+    with sessions.begin() as session:
+        assert JobRepository(session).expire() == 1
+    job = read_job(sessions, late)
+    assert (job.state, job.expires_at - job.finished_at) == ("expired", timedelta(days=7))
+
+
+def test_a_lease_is_renewed_with_progress_and_brings_back_the_wish_to_cancel(sessions):
+    add_job(sessions)
+    job = claim(sessions)
+    with sessions.begin() as session:
+        assert not JobRepository(session).renew(job.id, 1, LEASE, {"iteration": 3}).cancel
+    with sessions.begin() as session:
+        JobRepository(session).request_cancel("default", job.id)
+    with sessions.begin() as session:
+        assert JobRepository(session).renew(job.id, 1, LEASE).cancel
+    assert read_job(sessions, job.id).progress == {"iteration": 3}
+
+
+def test_an_attempt_that_lost_its_lease_can_write_nothing(sessions):
+    job_id = add_job(sessions)
+    claim(sessions)
+    let_lease_expire(sessions, job_id)
+    with sessions.begin() as session:
+        assert JobRepository(session).requeue_expired_leases(max_attempts=3) == (1, 0)
+    assert claim(sessions).attempt == 2
+    stale = [
+        lambda jobs: jobs.renew(job_id, 1, LEASE, {"iteration": 9}),
+        lambda jobs: jobs.add_artifacts(job_id, 1, [FRAME]),
+        lambda jobs: jobs.finish(job_id, 1, Outcome(state=JobState.SUCCEEDED)),
+    ]
+    for write in stale:
+        with pytest.raises(LeaseLost), sessions.begin() as session:
+            write(JobRepository(session))
+    job = read_job(sessions, job_id)
+    assert (job.state, job.attempt, job.failures, job.progress) == ("running", 2, 1, None)
+
+
+def test_the_last_attempt_that_falls_silent_fails_the_job(sessions):
+    job_id = add_job(sessions)
+    for _ in range(3):
+        claim(sessions)
+        let_lease_expire(sessions, job_id)
+        with sessions.begin() as session:
+            JobRepository(session).requeue_expired_leases(max_attempts=3)
+    job = read_job(sessions, job_id)
+    assert (job.state, job.failures, job.error_code) == ("failed", 3, ErrorCode.ATTEMPTS_EXHAUSTED)
+
+
+def test_a_lease_that_lives_is_left_alone(sessions):
+    add_job(sessions)
+    claim(sessions)
+    with sessions.begin() as session:
+        assert JobRepository(session).requeue_expired_leases(max_attempts=3) == (0, 0)
+
+
+def test_canceling_ends_what_waits_and_asks_what_runs(sessions):
+    waiting, running = add_job(sessions), add_job(sessions, priority=1)
+    claim(sessions)
+    with sessions.begin() as session:
+        jobs = JobRepository(session)
+        assert jobs.request_cancel("default", waiting).state == "canceled"
+        assert jobs.request_cancel("default", running).state == "running"
+        assert jobs.request_cancel("default", waiting).state == "canceled"
+    assert read_job(sessions, running).cancel_requested_at is not None
+
+
+def test_other_tenants_jobs_do_not_exist(sessions):
+    job_id = add_job(sessions, tenant="one")
+    with sessions.begin() as session:
+        for look in (JobRepository(session).get, JobRepository(session).request_cancel):
+            with pytest.raises(JobNotFound):
+                look("two", job_id)
+    assert read_job(sessions, job_id).state == "queued"
+
+
+def test_a_job_shows_the_artifacts_of_its_latest_attempt(sessions):
+    job_id = add_job(sessions)
+    claim(sessions)
+    with sessions.begin() as session:
+        JobRepository(session).add_artifacts(job_id, 1, [FRAME])
+        job = session.get(Job, job_id)
+        assert [artifact.name for artifact in JobRepository(session).artifacts(job)] == [FRAME.name]
+        job.attempt = 2
+        assert JobRepository(session).artifacts(job) == []
+        with pytest.raises(ArtifactNotFound):
+            JobRepository(session).artifact(job, FRAME.name)
+
+
+def test_an_unknown_job_is_said_to_be_unknown(sessions):
+    with sessions.begin() as session, pytest.raises(JobNotFound):
+        JobRepository(session).get("default", uuid4())

@@ -1,0 +1,95 @@
+"""The launcher itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli.errors import CommandError, ServerFailed
+from cli.stack import local_stack
+
+HOLD = """
+import time
+from cli.stack import local_stack
+with local_stack() as stack:
+    print(*(child.process.pid for child in stack.children), flush=True)
+    time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("DRAGQUEUE_")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_server_outlives_its_launcher(number):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean_environment()
+    ) as launcher:
+        pids = [int(pid) for pid in launcher.stdout.readline().split()]
+        assert len(pids) == 3
+        assert all(map(alive, pids))
+        launcher.send_signal(number)
+        launcher.wait()
+        until = time.monotonic() + 10
+        while any(map(alive, pids)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_a_state_folder_keeps_its_data(tmp_path, monkeypatch):
+    from jobs.storage import Storage
+
+    tmp_path.chmod(0o755)
+    open_to_nobody(tmp_path)
+    state = tmp_path / "state"
+    for expected in (None, b"kept"):
+        with local_stack(state, clean_environment()) as stack:
+            storage = Storage.from_settings(stack.settings())
+            storage.ensure_bucket()
+            if expected:
+                assert storage.get("a") == expected
+            storage.put("a", b"kept", "text/plain")
+
+
+def open_to_nobody(path: Path) -> None:
+    """pytest closes its folders to others; PostgreSQL runs as nobody when we are root."""
+    for folder in path.parents:
+        if folder.owner() == path.owner() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+
+
+def test_a_state_folder_has_one_user(tmp_path, stack):
+    """No server is started here: all URLs are given."""
+    with (
+        local_stack(tmp_path, stack.environment),
+        pytest.raises(CommandError, match="another dragqueue uses"),
+        local_stack(tmp_path, stack.environment),
+    ):
+        pass
+
+
+def test_a_server_whose_url_is_given_is_not_started(stack):
+    with local_stack(environment=stack.environment) as other:
+        assert other.children == []
+
+
+def test_a_server_that_cannot_start_is_one_sentence_with_its_log():
+    environment = clean_environment() | {"DRAGQUEUE_POSTGRES_BIN": "/nonexistent"}
+    code = "from cli.main import main; import sys; sys.argv = ['dragqueue', 'demo']; main()"
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "initdb cannot be started" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert issubclass(ServerFailed, CommandError)

@@ -1,0 +1,38 @@
+import urllib.request
+from urllib.error import HTTPError
+
+import pytest
+
+from jobs.errors import ObjectMissing, StorageUnavailable
+from jobs.storage import Storage
+
+
+def test_what_is_put_can_be_got(storage):
+    storage.put("t/x/one.bin", b"\x00\x01", "application/octet-stream")
+    assert storage.get("t/x/one.bin") == b"\x00\x01"
+
+
+def test_a_missing_object_is_said_to_be_missing(storage):
+    with pytest.raises(ObjectMissing):
+        storage.get("t/x/nothing")
+
+
+def test_a_presigned_url_lets_anybody_download_and_nobody_tamper(storage):
+    storage.put("t/x/two.txt", b"hello", "text/plain")
+    url = storage.url("t/x/two.txt", "two.txt")
+    with urllib.request.urlopen(url) as response:
+        assert response.read() == b"hello"
+    with pytest.raises(HTTPError, match="403"):
+        urllib.request.urlopen(url.replace("two.txt?", "one.bin?"))
+
+
+def test_a_wrong_key_is_refused(settings):
+    wrong = Storage.from_settings(settings.model_copy(update={"s3_access_key": "somebody"}))
+    with pytest.raises(StorageUnavailable):
+        wrong.put("t/x/three", b"", "text/plain")
+
+
+def test_a_store_that_is_away_is_told_apart_from_a_missing_object(settings):
+    away = Storage.from_settings(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
+    with pytest.raises(StorageUnavailable):
+        away.get("t/x/one.bin")

@@ -1,0 +1,147 @@
+"""Real worker processes."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cli.service import start_part, start_worker
+from tests.services.jobs import DOCUMENT, SLOW
+
+LIMIT_S = 60
+ARTIFACTS = {"animation.mp4", "latent.safetensors", "manifest.json", "overlay.png", "result.png", "source.png", "trajectory.json"}
+
+
+def wait_until(look, what):
+    until = time.monotonic() + LIMIT_S
+    while not (seen := look()):
+        assert time.monotonic() < until, f"no {what} within {LIMIT_S} s"
+        time.sleep(0.05)
+    return seen
+
+
+def ended(client, job):
+    def look():
+        now = client.get(f"/v1/jobs/{job['id']}").json()
+        return now if now["state"] not in ("queued", "running") else None
+
+    return wait_until(look, "end of the job")
+
+
+def dragging(client, job, iteration=3):
+    """The job once it is mid-drag."""
+
+    def look():
+        now = client.get(f"/v1/jobs/{job['id']}").json()
+        return now if ((now["progress"] or {}).get("iteration") or 0) >= iteration else None
+
+    return wait_until(look, "progress")
+
+
+def download(client, job, name):
+    answer = client.get(f"/v1/jobs/{job['id']}/artifacts/{name}")
+    assert answer.status_code == 307
+    with urllib.request.urlopen(answer.headers["location"]) as response:
+        return response.read()
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_job_goes_through_a_worker_and_its_artifacts_come_back(client, stack, cleanup):
+    worker = start_worker(stack, cleanup)
+    job = client.post("/v1/jobs", json=DOCUMENT).json()
+    done = ended(client, job)
+    assert (done["state"], done["attempt"], done["error"]) == ("succeeded", 1, None)
+    assert done["stop_reason"] in ("reached", "max_iterations")
+    artifacts = client.get(f"/v1/jobs/{job['id']}", params={"expand": "artifacts"}).json()["artifacts"]
+    assert {artifact["name"] for artifact in artifacts if not artifact["name"].startswith("frames/")} == ARTIFACTS
+    for artifact in artifacts:
+        data = download(client, job, artifact["name"])
+        assert (hashlib.sha256(data).hexdigest(), len(data)) == (artifact["sha256"], artifact["size_bytes"])
+    story = json.loads(download(client, job, "trajectory.json"))
+    frames = client.get(f"/v1/jobs/{job['id']}/frames").json()
+    assert [frame["name"] for frame in frames["frames"]] == [f"frames/{step['iteration']:05d}.webp" for step in story["steps"]]
+    assert "libtorch" not in Path(f"/proc/{worker.process.pid}/maps").read_text()
+    assert any("libtorch" in Path(f"/proc/{child}/maps").read_text() for child in children_of(worker.process.pid))
+
+
+@pytest.mark.parametrize(("model", "code"), [("missing", "checkpoint_missing"), ("damaged", "checkpoint_damaged")])
+def test_a_bad_checkpoint_fails_the_job_and_the_worker_lives(client, stack, cleanup, model, code):
+    worker = start_worker(stack, cleanup)
+    bad = client.post("/v1/jobs", json=DOCUMENT | {"model": model}).json()
+    good = client.post("/v1/jobs", json=DOCUMENT).json()
+    failed = ended(client, bad)
+    assert (failed["state"], failed["error"]["code"]) == ("failed", code)
+    assert f"{model}.safetensors" in failed["error"]["message"]
+    assert ended(client, good)["state"] == "succeeded"
+    worker.check()
+
+
+def test_a_running_job_shows_its_points_and_can_be_canceled(client, stack, cleanup):
+    start_worker(stack, cleanup)
+    job = client.post("/v1/jobs", json=SLOW).json()
+    progress = dragging(client, job)["progress"]
+    assert (progress["phase"], progress["max_iterations"], len(progress["handles"])) == ("drag", 40, 1)
+    assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["cancel_requested"]
+    assert ended(client, job)["state"] == "canceled"
+
+
+def test_a_job_that_takes_too_long_fails_and_keeps_its_frames(client, stack, cleanup):
+    start_worker(stack, cleanup)
+    job = client.post("/v1/jobs", json=SLOW | {"run_timeout_s": 1}).json()
+    failed = ended(client, job)
+    assert (failed["state"], failed["error"]["code"], failed["error"]["retryable"]) == ("failed", "timeout", True)
+    assert client.get(f"/v1/jobs/{job['id']}/frames").json()["frames"] != []
+
+
+def test_a_worker_killed_mid_drag_leaves_its_job_to_another(client, stack, cleanup):
+    first = start_worker(stack, cleanup, 1)
+    start_part(stack, "reconciler", [], cleanup)
+    job = client.post("/v1/jobs", json=SLOW).json()
+    dragging(client, job)
+    child = children_of(first.process.pid)[0]
+    first.process.kill()
+    first.process.wait()
+    wait_until(lambda: not alive(child), "end of the killed worker's child")
+    start_worker(stack, cleanup, 2)
+    done = ended(client, job)
+    assert (done["state"], done["attempt"]) == ("succeeded", 2)
+    assert download(client, job, "result.png").startswith(b"\x89PNG")
+
+
+def alive(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_lost_message_is_sent_again(client, stack, cleanup, queue):
+    job = client.post("/v1/jobs", json=DOCUMENT).json()
+    queue.redis.flushall()
+    start_worker(stack, cleanup)
+    start_part(stack, "reconciler", [], cleanup)
+    assert ended(client, job)["state"] == "succeeded"
+
+
+def test_messages_without_jobs_do_nothing(client, stack, cleanup, queue):
+    for _ in range(5):
+        queue.wake()
+    start_worker(stack, cleanup)
+    assert ended(client, client.post("/v1/jobs", json=DOCUMENT).json())["state"] == "succeeded"
+
+
+def test_sigterm_lets_the_worker_finish_its_job(client, stack, cleanup):
+    worker = start_worker(stack, cleanup)
+    job = client.post("/v1/jobs", json=SLOW).json()
+    dragging(client, job)
+    os.kill(worker.process.pid, signal.SIGTERM)
+    assert ended(client, job)["state"] == "succeeded"
+    assert worker.process.wait(LIMIT_S) == 0

@@ -1,0 +1,33 @@
+import pytest
+
+from engine.drag import DragOptions
+from engine.errors import EngineError
+from jobs.checkpoints import Manifest
+from jobs.submission import check_submission
+from tests.manifests import TINY
+from worker.edit import CODES, drag_options
+
+MANIFEST = Manifest(None, {"tiny": TINY})
+
+
+def resolved(**drag):
+    return check_submission({"model": "tiny", "source": {"seed": 1}, "drag": drag}, MANIFEST).spec.drag
+
+
+def test_the_default_preset_is_the_engines():
+    assert drag_options(resolved()) == DragOptions(feature_resolution=16)
+
+
+def test_the_paper_preset_stays_on_whole_pixels():
+    options = drag_options(resolved(preset="paper"))
+    assert options == DragOptions(feature_resolution=16, max_iterations=300, subpixel=False, tracking_metric="l1")
+
+
+def test_what_the_client_chose_reaches_the_engine():
+    options = drag_options(resolved(mask_weight=5, latent_space="w", trainable_layers=4))
+    assert (options.mask_weight, options.latent_space, options.trainable_layers) == (5, "w", 4)
+
+
+@pytest.mark.parametrize("error", EngineError.__subclasses__())
+def test_every_engine_error_has_a_code(error):
+    assert error in CODES

@@ -23,7 +23,7 @@ ENTRYPOINT ["tini", "--", "dragqueue"]
 
 FROM base AS api
 RUN pip install --editable . --constraint constraints.txt
-USER dragqueue
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
@@ -33,5 +33,5 @@ FROM base AS worker
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0 \
     && pip install --editable '.[engine]' --constraint constraints.txt
-USER dragqueue
+USER 10001
 CMD ["worker"]

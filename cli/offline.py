@@ -71,7 +71,7 @@ def edit(
     began = time.monotonic()
     manifest, model, generator = open_model(checkpoints, str(document["model"]))
     try:
-        submission = check_submission(document, manifest, movable_png)  # type: ignore[arg-type]
+        submission = check_submission(document, manifest, movable_png)
         spec, movable = submission.spec, submission.movable
         if spec.movable is not None and spec.movable.shapes is not None:
             movable = draw_shapes(spec.movable.shapes, model.resolution)

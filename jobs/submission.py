@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.errors import InvalidJob, Problem
@@ -19,7 +19,7 @@ class Submission:
     movable: np.ndarray | None  # bool [R, R], when it came as a PNG: it has yet to be stored
 
 
-def check_submission(document: JsonValue, manifest: Manifest, movable_png: bytes | None = None) -> Submission:
+def check_submission(document: object, manifest: Manifest, movable_png: bytes | None = None) -> Submission:
     """Raises InvalidJob with every problem found."""
     spec = parse_spec(document)
     model = manifest.get(spec.model)
@@ -37,7 +37,7 @@ def check_submission(document: JsonValue, manifest: Manifest, movable_png: bytes
     return Submission(spec.resolved(model), movable)
 
 
-def parse_spec(document: JsonValue) -> JobSpec:
+def parse_spec(document: object) -> JobSpec:
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:

@@ -21,14 +21,13 @@ from PIL import Image, ImageDraw
 
 from benchmarks.faces.factors import factors_of
 from benchmarks.faces.parts import LANDMARKS, Anatomy
-from engine.checkpoint import load_generator
 from engine.drag import DragStep
 from engine.generator import Generator
 from engine.overlay import draw_overlay
 from jobs.checkpoints import Manifest
 from jobs.spec import JobSpec
 from jobs.submission import check_submission
-from worker.edit import start_latent, steps
+from worker.edit import choose_device, open_generator, start_latent, steps
 
 MODEL = "demo-faces"
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -120,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = Manifest.load(CHECKPOINTS)
     model = manifest.get(MODEL)
-    generator = load_generator(manifest.path(model), sha256=model.sha256)
+    generator = open_generator(manifest, model, choose_device("auto"))
     cases = []
     for spec, names in random_specs(manifest, arguments.cases, arguments.seed):
         cases.append(run_case(generator, spec, names))

@@ -17,18 +17,12 @@ class Client:
     def __init__(self, url: str) -> None:
         self.http = httpx2.Client(base_url=url, timeout=30, follow_redirects=True)
 
-    def submit(self, spec: dict[str, Any], movable: Path | None = None) -> Job:
+    def submit(self, spec: dict[str, Any]) -> Job:
         """Raises CommandError with the service's reasons."""
-        if movable is None:
-            return self.answer(self.http.post("/v1/jobs", json=spec))
-        document = httpx2.Request("POST", "/", json=spec).content
-        return self.answer(self.http.post("/v1/jobs", files={"job": document, "movable": movable.read_bytes()}))
+        return self.answer(self.http.post("/v1/jobs", json=spec))
 
-    def get(self, job_id: str, *, artifacts: bool = False) -> Job:
-        return self.answer(self.http.get(f"/v1/jobs/{job_id}", params={"expand": "artifacts"} if artifacts else {}))
-
-    def cancel(self, job_id: str) -> Job:
-        return self.answer(self.http.post(f"/v1/jobs/{job_id}/cancel"))
+    def get(self, job_id: str) -> Job:
+        return self.answer(self.http.get(f"/v1/jobs/{job_id}"))
 
     def wait(self, job_id: str, seen: Callable[[Job], None], limit_s: float, poll_s: float = 0.2) -> Job:
         """Poll until the job has ended, showing each look to `seen`. Raises CommandError when it takes longer."""
@@ -43,7 +37,7 @@ class Client:
 
     def download(self, job_id: str, folder: Path) -> Iterator[Path]:
         """Fetch every artifact into the folder, one at a time; each appears whole or not at all."""
-        for artifact in self.get(job_id, artifacts=True)["artifacts"]:
+        for artifact in self.artifacts(job_id):
             path = folder / artifact["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
             response = self.http.get(artifact["url"])
@@ -53,6 +47,15 @@ class Client:
             part.write_bytes(response.content)
             part.rename(path)
             yield path
+
+    def artifacts(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """Everything the job has stored, frames last."""
+        job = self.answer(self.http.get(f"/v1/jobs/{job_id}", params={"expand": "artifacts"}))
+        yield from job["artifacts"]
+        page: dict[str, Any] = {"next_cursor": ""}
+        while page["next_cursor"] is not None:
+            page = self.answer(self.http.get(job["links"]["frames"], params={"cursor": page["next_cursor"]}))
+            yield from page["frames"]
 
     def answer(self, response: httpx2.Response) -> Job:
         if response.is_success:

@@ -68,7 +68,11 @@ def api(
 
     from api.app import create_app
 
-    uvicorn.run(create_app(settings()), host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+    try:
+        application = create_app(settings())
+    except ValueError as error:  # no checkpoint manifest
+        raise CommandError(str(error)) from error
+    uvicorn.run(application, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
 
 
 @app.command()

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from cli.errors import CommandError
-from engine.checkpoint import load_generator
 from engine.drag import DragStep
 from engine.errors import EngineError
 from engine.generator import Generator, NoiseMode, to_pixels
@@ -21,7 +20,7 @@ from jobs.errors import InvalidJob
 from jobs.mask import draw_shapes
 from jobs.repository import StoredObject
 from jobs.submission import check_submission
-from worker.edit import choose_device, start_latent, steps
+from worker.edit import choose_device, open_generator, start_latent, steps
 from worker.recording import Product, Recording, Timings
 
 RENDER_TOGETHER = 8
@@ -55,7 +54,7 @@ def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[Mani
     try:
         manifest = Manifest.load(checkpoints)
         model = manifest.get(name)
-        return manifest, model, load_generator(manifest.path(model), device=choose_device(device), sha256=model.sha256)
+        return manifest, model, open_generator(manifest, model, choose_device(device))
     except (ValueError, InvalidJob, EngineError) as error:
         raise CommandError(str(error)) from error
 

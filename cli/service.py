@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from sqlalchemy.exc import OperationalError
+
 from cli.errors import CommandError
 from cli.processes import Child, start
 from cli.servers import free_port, speaks_http
 from cli.stack import Stack
+from jobs.errors import StorageUnavailable
 from jobs.settings import Settings
 from jobs.storage import Storage
 
@@ -17,11 +20,14 @@ START_LIMIT_S = 60.0
 
 
 def prepare(settings: Settings) -> None:
-    """Migrate the database and make the bucket."""
+    """Migrate the database and make the bucket. Raises CommandError when either server is away."""
     from migrations.upgrade import upgrade
 
-    upgrade(settings.database_url)
-    Storage.from_settings(settings).ensure_bucket()
+    try:
+        upgrade(settings.database_url)
+        Storage.from_settings(settings).ensure_bucket()
+    except (OperationalError, StorageUnavailable) as error:
+        raise CommandError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

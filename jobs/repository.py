@@ -189,9 +189,14 @@ class JobRepository:
         waiting = select(Job.id).where(Job.state == JobState.QUEUED).limit(limit).subquery()
         return self.session.scalar(select(func.count()).select_from(waiting)) or 0
 
-    def artifacts(self, job: Job, *, prefix: str = "", after: str = "", limit: int = 1000) -> list[Artifact]:
-        """Artifacts of the job's latest attempt by name: those that begin with prefix and come after `after`."""
-        query = self.artifacts_of(job).where(Artifact.name.startswith(prefix, autoescape=True), Artifact.name > after)
+    def artifacts(self, job: Job) -> list[Artifact]:
+        """Artifacts of the job's latest attempt by name, without the frames: a dozen at most."""
+        query = self.artifacts_of(job).where(Artifact.name.not_like("frames/%"))
+        return list(self.session.scalars(query.order_by(Artifact.name)))
+
+    def frames(self, job: Job, *, after: str, limit: int) -> list[Artifact]:
+        """Frames of the job's latest attempt by iteration, those whose name comes after `after`."""
+        query = self.artifacts_of(job).where(Artifact.name.like("frames/%"), Artifact.name > after)
         return list(self.session.scalars(query.order_by(Artifact.name).limit(limit)))
 
     def artifact(self, job: Job, name: str) -> Artifact:

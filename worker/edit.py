@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.checkpoint import load_generator
 from engine.drag import DragOptions, DragStep, drag, to_points
 from engine.errors import CheckpointDamaged, CheckpointMissing, DragDiverged, EngineError, InvalidEdit
 from engine.generator import Generator
+from jobs.checkpoints import Manifest, ModelEntry
 from jobs.errors import ErrorCode
 from jobs.spec import Drag, JobSpec
 
@@ -19,6 +21,19 @@ CODES: dict[type[EngineError], ErrorCode] = {
     InvalidEdit: ErrorCode.INVALID_EDIT,
     DragDiverged: ErrorCode.DIVERGED,
 }
+
+
+def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) -> Generator:
+    """The model's generator, its hash verified.
+
+    Raises:
+        CheckpointMissing, CheckpointDamaged: the file is not there, or not what the manifest says.
+    """
+    generator = load_generator(manifest.path(model), device=device, sha256=model.sha256)
+    found = (generator.config.resolution, generator.config.num_ws)
+    if found != (model.resolution, model.num_ws):
+        raise CheckpointDamaged(f"checkpoint {model.file} has resolution and num_ws {found}, the manifest says otherwise")
+    return generator
 
 
 def start_latent(spec: JobSpec, generator: Generator) -> Tensor:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_generator
 from engine.drag import DragStep
 from engine.errors import EngineError
 from engine.generator import Generator
@@ -27,7 +26,7 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobState
 from jobs.storage import Storage, upload_key
-from worker.edit import CODES, choose_device, start_latent, steps
+from worker.edit import CODES, choose_device, open_generator, start_latent, steps
 from worker.lease import Lease, Pace
 from worker.recording import Recording, Timings
 from worker.upload import Uploader
@@ -122,8 +121,9 @@ class Runner:
         spec = JobSpec.model_validate(job.spec)
         lease = Lease(self.sessions, job.id, job.attempt, self.pace)
         with lease.silent("load", self.settings.load_limit_s):
-            model = Manifest.load(self.settings.checkpoints).get(spec.model)
-            generator = self.load(model)
+            manifest = Manifest.load(self.settings.checkpoints)
+            model = manifest.get(spec.model)
+            generator = self.load(manifest, model)
             movable = self.movable(spec, job.tenant, model.resolution)
         start, loaded = start_latent(spec, generator), time.monotonic()
         with (
@@ -136,12 +136,11 @@ class Runner:
                 recording.finish(result, model, Timings(load_s=loaded - began, drag_s=dragged - loaded))
         return None if result is None else result.stop_reason
 
-    def load(self, model: ModelEntry) -> Generator:
+    def load(self, manifest: Manifest, model: ModelEntry) -> Generator:
         """The generator, kept for the next job."""
         if self.warm is None or (self.warm.name, self.warm.sha256) != (model.name, model.sha256):
             self.warm = None  # two models at once may be too many
-            path = self.settings.checkpoints / model.file
-            generator = load_generator(path, device=self.device, sha256=model.sha256)
+            generator = open_generator(manifest, model, self.device)
             self.warm = Warm(name=model.name, sha256=model.sha256, generator=generator)
         return self.warm.generator
 

@@ -59,7 +59,7 @@ def page(
 
 @router.get("/{job_id}")
 def get(job_id: UUID, tenant: TenantDep, unit: UnitDep, expand: Literal["artifacts"] | None = None) -> JobView:
-    """One job: state, progress with the points now, and with ?expand=artifacts what it has stored."""
+    """One job: state, progress with the points now, and with ?expand=artifacts what it has stored besides frames."""
     job = unit.jobs.get(tenant, job_id)
     return JobView.of(job, unit.jobs.artifacts(job) if expand else None)
 
@@ -73,7 +73,7 @@ def cancel(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
 @router.get("/{job_id}/frames")
 def frames(job_id: UUID, tenant: TenantDep, unit: UnitDep, cursor: str = "", limit: Limit = 100) -> FramePage:
     """The frames stored so far, by iteration; also while the drag runs."""
-    found = unit.jobs.artifacts(unit.jobs.get(tenant, job_id), prefix="frames/", after=cursor, limit=limit + 1)
+    found = unit.jobs.frames(unit.jobs.get(tenant, job_id), after=cursor, limit=limit + 1)
     more = found[limit - 1].name if len(found) > limit else None
     return FramePage(frames=[ArtifactView.of(frame) for frame in found[:limit]], next_cursor=more)
 

@@ -3,9 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import func, select
 
+from api.app import create_app
 from jobs.models import Job
 from tests.services.jobs import DOCUMENT, add_job
 
@@ -78,6 +80,32 @@ def test_a_body_that_hides_its_length_is_cut_off(client, settings):
 
     answer = client.post("/v1/jobs", content=chunks())
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_a_job_is_accepted_while_the_broker_is_away(settings, sessions):
+    app = create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:9"}))
+    with TestClient(app) as client:
+        assert client.post("/v1/jobs", json=DOCUMENT).status_code == 202
+        assert client.get("/readyz").json()["problems"] == ["broker: ConnectionError"]
+    app.state.sessions.kw["bind"].dispose()
+    assert stored(sessions) == 1
+
+
+def test_while_the_database_is_away_nothing_is_accepted(settings):
+    app = create_app(settings.model_copy(update={"database_url": "postgresql+psycopg://app@127.0.0.1:9/app"}))
+    with TestClient(app) as client:
+        answer = client.post("/v1/jobs", json=DOCUMENT)
+        assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "database_unavailable", "5")
+        assert client.get("/readyz").status_code == 503
+
+
+def test_while_the_store_is_away_a_mask_cannot_be_posted(settings, sessions):
+    app = create_app(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
+    mask = png(np.ones((32, 32), dtype=bool))
+    with TestClient(app) as client:
+        answer = client.post("/v1/jobs", files={"job": json.dumps(DOCUMENT).encode(), "movable": mask})
+    app.state.sessions.kw["bind"].dispose()
+    assert (answer.status_code, answer.json()["code"], stored(sessions)) == (503, "storage_unavailable", 0)
 
 
 def test_jobs_are_listed_in_pages_from_the_newest(client, sessions):

@@ -194,9 +194,10 @@ def test_a_job_shows_the_artifacts_of_its_latest_attempt(sessions):
     with sessions.begin() as session:
         JobRepository(session).add_artifacts(job_id, 1, [FRAME])
         job = session.get(Job, job_id)
-        assert [artifact.name for artifact in JobRepository(session).artifacts(job)] == [FRAME.name]
-        job.attempt = 2
+        assert [frame.name for frame in JobRepository(session).frames(job, after="", limit=9)] == [FRAME.name]
         assert JobRepository(session).artifacts(job) == []
+        job.attempt = 2
+        assert JobRepository(session).frames(job, after="", limit=9) == []
         with pytest.raises(ArtifactNotFound):
             JobRepository(session).artifact(job, FRAME.name)
 

@@ -61,13 +61,13 @@ def test_a_job_goes_through_a_worker_and_its_artifacts_come_back(client, stack, 
     assert (done["state"], done["attempt"], done["error"]) == ("succeeded", 1, None)
     assert done["stop_reason"] in ("reached", "max_iterations")
     artifacts = client.get(f"/v1/jobs/{job['id']}", params={"expand": "artifacts"}).json()["artifacts"]
-    assert {artifact["name"] for artifact in artifacts if not artifact["name"].startswith("frames/")} == ARTIFACTS
-    for artifact in artifacts:
+    assert {artifact["name"] for artifact in artifacts} == ARTIFACTS
+    frames = client.get(f"/v1/jobs/{job['id']}/frames").json()["frames"]
+    for artifact in artifacts + frames:
         data = download(client, job, artifact["name"])
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (artifact["sha256"], artifact["size_bytes"])
     story = json.loads(download(client, job, "trajectory.json"))
-    frames = client.get(f"/v1/jobs/{job['id']}/frames").json()
-    assert [frame["name"] for frame in frames["frames"]] == [f"frames/{step['iteration']:05d}.webp" for step in story["steps"]]
+    assert [frame["name"] for frame in frames] == [f"frames/{step['iteration']:05d}.webp" for step in story["steps"]]
     assert "libtorch" not in Path(f"/proc/{worker.process.pid}/maps").read_text()
     assert any("libtorch" in Path(f"/proc/{child}/maps").read_text() for child in children_of(worker.process.pid))
 

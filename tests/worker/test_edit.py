@@ -1,11 +1,12 @@
 import pytest
+import torch
 
 from engine.drag import DragOptions
-from engine.errors import EngineError
+from engine.errors import CheckpointDamaged, EngineError
 from jobs.checkpoints import Manifest
 from jobs.submission import check_submission
-from tests.manifests import TINY
-from worker.edit import CODES, drag_options
+from tests.manifests import TINY, write_tiny_checkpoints
+from worker.edit import CODES, drag_options, open_generator
 
 MANIFEST = Manifest(None, {"tiny": TINY})
 
@@ -31,3 +32,11 @@ def test_what_the_client_chose_reaches_the_engine():
 @pytest.mark.parametrize("error", EngineError.__subclasses__())
 def test_every_engine_error_has_a_code(error):
     assert error in CODES
+
+
+def test_a_file_of_another_shape_than_the_manifest_says_is_damaged(tmp_path):
+    manifest = Manifest.load(write_tiny_checkpoints(tmp_path))
+    model = manifest.get("tiny")
+    assert open_generator(manifest, model, torch.device("cpu")).config.resolution == 32
+    with pytest.raises(CheckpointDamaged, match="the manifest says otherwise"):
+        open_generator(manifest, model.model_copy(update={"resolution": 64}), torch.device("cpu"))

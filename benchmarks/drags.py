@@ -25,12 +25,13 @@ from engine.drag import DragStep
 from engine.generator import Generator
 from engine.overlay import draw_overlay
 from jobs.checkpoints import Manifest
+from jobs.settings import REPOSITORY
 from jobs.spec import JobSpec
 from jobs.submission import check_submission
 from worker.edit import choose_device, open_generator, start_latent, steps
 
 MODEL = "demo-faces"
-CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+CHECKPOINTS = REPOSITORY / "checkpoints"
 MAX_ITERATIONS = 100
 LONGEST = 0.25  # of the width
 WORST = 10

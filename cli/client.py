@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx2
 
@@ -16,6 +17,12 @@ Job = dict[str, Any]  # a JobView as JSON
 class Client:
     def __init__(self, url: str) -> None:
         self.http = httpx2.Client(base_url=url, timeout=30, follow_redirects=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.http.close()
 
     def submit(self, spec: dict[str, Any]) -> Job:
         """Raises CommandError with the service's reasons."""

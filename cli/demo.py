@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -35,15 +36,16 @@ def run_demo(out: Path, console: Console) -> None:
     """Raises CommandError when an edit does not succeed."""
     stop_on_sigterm()
     console.print("starting PostgreSQL, Valkey, S3, API, worker, reconciler")
-    with local_stack() as stack, running_service(stack) as url:
+    with local_stack() as stack, running_service(stack) as url, Client(url) as client:
         console.print(f"the service answers on {url}", highlight=False)
-        client = Client(url)
         submitted = {name: client.submit(edit) for name, edit in EDITS.items()}
         for name, job in submitted.items():
             follow(client, name, job, console)
             folder = out / name
             count = sum(1 for _ in client.download(job["id"], folder))
-            console.print(f"{name}: {outcome(folder)}; {count} artifacts in {folder}", highlight=False)
+            console.print(f"{name}: {outcome(folder)}; {count} artifacts in {folder}", highlight=False, soft_wrap=True)
+    draw_overview([out / name for name in EDITS], out / "overview.png")
+    console.print(f"all in one picture: {out / 'overview.png'}", highlight=False)
 
 
 def follow(client: Client, name: str, job: Job, console: Console) -> None:
@@ -64,6 +66,17 @@ def follow(client: Client, name: str, job: Job, console: Console) -> None:
         ended = client.wait(job["id"], seen, JOB_LIMIT_S)
     if ended["state"] != "succeeded":
         raise CommandError(f"{name} ended {ended['state']}: {ended['error']}")
+
+
+def draw_overview(folders: list[Path], path: Path) -> None:
+    """Source, overlay and result of each edit, one row an edit."""
+    size = 384
+    sheet = Image.new("RGB", (3 * size, len(folders) * size))
+    for row, folder in enumerate(folders):
+        for column, name in enumerate(("source.png", "overlay.png", "result.png")):
+            with Image.open(folder / name) as image:
+                sheet.paste(image.resize((size, size), Image.Resampling.BICUBIC), (column * size, row * size))
+    sheet.save(path)
 
 
 def outcome(folder: Path) -> str:

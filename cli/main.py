@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.errors import CommandError
+from jobs.settings import REPOSITORY
 
 app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
 )
 console = Console(stderr=True)
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+CHECKPOINTS = REPOSITORY / "checkpoints"
 Checkpoints = Annotated[Path, typer.Option(help="Folder with manifest.toml.")]
 Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 

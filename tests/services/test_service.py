@@ -1,0 +1,85 @@
+"""The whole service as processes, as `dragqueue up` and `dragqueue demo` run it."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.client import Client
+from cli.errors import CommandError
+from cli.servers import free_port
+from cli.service import prepare, running_service
+from tests.services.jobs import DOCUMENT
+
+LIMIT_S = 60
+
+
+def test_an_edit_goes_over_http_through_all_processes_into_a_folder(stack, queue, tmp_path):
+    with running_service(stack) as url, Client(url) as client:
+        job = client.submit(DOCUMENT | {"movable": {"shapes": [{"circle": [15, 11, 9]}]}})
+        assert client.wait(job["id"], lambda job: None, LIMIT_S)["state"] == "succeeded"
+        paths = list(client.download(job["id"], tmp_path))
+        with pytest.raises(CommandError, match="points: List should have at most 64 items"):
+            client.submit(DOCUMENT | {"points": DOCUMENT["points"] * 65})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert {str(path.relative_to(tmp_path)) for path in paths} == set(manifest["artifacts"]) | {"manifest.json"}
+    for name, artifact in manifest["artifacts"].items():
+        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == artifact["sha256"]
+
+
+def test_a_database_that_is_away_is_one_sentence(settings):
+    away = settings.model_copy(update={"database_url": "postgresql+psycopg://app@127.0.0.1:9/app"})
+    with pytest.raises(CommandError, match=r"^the service cannot be prepared: [^\n]+$"):
+        prepare(away)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_up_leaves_no_process_behind(stack, tmp_path, number):
+    """The servers are given; what `up` starts itself must end with it, the workers' children included."""
+    log = tmp_path / "log"
+    command = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "up",
+        "--workers",
+        "2",
+        "--port",
+        str(free_port()),
+        "--state",
+        tmp_path / "state",
+    ]
+    with log.open("w") as output:
+        up = subprocess.Popen(command, env=stack.environment, stderr=output)
+    wait_until(lambda: "Dragqueue serves" in log.read_text())
+    wait_until(lambda: len(family(up.pid)) >= 6)  # api, reconciler, two workers, a child each
+    processes = family(up.pid)
+    os.kill(up.pid, number)
+    up.wait(LIMIT_S)
+    wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes))
+
+
+def family(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def wait_until(true) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_second_service_on_the_port_is_refused(stack, tmp_path):
+    with running_service(stack) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(CommandError, match=f"something answers on {url} already"), running_service(stack, port=port):
+            pass
+    assert Path(stack.logs / "api.log").exists()

@@ -1,0 +1,46 @@
+"""The checkpoint that we ship: it draws what its recipe says, and it can be dragged."""
+
+import pytest
+import torch
+
+from benchmarks.drags import landmarks_of
+from benchmarks.faces.factors import factors_of
+from benchmarks.faces.parts import LANDMARKS
+from benchmarks.faces.renderer import render
+from benchmarks.train_demo import evaluate
+from engine.drag import DragOptions, drag, to_points
+from jobs.checkpoints import Manifest
+from jobs.settings import REPOSITORY
+from worker.edit import open_generator
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Manifest.load(REPOSITORY / "checkpoints").get("demo-faces")
+
+
+@pytest.fixture(scope="module")
+def generator(model):
+    return open_generator(Manifest.load(REPOSITORY / "checkpoints"), model, torch.device("cpu"))
+
+
+def test_it_draws_the_faces_behind_held_out_z(generator):
+    assert evaluate(generator, 128, count=32) > 25  # dB; a mean picture has 11
+
+
+def test_truncated_samples_are_the_faces_of_truncated_factors(generator):
+    z = torch.randn(8, 64, generator=torch.Generator().manual_seed(5))
+    ws = generator.broadcast(generator.mapping.truncate(generator.mapping(z), 0.5))
+    error = (generator.images(ws).clamp(-1, 1) - render(factors_of(z, psi=0.5), 128).images).square().mean() / 4
+    assert -10 * error.log10() > 25
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_the_nose_can_be_dragged_sideways(generator, model, seed):
+    """15.4 px, 12 % of the width, towards the side that is farther away."""
+    psi = model.defaults.truncation_psi
+    x, y = landmarks_of(seed, psi, 128)[LANDMARKS.index("nose_tip")].tolist()
+    handle, target = to_points([(x, y)]), to_points([(x + (15.4 if x < 64 else -15.4), y)])
+    options = DragOptions(learning_rate=model.defaults.learning_rate, max_iterations=100)
+    *_, result = drag(generator, generator.map(seed=seed, truncation_psi=psi), handle, target, options=options)
+    assert (result.stop_reason, result.distance_px <= 1) == ("reached", True)

@@ -15,7 +15,6 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.InvalidJob: 422,
     errors.JobNotFound: 404,
     errors.ArtifactNotFound: 404,
-    errors.JobFinished: 409,
     errors.ObjectMissing: 404,
     errors.StorageUnavailable: 503,
 }
@@ -29,6 +28,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BodyTooLarge, body_too_large)
     for database_away in (OperationalError, TimeoutError):
         app.add_exception_handler(database_away, unavailable)
+    app.add_exception_handler(Exception, internal_error)
 
 
 def job_error(request: Request, error: Exception) -> JSONResponse:
@@ -57,3 +57,8 @@ def body_too_large(request: Request, error: Exception) -> JSONResponse:
 
 def unavailable(request: Request, error: Exception) -> JSONResponse:
     return problem_response(503, "database_unavailable", "the database does not answer", headers=RETRY_AFTER)
+
+
+def internal_error(request: Request, error: Exception) -> JSONResponse:
+    """A defect of ours; the server's log has its traceback."""
+    return problem_response(500, "internal_error", "the service failed; the error was logged")

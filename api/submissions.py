@@ -21,18 +21,19 @@ class PostedJob:
 
 async def posted_job(request: Request) -> PostedJob:
     """Raises InvalidJob when the body is not one of the two forms."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return PostedJob(parse_json(await request.body()), None)
     try:
         async with request.form(max_files=len(PARTS), max_fields=len(PARTS)) as form:
-            parts = {name: await read_part(part) for name, part in form.multi_items()}
+            named = [(name, await read_part(part)) for name, part in form.multi_items()]
     except HTTPException as error:  # starlette's word for a malformed form
         raise InvalidJob([Problem(field="body", message=str(error.detail))]) from error
-    unknown = [
-        Problem(field=name[:100], message=f"unknown part; known parts: {', '.join(PARTS)}") for name in parts if name not in PARTS
-    ]
-    if unknown:
-        raise InvalidJob(unknown)
+    parts = dict(named)
+    for name in parts:
+        if name not in PARTS:
+            raise InvalidJob([Problem(field=name[:100], message=f"unknown part; known parts: {', '.join(PARTS)}")])
+    if len(parts) < len(named):
+        raise InvalidJob([Problem(field="body", message="a part is there twice")])
     if "job" not in parts:
         raise InvalidJob([Problem(field="job", message="the part job with the JSON is missing")])
     return PostedJob(parse_json(parts["job"]), parts.get("movable"))

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import httpx2
 
+from cli.artifacts import ArtifactFolder
 from cli.errors import CommandError
 
 TERMINAL = ("succeeded", "failed", "canceled", "expired")
@@ -26,10 +27,10 @@ class Client:
 
     def submit(self, spec: dict[str, Any]) -> Job:
         """Raises CommandError with the service's reasons."""
-        return self.answer(self.http.post("/v1/jobs", json=spec))
+        return self.json("POST", "/v1/jobs", json=spec)
 
     def get(self, job_id: str) -> Job:
-        return self.answer(self.http.get(f"/v1/jobs/{job_id}"))
+        return self.json("GET", f"/v1/jobs/{job_id}")
 
     def wait(self, job_id: str, seen: Callable[[Job], None], limit_s: float, poll_s: float = 0.2) -> Job:
         """Poll until the job has ended, showing each look to `seen`. Raises CommandError when it takes longer."""
@@ -42,33 +43,36 @@ class Client:
         seen(job)
         return job
 
-    def download(self, job_id: str, folder: Path) -> Iterator[Path]:
-        """Fetch every artifact into the folder, one at a time; each appears whole or not at all."""
+    def download(self, job_id: str, folder: ArtifactFolder) -> Iterator[Path]:
+        """Fetch every artifact into the folder, one at a time."""
         for artifact in self.artifacts(job_id):
-            path = folder / artifact["name"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            response = self.http.get(artifact["url"])
+            response = self.request("GET", artifact["url"])
             if response.status_code != 200:
                 raise CommandError(f"{artifact['name']} could not be downloaded: HTTP {response.status_code}")
-            part = path.with_name(path.name + ".part")
-            part.write_bytes(response.content)
-            part.rename(path)
-            yield path
+            yield folder.write(artifact["name"], response.content)
 
     def artifacts(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Everything the job has stored, frames last."""
-        job = self.answer(self.http.get(f"/v1/jobs/{job_id}", params={"expand": "artifacts"}))
+        job = self.json("GET", f"/v1/jobs/{job_id}", params={"expand": "artifacts"})
         yield from job["artifacts"]
         page: dict[str, Any] = {"next_cursor": ""}
         while page["next_cursor"] is not None:
-            page = self.answer(self.http.get(job["links"]["frames"], params={"cursor": page["next_cursor"]}))
+            page = self.json("GET", job["links"]["frames"], params={"cursor": page["next_cursor"]})
             yield from page["frames"]
 
-    def answer(self, response: httpx2.Response) -> Job:
-        if response.is_success:
-            job: Job = response.json()
-            return job
-        raise CommandError(reason(response))
+    def json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Raises CommandError with the service's reasons."""
+        response = self.request(method, path, **options)
+        if not response.is_success:
+            raise CommandError(reason(response))
+        document: dict[str, Any] = response.json()
+        return document
+
+    def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            return self.http.request(method, path, **options)
+        except httpx2.HTTPError as error:
+            raise CommandError(f"the service does not answer: {error}") from error
 
 
 def reason(response: httpx2.Response) -> str:

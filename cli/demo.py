@@ -9,10 +9,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli.artifacts import ArtifactFolder
 from cli.client import Client, Job
 from cli.errors import CommandError
 from cli.service import running_service
-from cli.stack import local_stack, stop_on_sigterm
+from cli.stack import Stack, local_stack, stop_on_sigterm
 
 JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {
@@ -20,6 +21,7 @@ EDITS: dict[str, dict[str, Any]] = {
         "model": "demo-faces",
         "source": {"seed": 7},
         "points": [{"handle": [61, 80], "target": [77, 80]}],
+        "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },
     "open-mouth": {
@@ -27,6 +29,7 @@ EDITS: dict[str, dict[str, Any]] = {
         "source": {"seed": 3},
         "points": [{"handle": [61, 90], "target": [61, 106]}],
         "movable": {"shapes": [{"circle": [61, 95, 28]}]},
+        "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },
 }
@@ -40,15 +43,18 @@ def run_demo(out: Path, console: Console) -> None:
         console.print(f"the service answers on {url}", highlight=False)
         submitted = {name: client.submit(edit) for name, edit in EDITS.items()}
         for name, job in submitted.items():
-            follow(client, name, job, console)
+            ended = follow(client, name, job, stack, console)
             folder = out / name
-            count = sum(1 for _ in client.download(job["id"], folder))
+            count = sum(1 for _ in client.download(job["id"], ArtifactFolder(folder)))
             console.print(f"{name}: {outcome(folder)}; {count} artifacts in {folder}", highlight=False, soft_wrap=True)
+            if ended["stop_reason"] != "reached":
+                raise CommandError(f"{name} did not reach its targets")
     draw_overview([out / name for name in EDITS], out / "overview.png")
     console.print(f"all in one picture: {out / 'overview.png'}", highlight=False)
 
 
-def follow(client: Client, name: str, job: Job, console: Console) -> None:
+def follow(client: Client, name: str, job: Job, stack: Stack, console: Console) -> Job:
+    """Show a job's progress until it has succeeded."""
     columns = (
         TextColumn(f"{name} {{task.description}}"),
         BarColumn(),
@@ -59,6 +65,7 @@ def follow(client: Client, name: str, job: Job, console: Console) -> None:
         task = bar.add_task("queued", total=job["spec"]["drag"]["max_iterations"], distance="")
 
         def seen(job: Job) -> None:
+            stack.check()
             progress = job["progress"] or {}
             distance = f"{progress['distance_px']:.1f} px left" if "distance_px" in progress else ""
             bar.update(task, description=job["state"], completed=progress.get("iteration", 0), distance=distance)
@@ -66,6 +73,7 @@ def follow(client: Client, name: str, job: Job, console: Console) -> None:
         ended = client.wait(job["id"], seen, JOB_LIMIT_S)
     if ended["state"] != "succeeded":
         raise CommandError(f"{name} ended {ended['state']}: {ended['error']}")
+    return ended
 
 
 def draw_overview(folders: list[Path], path: Path) -> None:

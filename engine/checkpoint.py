@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import CheckpointDamaged, CheckpointMissing
-from engine.generator import Generator, GeneratorConfig
+from engine.generator import Generator, GeneratorConfig, channels_last
 
 
 def save_generator(generator: Generator, path: Path) -> None:
@@ -37,19 +37,15 @@ def load_generator(path: Path | str, *, device: torch.device | str = "cpu", sha2
         raise CheckpointMissing(f"checkpoint {path.name} is not in {path.parent}")
     if sha256 is not None:
         verify_hash(path, sha256)
-    generator = read_generator(path).eval().requires_grad_(False).to(device)
-    return channels_last(generator)
-
-
-def channels_last(generator: Generator) -> Generator:
-    """The same generator with its convolutions laid out for speed: twice as fast on CPUs, measured."""
-    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    return generator
+    return channels_last(read_generator(path).eval().requires_grad_(False).to(device))
 
 
 def verify_hash(path: Path, sha256: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointDamaged(f"checkpoint {path.name} cannot be read: {error.strerror}") from error
     if found != sha256:
         raise CheckpointDamaged(f"checkpoint {path.name} has sha256 {found[:12]}..., the manifest says {sha256[:12]}...")
 

@@ -109,8 +109,8 @@ class DragRun:
         self.optimizer = torch.optim.Adam([self.variable], lr=options.learning_rate)
         layers = self.synthesis.layers(until=self.feature_resolution, rgb=False)
         self.moving_layers = [layer for layer in layers if layer.row < options.trainable_layers]
-        self.constant = modulate([layer for layer in layers if layer.row >= options.trainable_layers], self.start)
         with torch.no_grad():
+            self.constant = modulate([layer for layer in layers if layer.row >= options.trainable_layers], self.start)
             self.start_features = self.features()
             self.reference = sample(self.start_features, self.handles, self.resolution)  # [K, C], what each handle looks like
         self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
@@ -139,8 +139,7 @@ class DragRun:
 
     def descend(self) -> None:
         """One step of the optimizer."""
-        self.optimizer.zero_grad()
-        torch.autograd.backward(self.loss)
+        (self.variable.grad,) = torch.autograd.grad(self.loss, self.variable)
         self.optimizer.step()
         self.iteration += 1
 

@@ -2,10 +2,11 @@
 
 import tomllib
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jobs.errors import InvalidJob, Problem
+from jobs.errors import InvalidJob, ManifestInvalid, Problem
 
 MANIFEST = "manifest.toml"
 
@@ -15,8 +16,8 @@ class ModelDefaults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    truncation_psi: float = 0.7
-    learning_rate: float | None = None
+    truncation_psi: float = Field(default=0.7, ge=-2, le=2)
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
     feature_resolution: int | None = None
 
     def drag(self) -> dict[str, object]:
@@ -37,6 +38,17 @@ class ModelEntry(BaseModel):
     layout: str  # what the file was converted from
     defaults: ModelDefaults = ModelDefaults()
 
+    @model_validator(mode="after")
+    def default_block_exists(self) -> Self:
+        if self.defaults.feature_resolution not in (None, *self.block_resolutions):
+            raise ValueError(f"defaults.feature_resolution must be one of {self.block_resolutions}")
+        return self
+
+    @property
+    def block_resolutions(self) -> list[int]:
+        """4, 8, ... resolution."""
+        return [2**k for k in range(2, self.resolution.bit_length())]
+
 
 class Manifest:
     """All models of a checkpoints folder."""
@@ -50,14 +62,14 @@ class Manifest:
         """Read manifest.toml.
 
         Raises:
-            ValueError: it is missing or not what a manifest is, with the reason.
+            ManifestInvalid: it is missing or not what a manifest is, with the reason.
         """
         path = folder / MANIFEST
         try:
             tables = tomllib.loads(path.read_text())["models"]
             models = {name: ModelEntry(name=name, **table) for name, table in tables.items()}
         except (OSError, KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError, ValidationError) as error:
-            raise ValueError(f"{path} is not a checkpoint manifest: {error}") from error
+            raise ManifestInvalid(f"{path} is not a checkpoint manifest: {error}") from error
         return cls(folder, models)
 
     def get(self, name: str) -> ModelEntry:

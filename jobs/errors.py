@@ -4,7 +4,7 @@ JobError
 ├── InvalidJob          invalid_job           the request cannot become a job; lists every problem
 ├── JobNotFound         job_not_found         no such job for this tenant
 ├── ArtifactNotFound    artifact_not_found    no such artifact (yet)
-├── JobFinished         job_finished          too late, the job has ended
+├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
 ├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
 ├── ObjectMissing       object_missing        the store has no such object
 └── StorageUnavailable  storage_unavailable   the store does not answer
@@ -20,7 +20,9 @@ class ErrorCode(StrEnum):
 
     CHECKPOINT_MISSING = "checkpoint_missing"
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
+    MANIFEST_INVALID = "manifest_invalid"
     INVALID_EDIT = "invalid_edit"
+    INPUT_MISSING = "input_missing"
     DIVERGED = "diverged"
     TIMEOUT = "timeout"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
@@ -28,7 +30,7 @@ class ErrorCode(StrEnum):
     @property
     def retryable(self) -> bool:
         """Whether the same job might succeed later without being changed."""
-        return self in (ErrorCode.TIMEOUT, ErrorCode.ATTEMPTS_EXHAUSTED, ErrorCode.CHECKPOINT_MISSING)
+        return self not in (ErrorCode.INVALID_EDIT, ErrorCode.DIVERGED, ErrorCode.INPUT_MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,8 @@ class ArtifactNotFound(JobError):
     code = "artifact_not_found"
 
 
-class JobFinished(JobError):
-    code = "job_finished"
+class ManifestInvalid(JobError):
+    code = "manifest_invalid"
 
 
 class LeaseLost(JobError):

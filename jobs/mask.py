@@ -4,14 +4,14 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from jobs.errors import InvalidJob, Problem
 from jobs.spec import Shape
 
 
 def draw_shapes(shapes: Sequence[Shape], resolution: int) -> np.ndarray:
-    """The union of the shapes: bool [R, R]. A pixel belongs to a shape when its center does."""
+    """The union of the shapes: bool [R, R]. A pixel belongs to a shape when its center lies in it; edges of boxes do."""
     mask = np.zeros((resolution, resolution), dtype=bool)
     y, x = np.mgrid[:resolution, :resolution]
     for shape in shapes:
@@ -27,9 +27,15 @@ def draw_shapes(shapes: Sequence[Shape], resolution: int) -> np.ndarray:
 
 
 def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.ndarray:
-    canvas = Image.new("1", (resolution, resolution))
-    ImageDraw.Draw(canvas).polygon([(x, y) for x, y in polygon], fill=1)
-    return np.asarray(canvas, dtype=bool)
+    """Pixels whose center is inside by the even-odd rule; centers on a right or lower edge are not."""
+    flips = np.zeros((resolution, resolution + 1), dtype=np.int64)  # where a row changes between outside and inside
+    rows = np.arange(resolution)
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        crossed = rows[(rows >= min(y0, y1)) & (rows < max(y0, y1))]
+        if len(crossed):
+            x = x0 + (crossed - y0) * (x1 - x0) / (y1 - y0)
+            np.add.at(flips, (crossed, np.ceil(x).clip(0, resolution).astype(np.int64)), 1)
+    return np.asarray(flips.cumsum(axis=1)[:, :resolution] % 2 == 1)
 
 
 def read_png(data: bytes, resolution: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, bindparam, func, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import ColumnElement, Select, Update, bindparam, cast, func, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Text
 
@@ -19,33 +19,35 @@ from jobs.models import Artifact, Job, Tenant
 from jobs.spec import JobSpec
 from jobs.states import JobState, sources
 
-# One statement: the least recently served tenant that has work, its highest priority, a warm model among equals, then
-# age. Each arm reads one row of an index; only job rows are locked, so that claimers never wait for each other.
+# One statement: the least recently served tenant that has work, its highest priority, the warm model among equals, then
+# age. OFFSET 0 makes Postgres sort the tenants first, so that it stops at the first one with work and locks no other's
+# jobs; each arm reads one row of an index. Tenants are never locked: claimers do not wait for each other.
 CLAIM = text("""
 WITH pick AS MATERIALIZED (
-    SELECT candidate.id, candidate.tenant
-    FROM tenants CROSS JOIN LATERAL (
+    SELECT candidate.id
+    FROM (SELECT id FROM tenants ORDER BY served_at, id OFFSET 0) AS turn
+    CROSS JOIN LATERAL (
         SELECT arms.* FROM (
             SELECT * FROM (
-                SELECT id, tenant, priority, seq, true AS warm FROM jobs
-                WHERE tenant = tenants.id AND state = 'queued' AND model = ANY(:warm)
+                SELECT id, priority, seq, true AS warm FROM jobs
+                WHERE tenant = turn.id AND state = 'queued' AND model = :warm
                     AND (start_before IS NULL OR start_before > now())
                 ORDER BY priority DESC, seq LIMIT 1 FOR UPDATE SKIP LOCKED) AS warm_arm
             UNION ALL
             SELECT * FROM (
-                SELECT id, tenant, priority, seq, false AS warm FROM jobs
-                WHERE tenant = tenants.id AND state = 'queued'
+                SELECT id, priority, seq, false AS warm FROM jobs
+                WHERE tenant = turn.id AND state = 'queued'
                     AND (start_before IS NULL OR start_before > now())
                 ORDER BY priority DESC, seq LIMIT 1 FOR UPDATE SKIP LOCKED) AS any_arm
         ) AS arms ORDER BY arms.priority DESC, arms.warm DESC, arms.seq LIMIT 1
     ) AS candidate
-    ORDER BY tenants.served_at, tenants.id LIMIT 1
+    LIMIT 1
 )
 UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = :worker, progress = NULL,
     lease_expires_at = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp())
 FROM pick WHERE jobs.id = pick.id AND jobs.state = 'queued'
 RETURNING jobs.id
-""").bindparams(bindparam("warm", type_=ARRAY(Text)))
+""").bindparams(bindparam("warm", type_=Text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,15 @@ class Outcome:
     error_message: str | None = None
 
 
+def mine(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
+    """The fence: the job, while this attempt runs it."""
+    return Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING
+
+
+def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
+    return LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
+
+
 class JobRepository:
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -95,9 +106,10 @@ class JobRepository:
         self.session.refresh(job)
         return job
 
-    def get(self, tenant: str, job_id: UUID) -> Job:
+    def get(self, tenant: str, job_id: UUID, *, lock: bool = False) -> Job:
         """Raises JobNotFound, also for other tenants' jobs."""
-        job = self.session.scalar(select(Job).where(Job.id == job_id, Job.tenant == tenant))
+        query = select(Job).where(Job.id == job_id, Job.tenant == tenant)
+        job = self.session.scalar(query.with_for_update() if lock else query)
         if job is None:
             raise JobNotFound(f"there is no job {job_id}")
         return job
@@ -112,9 +124,9 @@ class JobRepository:
         query = query.where(*(column == value for column, value in wanted if value is not None))
         return list(self.session.scalars(query if before is None else query.where(Job.seq < before)))
 
-    def claim(self, worker: str, lease: timedelta, warm_models: Sequence[str] = ()) -> Job | None:
-        """Start the job whose turn it is; None when nothing waits."""
-        parameters = {"worker": worker, "lease": lease, "warm": list(warm_models)}
+    def claim(self, worker: str, lease: timedelta, warm_model: str | None = None) -> Job | None:
+        """Start the job whose turn it is; None when nothing waits, or what waits is just being claimed."""
+        parameters = {"worker": worker, "lease": lease, "warm": warm_model}
         job_id = self.session.scalar(CLAIM, parameters)
         if job_id is None:
             return None
@@ -130,32 +142,32 @@ class JobRepository:
         """
         values: dict[str, Any] = {"lease_expires_at": func.clock_timestamp() + lease}
         if progress is not None:
-            values["progress"] = progress
-        statement = self.of_attempt(job_id, attempt).values(values).returning(Job.cancel_requested_at)
+            values["progress"] = func.coalesce(Job.progress, cast({}, JSONB)).op("||")(cast(progress, JSONB))
+        statement = update(Job).where(*mine(job_id, attempt)).values(values).returning(Job.cancel_requested_at)
         row = self.session.execute(statement).one_or_none()
         if row is None:
-            raise LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
+            raise lease_lost(job_id, attempt)
         return Wishes(cancel=row.cancel_requested_at is not None)
 
     def add_artifacts(self, job_id: UUID, attempt: int, objects: Sequence[StoredObject]) -> None:
         """Record uploaded objects. Raises LeaseLost."""
-        self.held(job_id, attempt)
+        if self.session.scalar(select(Job.id).where(*mine(job_id, attempt)).with_for_update()) is None:
+            raise lease_lost(job_id, attempt)
         rows = [{"job_id": job_id, "attempt": attempt, **vars(stored)} for stored in objects]
         self.session.execute(insert(Artifact).values(rows).on_conflict_do_nothing())
 
-    def held(self, job_id: UUID, attempt: int) -> Job:
-        """Lock the row of a job that this attempt runs. Raises LeaseLost."""
-        query = select(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING).with_for_update()
-        job = self.session.scalar(query)
-        if job is None:
-            raise LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
-        return job
-
     def finish(self, job_id: UUID, attempt: int, outcome: Outcome) -> None:
         """End the job as this attempt found. Raises LeaseLost."""
-        mine = (Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
-        if self.count(self.move(outcome.state, *mine).values(asdict(outcome))) == 0:
-            raise LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
+        if self.count(self.move(outcome.state, *mine(job_id, attempt)).values(asdict(outcome))) == 0:
+            raise lease_lost(job_id, attempt)
+
+    def release(self, job_id: UUID, attempt: int, reason: str, max_attempts: int) -> None:
+        """Give up an attempt that broke down: back to the queue, or failed when it was the last. Raises LeaseLost."""
+        if self.give_up(mine(job_id, attempt), f"{max_attempts} attempts failed, the last one by {reason}", max_attempts) == (
+            0,
+            0,
+        ):
+            raise lease_lost(job_id, attempt)
 
     def request_cancel(self, tenant: str, job_id: UUID) -> Job:
         """Cancel at once what waits; ask the worker to stop what runs; leave alone what has ended.
@@ -163,21 +175,29 @@ class JobRepository:
         Raises:
             JobNotFound: there is no such job.
         """
-        mine = (Job.tenant == tenant, Job.id == job_id)
-        self.session.execute(self.move(JobState.CANCELED, *mine, Job.state == JobState.QUEUED))
-        wish = {"cancel_requested_at": func.coalesce(Job.cancel_requested_at, func.clock_timestamp())}
-        self.session.execute(update(Job).where(*mine, Job.state == JobState.RUNNING).values(wish))
-        return self.get(tenant, job_id)
+        job = self.get(tenant, job_id, lock=True)
+        if job.state == JobState.QUEUED:
+            self.session.execute(self.move(JobState.CANCELED, Job.id == job_id))
+        elif job.state == JobState.RUNNING and job.cancel_requested_at is None:
+            self.session.execute(update(Job).where(Job.id == job_id).values(cancel_requested_at=func.clock_timestamp()))
+        self.session.refresh(job)
+        return job
 
     def requeue_expired_leases(self, max_attempts: int) -> tuple[int, int]:
-        """Jobs whose worker has gone silent: (back to the queue, failed because that was the last attempt)."""
+        """Jobs whose worker has gone silent: (back to the queue, failed because that was the last attempt).
+
+        Those that somebody wanted to cancel are canceled.
+        """
         silent = (Job.state == JobState.RUNNING, Job.lease_expires_at < func.clock_timestamp())
-        message = f"{max_attempts} attempts ended without a word from their worker"
-        exhausted = self.move(JobState.FAILED, *silent, Job.failures + 1 >= max_attempts)
-        failed = self.count(
-            exhausted.values(failures=Job.failures + 1, error_code=ErrorCode.ATTEMPTS_EXHAUSTED, error_message=message)
-        )
-        requeued = self.count(self.move(JobState.QUEUED, *silent).values(failures=Job.failures + 1))
+        self.session.execute(self.move(JobState.CANCELED, *silent, Job.cancel_requested_at.is_not(None)))
+        return self.give_up(silent, f"{max_attempts} attempts ended without a word from their worker", max_attempts)
+
+    def give_up(self, which: Sequence[ColumnElement[bool]], message: str, max_attempts: int) -> tuple[int, int]:
+        """Count a failure for running jobs: (back to the queue, failed with the message)."""
+        last = self.move(JobState.FAILED, *which, Job.failures + 1 >= max_attempts)
+        outcome = {"failures": Job.failures + 1, "error_code": ErrorCode.ATTEMPTS_EXHAUSTED, "error_message": message}
+        failed = self.count(last.values(outcome))
+        requeued = self.count(self.move(JobState.QUEUED, *which).values(failures=Job.failures + 1))
         return requeued, failed
 
     def expire(self) -> int:
@@ -209,10 +229,6 @@ class JobRepository:
     @staticmethod
     def artifacts_of(job: Job) -> Select[Artifact]:
         return select(Artifact).where(tuple_(Artifact.job_id, Artifact.attempt) == (job.id, job.attempt))
-
-    @staticmethod
-    def of_attempt(job_id: UUID, attempt: int) -> Update:
-        return update(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING)
 
     @staticmethod
     def move(state: JobState, *where: ColumnElement[bool]) -> Update:

@@ -4,9 +4,11 @@ Points are (x, y) in pixels of the model's image, pixel centers at integers. Rad
 A field left out takes the model's default from its manifest entry, else the preset's; `resolved` fills them in.
 """
 
+import json
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from jobs.checkpoints import ModelEntry
 
@@ -83,8 +85,15 @@ class Output(Strict):
 
     frames_every: int = Field(default=1, ge=0, le=2000)  # iterations between two frames; 0 keeps none
     frame_format: Literal["webp", "png"] = "webp"
-    animation: list[Literal["mp4", "webp", "gif"]] = Field(default=["mp4"], max_length=3)
+    animation: list[Literal["mp4", "webp", "gif"]] = Field(default=["mp4"], max_length=3)  # made of the frames kept
     overlay: bool = True
+
+    @field_validator("animation")
+    @classmethod
+    def each_once(cls, animation: list[str]) -> list[str]:
+        if len(set(animation)) < len(animation):
+            raise ValueError("names a format twice")
+        return animation
 
 
 class JobSpec(Strict):
@@ -97,17 +106,22 @@ class JobSpec(Strict):
     drag: Drag = Drag()
     output: Output = Output()
     priority: int = Field(default=0, ge=-100, le=100)
-    start_before: AwareDatetime | None = None
+    start_before: AwareDatetime | None = Field(
+        default=None, ge=datetime(2000, 1, 1, tzinfo=UTC), le=datetime(9000, 1, 1, tzinfo=UTC)
+    )
     run_timeout_s: float = Field(default=900, ge=1, le=86_400)
     retain_for_s: int = Field(default=604_800, ge=60, le=31_536_000)
     metadata: dict[str, JsonValue] = {}
 
-    @model_validator(mode="after")
-    def metadata_is_small(self) -> Self:
-        size = len(self.model_dump_json(include={"metadata"}))
+    @field_validator("metadata")
+    @classmethod
+    def metadata_is_small(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
         if size > MAX_METADATA_BYTES:
-            raise ValueError(f"metadata may take {MAX_METADATA_BYTES} bytes as JSON, it takes {size}")
-        return self
+            raise ValueError(f"may take {MAX_METADATA_BYTES} bytes as JSON, takes {size}")
+        if "\\u0000" in json.dumps(metadata):
+            raise ValueError("may not contain the character NUL")
+        return metadata
 
     def resolved(self, model: ModelEntry) -> "JobSpec":
         """The same job with nothing left to defaults: client's value, else the model's, else the preset's."""

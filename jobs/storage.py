@@ -19,11 +19,11 @@ from jobs.settings import Settings
 class Storage:
     """One bucket. Safe to share between threads, not between processes."""
 
-    def __init__(self, client: Minio, public_client: Minio, bucket: str, presigned_url: timedelta) -> None:
+    def __init__(self, client: Minio, public_client: Minio, bucket: str, link_lifetime: timedelta) -> None:
         self.client = client
         self.public_client = public_client
         self.bucket = bucket
-        self.presigned_url = presigned_url
+        self.link_lifetime = link_lifetime
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Storage":
@@ -59,7 +59,7 @@ class Storage:
     def url(self, key: str, filename: str) -> str:
         """A link that lets its holder download one object for a while."""
         headers: dict[str, Any] = {"response-content-disposition": f'attachment; filename="{filename}"'}
-        return self.public_client.presigned_get_object(self.bucket, key, self.presigned_url, response_headers=headers)
+        return self.public_client.presigned_get_object(self.bucket, key, self.link_lifetime, response_headers=headers)
 
 
 def artifact_key(tenant: str, job_id: UUID, attempt: int, name: str) -> str:
@@ -103,7 +103,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except S3Error as error:
-        if error.code in ("NoSuchKey", "NoSuchBucket"):
+        if error.code == "NoSuchKey":
             raise ObjectMissing(f"the store has no {error.object_name or error.bucket_name}") from error
         raise StorageUnavailable(f"the store answered {error.code}") from error
     except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:

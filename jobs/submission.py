@@ -1,5 +1,6 @@
 """From a posted document to a job that can run: everything that is checked before anything is stored."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +11,17 @@ from jobs.errors import InvalidJob, Problem
 from jobs.mask import draw_shapes, read_png
 from jobs.spec import JobSpec, Movable
 
+MAX_PROBLEMS = 100  # told of one request
+MAX_FIELD_LENGTH = 200
+
 
 @dataclass(frozen=True)
 class Submission:
     """A job that passed every check."""
 
     spec: JobSpec  # resolved
-    movable: np.ndarray | None  # bool [R, R], when it came as a PNG: it has yet to be stored
+    mask: np.ndarray | None  # the movable mask, bool [R, R]
+    mask_posted: bool  # it came as a PNG beside the spec and has yet to be stored
 
 
 def check_submission(document: object, manifest: Manifest, movable_png: bytes | None = None) -> Submission:
@@ -24,31 +29,30 @@ def check_submission(document: object, manifest: Manifest, movable_png: bytes | 
     spec = parse_spec(document)
     model = manifest.get(spec.model)
     problems = [*point_problems(spec, model), *option_problems(spec, model)]
-    movable = None
-    if movable_png is not None:
-        if spec.movable is not None:
-            problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
-        movable = read_png(movable_png, model.resolution)
-    mask = movable if movable is not None else shapes_mask(spec.movable, model)
+    if movable_png is not None and spec.movable is not None:
+        problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
+    mask = shapes_mask(spec.movable, model) if movable_png is None else read_png(movable_png, model.resolution)
     if mask is not None and not mask.any():
         problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
     if problems:
         raise InvalidJob(problems)
-    return Submission(spec.resolved(model), movable)
+    return Submission(spec.resolved(model), mask, mask_posted=movable_png is not None)
 
 
 def parse_spec(document: object) -> JobSpec:
+    """Raises InvalidJob."""
     try:
-        return JobSpec.model_validate(document)
+        # by way of JSON, where strict means what it should: no text for numbers, but lists for tuples
+        return JobSpec.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
-        problems = [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in error.errors(include_url=False)]
-        raise InvalidJob(problems) from error
+        parts = error.errors(include_url=False)[:MAX_PROBLEMS]
+        raise InvalidJob([Problem(field=field_path(part["loc"]), message=part["msg"]) for part in parts]) from error
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """("points", 0, "target", 1) -> points[0].target[1]."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.removeprefix(".") or "job"
+    return path.removeprefix(".")[:MAX_FIELD_LENGTH] or "job"
 
 
 def point_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
@@ -71,7 +75,7 @@ def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
         problems.append(
             Problem(field="drag.trainable_layers", message=f"must be 1 to {model.num_ws} for {model.name}, got {rows}")
         )
-    blocks = [2**k for k in range(2, model.resolution.bit_length())]
+    blocks = model.block_resolutions
     if block is not None and block not in blocks:
         problems.append(
             Problem(field="drag.feature_resolution", message=f"must be one of {blocks} for {model.name}, got {block}")

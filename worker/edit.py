@@ -1,4 +1,4 @@
-"""From a job's spec to the engine: the only file that knows both vocabularies."""
+"""From a job's spec to the engine's arguments."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -9,18 +9,10 @@ from torch import Tensor
 
 from engine.checkpoint import load_generator
 from engine.drag import DragOptions, DragStep, drag, to_points
-from engine.errors import CheckpointDamaged, CheckpointMissing, DragDiverged, EngineError, InvalidEdit
+from engine.errors import CheckpointDamaged
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
-from jobs.errors import ErrorCode
 from jobs.spec import Drag, JobSpec
-
-CODES: dict[type[EngineError], ErrorCode] = {
-    CheckpointMissing: ErrorCode.CHECKPOINT_MISSING,
-    CheckpointDamaged: ErrorCode.CHECKPOINT_DAMAGED,
-    InvalidEdit: ErrorCode.INVALID_EDIT,
-    DragDiverged: ErrorCode.DIVERGED,
-}
 
 
 def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) -> Generator:

@@ -1,5 +1,6 @@
 """An attempt's right to its job, renewed by progress."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -9,9 +10,13 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy.exc import OperationalError
+
 from jobs.database import Sessions
 from jobs.errors import LeaseLost
 from jobs.repository import JobRepository, Wishes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class Lease:
         self.job_id = job_id
         self.attempt = attempt
         self.pace = pace
-        self.written = -float("inf")  # monotonic clock
+        self.written = time.monotonic() - pace.progress_interval_s  # when the lease was last renewed
         self.wishes = Wishes(cancel=False)
 
     def progress(self, progress: dict[str, Any]) -> Wishes:
@@ -39,8 +44,17 @@ class Lease:
             LeaseLost: the job is no longer this attempt's.
         """
         if time.monotonic() - self.written >= self.pace.progress_interval_s:
-            self.renew(progress)
+            self.try_to_renew(progress)
         return self.wishes
+
+    def try_to_renew(self, progress: dict[str, Any] | None = None) -> None:
+        """Renew; while the database is away, go on as long as the lease would last. Raises LeaseLost."""
+        try:
+            self.renew(progress)
+        except OperationalError as error:
+            if time.monotonic() - self.written >= self.pace.lease_s:
+                raise
+            logger.warning("job %s: lease not renewed: %s", self.job_id, error)
 
     def renew(self, progress: dict[str, Any] | None = None) -> None:
         """Raises LeaseLost."""
@@ -58,21 +72,21 @@ class Lease:
         """
         self.renew({"phase": phase})
         done = threading.Event()
-        lost: list[LeaseLost] = []
-        thread = threading.Thread(target=self.beat, args=(done, lost, time.monotonic() + limit_s), daemon=True)
+        failed: list[Exception] = []
+        thread = threading.Thread(target=self.beat, args=(done, failed, time.monotonic() + limit_s), daemon=True)
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
-        if lost:
-            raise lost[0]
+        if failed:
+            raise failed[0]
 
-    def beat(self, done: threading.Event, lost: list[LeaseLost], until: float) -> None:
+    def beat(self, done: threading.Event, failed: list[Exception], until: float) -> None:
         while not done.wait(self.pace.beat_s) and time.monotonic() < until:
             try:
-                self.renew()
-            except LeaseLost as error:
-                lost.append(error)
+                self.try_to_renew()
+            except (LeaseLost, OperationalError) as error:
+                failed.append(error)
                 return

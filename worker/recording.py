@@ -110,6 +110,11 @@ class Recording:
             self.put_image(f"frames/{step.iteration:05d}.{self.spec.output.frame_format}", pixels)
         self.waiting.clear()
 
+    def keep_frames(self) -> None:
+        """Store the frames there are; nothing else of this edit will be."""
+        self.render_waiting()
+        self.sink.drain()
+
     def finish(self, result: DragStep | None, model: ModelEntry, timings: Timings) -> None:
         """Everything that needs the end; result is None when there was nothing to drag."""
         self.render_waiting()
@@ -127,7 +132,7 @@ class Recording:
         self.sink.put(Product("trajectory.json", lambda: to_json(self.story(result))))
         if self.spec.output.overlay:
             self.put_image("overlay.png", self.overlay(pixels, result.iteration))
-        for kind in self.spec.output.animation:
+        for kind in self.spec.output.animation if self.spec.output.frames_every else ():
             self.sink.put(Product(f"animation.{kind}", partial(self.animation, kind, pixels)))
 
     def manifest(self, model: ModelEntry, timings: Timings) -> dict[str, Any]:

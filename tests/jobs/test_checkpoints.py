@@ -1,7 +1,7 @@
 import pytest
 
 from jobs.checkpoints import Manifest
-from jobs.errors import InvalidJob
+from jobs.errors import InvalidJob, ManifestInvalid
 from tests.manifests import write_tiny_checkpoints
 
 
@@ -19,10 +19,19 @@ def test_an_unknown_model_is_told_with_the_known_ones(tmp_path):
 @pytest.mark.parametrize("text", ["", "models = 3", "[models.a]\nfile = 'x'", "[models"])
 def test_what_is_no_manifest_is_said_with_its_path(tmp_path, text):
     (tmp_path / "manifest.toml").write_text(text)
-    with pytest.raises(ValueError, match=r"manifest.toml is not a checkpoint manifest"):
+    with pytest.raises(ManifestInvalid, match=r"manifest.toml is not a checkpoint manifest"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("defaults", ["learning_rate = -5", "feature_resolution = 48", "truncation_psi = 9", "speed = 3"])
+def test_defaults_that_no_job_could_take_are_refused(tmp_path, defaults):
+    write_tiny_checkpoints(tmp_path)
+    path = tmp_path / "manifest.toml"
+    path.write_text(path.read_text().replace("[models.slow]", f"defaults = {{ {defaults} }}\n[models.slow]"))
+    with pytest.raises(ManifestInvalid):
         Manifest.load(tmp_path)
 
 
 def test_a_missing_manifest_is_said(tmp_path):
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ManifestInvalid, match="No such file"):
         Manifest.load(tmp_path)

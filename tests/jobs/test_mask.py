@@ -13,8 +13,25 @@ def test_shapes_are_united():
 
 def test_a_polygon_covers_its_inside():
     mask = draw_shapes([Shape(polygon=[(2, 2), (12, 2), (12, 12), (2, 12)])], 16)
-    assert mask[2:13, 2:13].all()
-    assert mask.sum() == 11 * 11
+    assert mask[2:12, 2:12].all()
+    assert mask.sum() == 10 * 10
+
+
+def test_a_polygon_holds_the_pixels_whose_center_it_holds():
+    mask = draw_shapes([Shape(polygon=[(2.6, 2.6), (11.4, 2.6), (11.4, 11.4), (2.6, 11.4)])], 16)
+    assert (mask.sum(), mask[3:12, 3:12].all()) == (81, True)
+
+
+def test_polygons_that_share_an_edge_share_no_pixel():
+    left, right = [(0, 0), (7, 0), (3, 15), (0, 15)], [(7, 0), (15, 0), (15, 15), (3, 15)]
+    masks = [draw_shapes([Shape(polygon=polygon)], 16) for polygon in (left, right)]
+    assert not (masks[0] & masks[1]).any()
+    assert (masks[0] | masks[1])[:15, :15].all()
+
+
+def test_a_polygon_that_crosses_itself_is_even_odd():
+    star = [(16, 1), (25, 30), (1, 12), (31, 12), (7, 30)]
+    assert not draw_shapes([Shape(polygon=star)], 32)[17, 16]
 
 
 def test_a_mask_survives_its_png():

@@ -74,7 +74,16 @@ def test_no_points_is_a_picture_to_render():
         ({"source": {"seed": -1}}, "source.seed", "greater than or equal to 0"),
         ({"source": {"seed": 2**32}}, "source.seed", "less than or equal to 4294967295"),
         ({"source": {}}, "source.seed", "required"),
-        ({"metadata": {"note": "x" * 20_000}}, "job", "16384 bytes"),
+        ({"metadata": {"note": "x" * 20_000}}, "metadata", "16384 bytes"),
+        ({"metadata": {"note": "\u00e9" * 9_000}}, "metadata", "16384 bytes"),
+        ({"metadata": {"note": "a\x00b"}}, "metadata", "NUL"),
+        ({"metadata": {"note": math.nan}}, "metadata", "not JSON compliant"),
+        ({"source": {"seed": "7"}}, "source.seed", "integer"),
+        ({"source": {"seed": True}}, "source.seed", "integer"),
+        ({"output": {"overlay": "yes"}}, "output.overlay", "boolean"),
+        ({"output": {"animation": ["mp4", "mp4"]}}, "output.animation", "twice"),
+        ({"start_before": "0001-01-01T00:00:00+14:00"}, "start_before", "2000-01-01"),
+        ({"start_before": "9999-12-31T23:59:59-14:00"}, "start_before", "9000-01-01"),
         ({"start_before": "2026-01-01T00:00:00"}, "start_before", "timezone"),
     ],
 )
@@ -82,6 +91,10 @@ def test_every_problem_names_its_field_and_the_limit(change, field, message):
     problems = problems_of(GOOD | change)
     assert list(problems) == [field]
     assert message in problems[field]
+
+
+def test_a_flood_of_problems_is_told_in_part():
+    assert len(problems_of(GOOD | {f"{k}" + "x" * 500: 1 for k in range(500)})) == 100
 
 
 def test_all_problems_are_told_at_once():

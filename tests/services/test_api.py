@@ -57,6 +57,9 @@ def test_a_mask_comes_as_a_part_and_is_stored_under_its_hash(client, storage):
         ({"files": {"job": json.dumps(DOCUMENT).encode(), "movable": png(np.ones((8, 8), dtype=bool))}}, "movable"),
         ({"files": {"movable": png(np.ones((32, 32), dtype=bool))}}, "job"),
         ({"files": {"job": b"{}", "picture": b""}}, "picture"),
+        ({"files": [("job", b"{}"), ("job", b"{}")]}, "body"),
+        ({"content": b"x", "headers": {"content-type": "Multipart/Form-Data"}}, "body"),
+        ({"json": DOCUMENT | {"metadata": {"a": "\x00"}}}, "metadata"),
     ],
 )
 def test_bad_input_is_refused_by_field_and_nothing_is_stored(client, sessions, queue, request_, field):
@@ -137,6 +140,10 @@ def test_a_waiting_job_is_canceled_once_and_stays_so(client, sessions):
         ("GET", "/v1/jobs/17", 422, "invalid_parameters"),
         ("GET", "/v1/jobs?limit=9999", 422, "invalid_parameters"),
         ("GET", "/v1/jobs?state=done", 422, "invalid_parameters"),
+        ("GET", "/v1/jobs?model=%00", 422, "invalid_parameters"),
+        ("GET", f"/v1/jobs?cursor={'9' * 30}", 422, "invalid_parameters"),
+        ("GET", "/v1/jobs/00000000-0000-0000-0000-000000000000/frames?cursor=%00", 422, "invalid_parameters"),
+        ("GET", "/v1/jobs/00000000-0000-0000-0000-000000000000/artifacts/a%00b", 422, "invalid_parameters"),
         ("GET", "/v2", 404, "http_error"),
         ("DELETE", "/v1/jobs", 405, "http_error"),
     ],
@@ -145,6 +152,14 @@ def test_every_refusal_is_a_problem_document(client, method, path, status, code)
     answer = client.request(method, path)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert answer.json()["code"] == code
+
+
+def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch):
+    app = create_app(settings)
+    app.state.manifest = None
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.post("/v1/jobs", json=DOCUMENT)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
 
 
 def test_an_artifact_that_is_not_there_is_404(client, sessions):

@@ -15,7 +15,7 @@ LEASE = timedelta(seconds=60)
 FRAME = StoredObject(name="frames/00000.webp", key="k", media_type="image/webp", size_bytes=3, sha256="a" * 64)
 
 
-def claim(sessions, worker="w", warm=()):
+def claim(sessions, worker="w", warm=None):
     with sessions.begin() as session:
         return JobRepository(session).claim(worker, LEASE, warm)
 
@@ -99,7 +99,16 @@ def test_higher_priority_runs_first_then_age(sessions):
 
 def test_among_equals_the_warm_model_runs_first(sessions):
     cold, warm, urgent = add_job(sessions), add_job(sessions, model="other"), add_job(sessions, priority=1)
-    assert [claim(sessions, warm=["other"]).id for _ in range(3)] == [urgent, warm, cold]
+    assert [claim(sessions, warm="other").id for _ in range(3)] == [urgent, warm, cold]
+
+
+def test_a_claim_in_progress_hides_no_other_tenants_job(sessions):
+    add_job(sessions, tenant="one")
+    add_job(sessions, tenant="two")
+    with sessions.begin() as first:
+        assert JobRepository(first).claim("w1", LEASE) is not None
+        with sessions.begin() as second:
+            assert JobRepository(second).claim("w2", LEASE) is not None
 
 
 def test_tenants_take_turns(sessions):
@@ -128,7 +137,9 @@ def test_a_lease_is_renewed_with_progress_and_brings_back_the_wish_to_cancel(ses
         JobRepository(session).request_cancel("default", job.id)
     with sessions.begin() as session:
         assert JobRepository(session).renew(job.id, 1, LEASE).cancel
-    assert read_job(sessions, job.id).progress == {"iteration": 3}
+    with sessions.begin() as session:
+        JobRepository(session).renew(job.id, 1, LEASE, {"phase": "upload"})
+    assert read_job(sessions, job.id).progress == {"iteration": 3, "phase": "upload"}
 
 
 def test_an_attempt_that_lost_its_lease_can_write_nothing(sessions):
@@ -159,6 +170,29 @@ def test_the_last_attempt_that_falls_silent_fails_the_job(sessions):
             JobRepository(session).requeue_expired_leases(max_attempts=3)
     job = read_job(sessions, job_id)
     assert (job.state, job.failures, job.error_code) == ("failed", 3, ErrorCode.ATTEMPTS_EXHAUSTED)
+
+
+def test_a_silent_job_that_somebody_canceled_is_canceled(sessions):
+    job_id = add_job(sessions)
+    claim(sessions)
+    with sessions.begin() as session:
+        JobRepository(session).request_cancel("default", job_id)
+    let_lease_expire(sessions, job_id)
+    with sessions.begin() as session:
+        assert JobRepository(session).requeue_expired_leases(max_attempts=3) == (0, 0)
+    assert read_job(sessions, job_id).state == "canceled"
+
+
+def test_an_attempt_that_broke_down_is_tried_again_until_the_last(sessions):
+    job_id = add_job(sessions)
+    states = []
+    for attempt in (1, 2):
+        claim(sessions)
+        with sessions.begin() as session:
+            JobRepository(session).release(job_id, attempt, "ZeroDivisionError: division by zero", max_attempts=2)
+        states.append(read_job(sessions, job_id).state)
+    assert states == ["queued", "failed"]
+    assert read_job(sessions, job_id).error_message == "2 attempts failed, the last one by ZeroDivisionError: division by zero"
 
 
 def test_a_lease_that_lives_is_left_alone(sessions):

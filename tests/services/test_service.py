@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli.artifacts import ArtifactFolder
 from cli.client import Client
 from cli.errors import CommandError
 from cli.servers import free_port
@@ -25,7 +26,7 @@ def test_an_edit_goes_over_http_through_all_processes_into_a_folder(stack, queue
     with running_service(stack) as url, Client(url) as client:
         job = client.submit(DOCUMENT | {"movable": {"shapes": [{"circle": [15, 11, 9]}]}})
         assert client.wait(job["id"], lambda job: None, LIMIT_S)["state"] == "succeeded"
-        paths = list(client.download(job["id"], tmp_path))
+        paths = list(client.download(job["id"], ArtifactFolder(tmp_path)))
         with pytest.raises(CommandError, match="points: List should have at most 64 items"):
             client.submit(DOCUMENT | {"points": DOCUMENT["points"] * 65})
     manifest = json.loads((tmp_path / "manifest.json").read_text())

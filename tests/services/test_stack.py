@@ -1,6 +1,7 @@
 """The launcher itself."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import CommandError, ServerFailed
+from cli.errors import CommandError
 from cli.stack import local_stack
 
 HOLD = """
@@ -51,7 +52,6 @@ def test_no_server_outlives_its_launcher(number):
 def test_a_state_folder_keeps_its_data(tmp_path, monkeypatch):
     from jobs.storage import Storage
 
-    tmp_path.chmod(0o755)
     open_to_nobody(tmp_path)
     state = tmp_path / "state"
     for expected in (None, b"kept"):
@@ -65,7 +65,7 @@ def test_a_state_folder_keeps_its_data(tmp_path, monkeypatch):
 
 def open_to_nobody(path: Path) -> None:
     """pytest closes its folders to others; PostgreSQL runs as nobody when we are root."""
-    for folder in path.parents:
+    for folder in (path, *path.parents):
         if folder.owner() == path.owner() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o011)
 
@@ -85,11 +85,38 @@ def test_a_server_whose_url_is_given_is_not_started(stack):
         assert other.children == []
 
 
-def test_a_server_that_cannot_start_is_one_sentence_with_its_log():
-    environment = clean_environment() | {"DRAGQUEUE_POSTGRES_BIN": "/nonexistent"}
+def demo_without_servers(environment: dict[str, str]) -> str:
+    """What the demo prints when it fails."""
     code = "from cli.main import main; import sys; sys.argv = ['dragqueue', 'demo']; main()"
+    environment = clean_environment() | environment
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "initdb cannot be started" in run.stderr
-    assert "Traceback" not in run.stderr
-    assert issubclass(ServerFailed, CommandError)
+    assert (run.returncode, "Traceback" in run.stderr) == (1, False)
+    return run.stderr
+
+
+def test_a_server_that_cannot_be_started_is_one_sentence_with_its_log():
+    printed = demo_without_servers({"DRAGQUEUE_POSTGRES_BIN": "/nonexistent"})
+    log = Path(re.search(r"initdb cannot be started: .*; its log is (\S+)", printed)[1])
+    assert "No such file" in log.read_text()
+
+
+def test_a_server_that_fails_is_one_sentence_with_its_log(tmp_path):
+    open_to_nobody(tmp_path)
+    initdb = tmp_path / "initdb"
+    initdb.write_text("#!/bin/sh\necho the disk is on fire\nexit 3\n")
+    initdb.chmod(0o755)
+    printed = demo_without_servers({"DRAGQUEUE_POSTGRES_BIN": str(tmp_path)})
+    log = Path(re.search(r"initdb ended with exit code 3; its log is (\S+)", printed)[1])
+    assert log.read_text() == "the disk is on fire\n"
+
+
+def test_settings_that_are_wrong_are_one_sentence():
+    assert "DRAGQUEUE_LEASE_S: Input should be a valid number" in demo_without_servers({"DRAGQUEUE_LEASE_S": "abc"})
+
+
+def test_an_initdb_that_was_interrupted_is_begun_again(tmp_path):
+    open_to_nobody(tmp_path)
+    (tmp_path / "state" / "postgres.part").mkdir(parents=True)
+    (tmp_path / "state" / "postgres.part" / "PG_VERSION").write_text("16")
+    with local_stack(tmp_path / "state", clean_environment()) as stack:
+        stack.check()

@@ -6,7 +6,8 @@ from engine.errors import CheckpointDamaged, EngineError
 from jobs.checkpoints import Manifest
 from jobs.submission import check_submission
 from tests.manifests import TINY, write_tiny_checkpoints
-from worker.edit import CODES, drag_options, open_generator
+from worker.edit import drag_options, open_generator
+from worker.errors import CODES
 
 MANIFEST = Manifest(None, {"tiny": TINY})
 

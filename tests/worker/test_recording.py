@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from cli.offline import FolderSink, edit
+from cli.offline import OfflineEdit
 from jobs.checkpoints import Manifest
 from tests.manifests import write_tiny_checkpoints
 
@@ -19,6 +19,10 @@ DOCUMENT = {
 KEPT = ["animation.gif", "animation.mp4", "animation.webp", "latent.safetensors", "manifest.json", "overlay.png", "result.png"]
 
 
+def edit(document, checkpoints, out, seen=lambda step: None):
+    return OfflineEdit(document, None, checkpoints).run(out, seen)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     return write_tiny_checkpoints(tmp_path_factory.mktemp("checkpoints"))
@@ -28,7 +32,7 @@ def checkpoints(tmp_path_factory):
 def edited(checkpoints, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     steps = []
-    result = edit(DOCUMENT, None, checkpoints, out, steps.append)
+    result = edit(DOCUMENT, checkpoints, out, steps.append)
     return out, result, steps
 
 
@@ -65,7 +69,7 @@ def test_the_manifest_knows_spec_checkpoint_and_hashes(edited, checkpoints):
 
 def test_the_same_edit_twice_gives_the_same_bytes(edited, checkpoints, tmp_path):
     out, _, _ = edited
-    edit(DOCUMENT, None, checkpoints, tmp_path, lambda step: None)
+    edit(DOCUMENT, checkpoints, tmp_path)
     names = [
         "result.png",
         "source.png",
@@ -78,10 +82,19 @@ def test_the_same_edit_twice_gives_the_same_bytes(edited, checkpoints, tmp_path)
 
 
 def test_no_points_only_renders(checkpoints, tmp_path):
-    assert edit({"model": "tiny", "source": {"seed": 3}}, None, checkpoints, tmp_path, lambda step: None) is None
+    assert edit({"model": "tiny", "source": {"seed": 3}}, checkpoints, tmp_path) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latent.safetensors", "manifest.json", "result.png", "source.png"]
     assert (tmp_path / "result.png").read_bytes() == (tmp_path / "source.png").read_bytes()
 
 
-def test_a_folder_sink_says_what_it_wrote(edited):
-    assert FolderSink(edited[0]).drain() == []
+def test_an_earlier_edit_leaves_nothing_in_the_folder_and_other_files_stay(checkpoints, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    edit(DOCUMENT, checkpoints, tmp_path)
+    edit({"model": "tiny", "source": {"seed": 3}}, checkpoints, tmp_path)
+    names = ["latent.safetensors", "manifest.json", "notes.txt", "result.png", "source.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_no_frames_make_no_animation(checkpoints, tmp_path):
+    edit(DOCUMENT | {"output": {"frames_every": 0}}, checkpoints, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} & {"frames", "animation.mp4"} == set()

@@ -1,0 +1,28 @@
+"""A folder of one edit's artifacts."""
+
+import shutil
+from pathlib import Path
+
+NAMES = (
+    "result.png", "source.png", "overlay.png", "animation.mp4", "animation.webp", "animation.gif", "latent.safetensors",
+    "trajectory.json", "manifest.json",
+)  # fmt: skip
+
+
+class ArtifactFolder:
+    """Files appear whole or not at all; those of an earlier edit go, other people's stay."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        for name in NAMES:
+            (path / name).unlink(missing_ok=True)
+        shutil.rmtree(path / "frames", ignore_errors=True)
+
+    def write(self, name: str, data: bytes) -> Path:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(data)
+        part.rename(target)
+        return target

@@ -1,0 +1,20 @@
+"""Which code a job fails with. The same job would end the same way, so none of these is tried again."""
+
+from engine.errors import CheckpointDamaged, CheckpointMissing, DragDiverged, InvalidEdit
+from jobs.errors import ErrorCode, InvalidJob, ManifestInvalid, ObjectMissing
+
+
+class TimedOut(Exception):
+    """The job ran longer than it may."""
+
+
+CODES: dict[type[Exception], ErrorCode] = {
+    CheckpointMissing: ErrorCode.CHECKPOINT_MISSING,
+    CheckpointDamaged: ErrorCode.CHECKPOINT_DAMAGED,
+    ManifestInvalid: ErrorCode.MANIFEST_INVALID,
+    InvalidEdit: ErrorCode.INVALID_EDIT,
+    InvalidJob: ErrorCode.INVALID_EDIT,
+    ObjectMissing: ErrorCode.INPUT_MISSING,
+    DragDiverged: ErrorCode.DIVERGED,
+    TimedOut: ErrorCode.TIMEOUT,
+}

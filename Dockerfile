@@ -32,6 +32,7 @@ CMD ["api", "--host", "0.0.0.0"]
 FROM base AS worker
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0 \
-    && pip install --editable '.[engine]' --constraint constraints.txt
+    && pip install --editable '.[engine]' --constraint constraints.txt \
+    && install --directory --owner=10001 /scratch
 USER 10001
 CMD ["worker"]

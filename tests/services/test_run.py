@@ -1,0 +1,147 @@
+"""One attempt at a time, in this process: how each kind of end is recorded."""
+
+import time
+from datetime import timedelta
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from jobs.errors import LeaseLost, StorageUnavailable
+from jobs.models import Job
+from jobs.repository import JobRepository
+from jobs.spec import Movable
+from tests.services.jobs import DOCUMENT, add_job, read_job
+from worker.lease import Lease, Pace
+from worker.run import Runner
+
+
+class BrokenStorage:
+    """A store whose every upload raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def put(self, key, data, media_type):
+        raise self.error
+
+
+class BrokenSessions:
+    """A database that is away for some transactions."""
+
+    def __init__(self, sessions, failures):
+        self.sessions = sessions
+        self.failures = failures
+
+    def begin(self):
+        if self.failures:
+            self.failures -= 1
+            raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+        return self.sessions.begin()
+
+
+@pytest.fixture
+def runner(settings, sessions, storage, queue):
+    return Runner(settings, sessions, storage, queue)
+
+
+def wish_to_cancel(sessions):
+    with sessions.begin() as session:
+        for job in session.query(Job).filter(Job.state == "running"):
+            JobRepository(session).request_cancel("default", job.id)
+
+
+def ended(sessions, job_id):
+    job = read_job(sessions, job_id)
+    return job.state, job.error_code
+
+
+def test_a_job_keeps_what_its_last_step_said(runner, sessions):
+    job_id = add_job(sessions)
+    runner.run_next()
+    progress = read_job(sessions, job_id).progress
+    assert (progress["phase"], len(progress["handles"]), progress["max_iterations"]) == ("upload", 1, 10)
+
+
+@pytest.mark.parametrize("points", [DOCUMENT["points"], []])
+def test_a_wish_to_cancel_is_heard_in_the_silent_phases(runner, sessions, points):
+    job_id = add_job(sessions, points=points)
+    job = runner.claim()
+    wish_to_cancel(sessions)
+    runner.run(job)
+    assert ended(sessions, job_id) == ("canceled", None)
+
+
+def test_a_posted_mask_that_is_gone_fails_the_job(runner, sessions):
+    job_id = add_job(sessions)
+    with sessions.begin() as session:
+        job = session.get(Job, job_id)
+        job.spec = job.spec | {"movable": Movable(upload="0" * 64).model_dump(mode="json")}
+    runner.run_next()
+    assert ended(sessions, job_id) == ("failed", "input_missing")
+
+
+def test_a_broken_manifest_fails_the_job(settings, sessions, storage, queue, tmp_path):
+    job_id = add_job(sessions)
+    Runner(settings.model_copy(update={"checkpoints": tmp_path}), sessions, storage, queue).run_next()
+    assert ended(sessions, job_id) == ("failed", "manifest_invalid")
+
+
+def test_an_attempt_that_breaks_down_is_given_up_at_once_with_its_reason(settings, sessions, queue):
+    job_id = add_job(sessions)
+    runner = Runner(settings, sessions, BrokenStorage(ZeroDivisionError("division by zero")), queue)
+    for _ in range(settings.max_attempts):
+        runner.run_next()
+    job = read_job(sessions, job_id)
+    assert (job.state, job.failures) == ("failed", settings.max_attempts)
+    assert job.error_message.endswith("the last one by ZeroDivisionError: division by zero")
+
+
+def test_while_the_store_is_away_the_lease_decides(settings, sessions, queue):
+    job_id = add_job(sessions)
+    with pytest.raises(StorageUnavailable):
+        Runner(settings, sessions, BrokenStorage(StorageUnavailable("away")), queue).run_next()
+    assert ended(sessions, job_id) == ("running", None)
+
+
+def test_a_lease_outlives_a_database_that_is_away_for_a_moment(sessions):
+    job_id = add_job(sessions)
+    with sessions.begin() as session:
+        JobRepository(session).claim("w", timedelta(seconds=2))
+    flaky = BrokenSessions(sessions, failures=0)
+    lease = Lease(flaky, job_id, 1, Pace(lease_s=2, beat_s=0.05, progress_interval_s=0))
+    with lease.silent("load", limit_s=10):
+        flaky.failures = 3
+        while flaky.failures:
+            time.sleep(0.01)
+    flaky.failures = 1
+    assert not lease.progress({"iteration": 1}).cancel
+    assert not lease.progress({"iteration": 2}).cancel
+    assert read_job(sessions, job_id).progress == {"phase": "load", "iteration": 2}
+
+
+def test_a_lease_ends_with_a_database_that_stays_away(sessions):
+    job_id = add_job(sessions)
+    with sessions.begin() as session:
+        JobRepository(session).claim("w", timedelta(seconds=2))
+    lease = Lease(BrokenSessions(sessions, failures=10**9), job_id, 1, Pace(lease_s=0, beat_s=9, progress_interval_s=0))
+    with pytest.raises(OperationalError):
+        lease.progress({})
+
+
+def test_a_phase_that_hangs_loses_its_lease(sessions):
+    job_id = add_job(sessions)
+    with sessions.begin() as session:
+        JobRepository(session).claim("w", timedelta(seconds=1))
+    lease = Lease(sessions, job_id, 1, Pace(lease_s=0.3, beat_s=0.05, progress_interval_s=0))
+    with lease.silent("load", limit_s=0.2):
+        until_requeued(sessions)
+    with pytest.raises(LeaseLost):
+        lease.progress({})
+
+
+def until_requeued(sessions):
+    """Sweep until the lease has run out."""
+    while True:
+        with sessions.begin() as session:
+            if JobRepository(session).requeue_expired_leases(max_attempts=3) == (1, 0):
+                return

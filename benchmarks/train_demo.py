@@ -29,7 +29,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import Picture, render
-from engine.generator import Generator, GeneratorConfig, channels_last, to_pixels
+from engine.config import GeneratorConfig
+from engine.generator import Generator, channels_last, to_pixels
 
 CONFIG = GeneratorConfig(resolution=128, z_dim=Z_DIM, w_dim=128, mapping_layers=3, channel_base=4096, channel_max=192)
 SHAPE_ROWS = 6

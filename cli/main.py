@@ -12,14 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli import models
 from cli.errors import CommandError
-from jobs.settings import REPOSITORY
+from cli.models import CHECKPOINTS, Checkpoints
 
 app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(models.app, name="models")
 console = Console(stderr=True)
-CHECKPOINTS = REPOSITORY / "checkpoints"
 MAX_SEEDS = 4096
 
 
@@ -28,7 +29,6 @@ class Noise(StrEnum):
     NONE = "none"
 
 
-Checkpoints = Annotated[Path, typer.Option(help="Folder with manifest.toml.")]
 Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 
 

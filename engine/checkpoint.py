@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.config import GeneratorConfig
 from engine.errors import CheckpointDamaged, CheckpointMissing
-from engine.generator import Generator, GeneratorConfig, channels_last
+from engine.generator import Generator, channels_last
 
 
 def save_generator(generator: Generator, path: Path) -> None:

@@ -4,6 +4,7 @@ EngineError
 ├── InvalidEdit         points, masks or options that no drag can start from
 ├── CheckpointMissing   the file is not there
 ├── CheckpointDamaged   the file is not what it should be
+├── CheckpointUnsupported  the file is whole, but holds something else
 └── DragDiverged        the loss or the latent stopped being a number
 """
 
@@ -22,6 +23,10 @@ class CheckpointMissing(EngineError):
 
 class CheckpointDamaged(EngineError):
     """The checkpoint file cannot be read, or is not the one its hash names."""
+
+
+class CheckpointUnsupported(EngineError):
+    """The file holds something else than a generator that this engine computes."""
 
 
 class DragDiverged(EngineError):

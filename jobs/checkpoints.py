@@ -1,5 +1,7 @@
 """The checkpoint manifest: which models there are, the hash of each file, and what a job takes when it does not say."""
 
+import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Self
@@ -36,6 +38,7 @@ class ModelEntry(BaseModel):
     num_ws: int  # rows of w+
     licence: str
     layout: str  # what the file was converted from
+    source_sha256: str | None = None  # of the file it was converted from
     defaults: ModelDefaults = ModelDefaults()
 
     @model_validator(mode="after")
@@ -78,6 +81,24 @@ class Manifest:
             known = ", ".join(sorted(self.models)) or "none"
             raise InvalidJob([Problem(field="model", message=f"unknown model {name[:100]!r}; known models: {known}")])
         return self.models[name]
+
+    def add(self, entry: ModelEntry) -> None:
+        """Append a model to manifest.toml; the file changes whole or not at all."""
+        values = entry.model_dump(exclude={"name", "defaults"}, exclude_none=True)
+        table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+        self.rewrite(f"{self.text().rstrip()}\n\n[models.{entry.name}]\n{table}\n")
+
+    def remove(self, name: str) -> None:
+        """Take a model's table out of manifest.toml."""
+        self.rewrite(re.sub(rf"(?ms)^\[models\.{re.escape(name)}\]$.*?(?=^\[|\Z)", "", self.text()))
+
+    def text(self) -> str:
+        return (self.folder / MANIFEST).read_text()
+
+    def rewrite(self, text: str) -> None:
+        part = self.folder / f"{MANIFEST}.part"
+        part.write_text(text)
+        part.rename(self.folder / MANIFEST)
 
     def path(self, entry: ModelEntry) -> Path:
         return self.folder / entry.file

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.generator import Generator, GeneratorConfig, channels_last
+from engine.config import GeneratorConfig
+from engine.generator import Generator, channels_last
 
 DATA = Path(__file__).parent / "data"
 REFERENCE_CONFIG = GeneratorConfig(resolution=64, z_dim=64, w_dim=64, mapping_layers=4, channel_base=2048, channel_max=32)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engine.checkpoint import save_generator
 from engine.generator import Generator
-from jobs.checkpoints import ModelEntry
+from jobs.checkpoints import Manifest, ModelEntry
 from tests.generators import slow_generator, tiny_generator
 
 TINY = ModelEntry(
@@ -18,7 +18,9 @@ def write_tiny_checkpoints(folder: Path) -> Path:
     entries = [add_model(folder, "tiny", tiny_generator()), add_model(folder, "slow", slow_generator())]
     (folder / "damaged.safetensors").write_bytes(b"not a checkpoint")
     entries += [TINY.model_copy(update={"name": name, "file": f"{name}.safetensors"}) for name in ("missing", "damaged")]
-    (folder / "manifest.toml").write_text("\n".join(map(table, entries)))
+    (folder / "manifest.toml").write_text("[models]\n")
+    for entry in entries:
+        Manifest(folder, {}).add(entry)
     return folder
 
 
@@ -28,10 +30,3 @@ def add_model(folder: Path, name: str, generator: Generator) -> ModelEntry:
     shape = {"resolution": generator.config.resolution, "num_ws": generator.config.num_ws}
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return TINY.model_copy(update={"name": name, "file": path.name, "sha256": sha256, **shape})
-
-
-def table(entry: ModelEntry) -> str:
-    """One model as TOML."""
-    values = entry.model_dump(exclude={"name", "defaults"})
-    lines = [f"{key} = {value!r}" for key, value in values.items()]
-    return "\n".join([f"[models.{entry.name}]", *lines]) + "\n"

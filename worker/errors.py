@@ -1,6 +1,6 @@
 """Which code a job fails with. The same job would end the same way, so none of these is tried again."""
 
-from engine.errors import CheckpointDamaged, CheckpointMissing, DragDiverged, InvalidEdit
+from engine.errors import CheckpointDamaged, CheckpointMissing, CheckpointUnsupported, DragDiverged, InvalidEdit
 from jobs.errors import ErrorCode, InvalidJob, ManifestInvalid, ObjectMissing
 
 
@@ -11,6 +11,7 @@ class TimedOut(Exception):
 CODES: dict[type[Exception], ErrorCode] = {
     CheckpointMissing: ErrorCode.CHECKPOINT_MISSING,
     CheckpointDamaged: ErrorCode.CHECKPOINT_DAMAGED,
+    CheckpointUnsupported: ErrorCode.CHECKPOINT_DAMAGED,
     ManifestInvalid: ErrorCode.MANIFEST_INVALID,
     InvalidEdit: ErrorCode.INVALID_EDIT,
     InvalidJob: ErrorCode.INVALID_EDIT,

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.generator import Generator, GeneratorConfig, modulate, to_pixels
+from engine.config import GeneratorConfig
+from engine.generator import Generator, modulate, to_pixels
 from tests.generators import DATA, reference_generator, some_w, tiny_generator
 
 

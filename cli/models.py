@@ -1,0 +1,113 @@
+"""dragqueue models: which models there are, and how others become ours."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli.errors import CommandError
+from jobs.checkpoints import MANIFEST, Manifest, ModelEntry
+from jobs.errors import InvalidJob, ManifestInvalid
+from jobs.settings import REPOSITORY
+
+app = typer.Typer(help="Import, list, verify and remove models.", no_args_is_help=True)
+console = Console(stderr=True)
+CHECKPOINTS = REPOSITORY / "checkpoints"
+Checkpoints = Annotated[Path, typer.Option(help="Folder with manifest.toml.")]
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of NVIDIA's, TensorFlow's, rosinality's or mmagic's layout.")],
+    name: Annotated[str, typer.Option(help="What jobs will call it.")],
+    checkpoints: Checkpoints = CHECKPOINTS,
+    licence: Annotated[str, typer.Option(help="Under which the file may be used.")] = "unknown",
+    channel_order: Annotated[str, typer.Option(help="rgb, or bgr for some of mmagic's.")] = "rgb",
+) -> None:
+    """Convert a checkpoint, whatever its layout, without executing anything in it."""
+    if re.fullmatch(NAME, name) is None:
+        raise CommandError(f"--name must be letters, digits, - and _, at most 100, got {name!r}")
+    if channel_order not in ("rgb", "bgr"):
+        raise CommandError(f"--channel-order must be rgb or bgr, got {channel_order}")
+    manifest = open_manifest(checkpoints)
+    if name in manifest.models:
+        raise CommandError(f"there is a model {name} already: choose another --name, or remove it first")
+    entry = convert(file, name, checkpoints, licence, bgr=channel_order == "bgr")
+    manifest.add(entry)
+    console.print(f"{name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+", highlight=False)
+
+
+def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
+    from engine.canonical import write_canonical
+    from engine.errors import EngineError
+    from engine.layouts import read_generator_file
+
+    target = checkpoints / f"{name}.safetensors"
+    try:
+        found = read_generator_file(file)
+        config = write_canonical(found, target, bgr=bgr)
+    except EngineError as error:
+        raise CommandError(str(error)) from error
+    return ModelEntry(
+        name=name, file=target.name, sha256=sha256_of(target), resolution=config.resolution, num_ws=config.num_ws,
+        licence=licence, layout=found.layout, source_sha256=sha256_of(file),
+    )  # fmt: skip
+
+
+@app.command("list")
+def list_(checkpoints: Checkpoints = CHECKPOINTS) -> None:
+    """Show the models of the manifest."""
+    table = Table("name", "pixels", "rows of w+", "layout", "licence", "sha256")
+    for entry in open_manifest(checkpoints).models.values():
+        table.add_row(entry.name, str(entry.resolution), str(entry.num_ws), entry.layout, entry.licence, entry.sha256[:12])
+    Console().print(table)
+
+
+@app.command()
+def verify(checkpoints: Checkpoints = CHECKPOINTS) -> None:
+    """Compare every file with its hash; exit code 1 when one differs or is missing."""
+    manifest = open_manifest(checkpoints)
+    wrong = [entry.name for entry in manifest.models.values() if not is_whole(manifest, entry)]
+    if wrong:
+        raise CommandError(f"missing or not what the manifest says: {', '.join(wrong)}")
+    console.print(f"{len(manifest.models)} models are what the manifest says", highlight=False)
+
+
+@app.command()
+def remove(name: str, checkpoints: Checkpoints = CHECKPOINTS) -> None:
+    """Take a model out of the manifest and delete its file."""
+    manifest = open_manifest(checkpoints)
+    try:
+        entry = manifest.get(name)
+    except InvalidJob as error:
+        raise CommandError(str(error)) from error
+    manifest.remove(name)
+    manifest.path(entry).unlink(missing_ok=True)
+    console.print(f"{name} is gone")
+
+
+def open_manifest(checkpoints: Path) -> Manifest:
+    """The manifest; a folder without one gets an empty one."""
+    path = checkpoints / MANIFEST
+    if not path.exists():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        path.write_text("[models]\n")
+    try:
+        return Manifest.load(checkpoints)
+    except ManifestInvalid as error:
+        raise CommandError(str(error)) from error
+
+
+def is_whole(manifest: Manifest, entry: ModelEntry) -> bool:
+    path = manifest.path(entry)
+    return path.is_file() and sha256_of(path) == entry.sha256
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,217 @@
+"""Reads pickles as data: a small machine for the pickle opcodes that builds plain values and runs nothing.
+
+A global becomes a Symbol if its name is allowed and an error otherwise; a call becomes a Call; nothing is imported,
+constructed or executed. What symbols and calls mean is for the readers of each layout to say.
+"""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from mmap import mmap
+from typing import IO, Any, cast
+
+from engine.errors import CheckpointDamaged
+
+MAX_OPCODES = 5_000_000
+SIMPLE = (str, int, float, bool, bytes, type(None))  # what may be a key: hashing it costs nothing
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A name the pickle mentions, such as torch.FloatStorage. Never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Call:
+    """An object the pickle would construct: what is called, with what, and the state set afterwards."""
+
+    function: Symbol
+    arguments: tuple[Any, ...]
+    state: Any = None
+    items: list[tuple[Any, Any]] = field(default_factory=list)  # set one by one, as for an OrderedDict
+
+
+@dataclass(eq=False)
+class Persistent:
+    """A reference to something outside the pickle, such as a tensor's storage."""
+
+    id: Any
+
+
+def read_pickle(file: IO[bytes] | mmap, allowed: Callable[[Symbol], bool]) -> Any:
+    """The value of the pickle that begins here; the file is left behind its end.
+
+    Args:
+        allowed: which globals may be mentioned.
+
+    Raises:
+        CheckpointDamaged: it is cut short, malformed, uses an opcode that makes no sense in a checkpoint, or names
+            another global; the message says which.
+    """
+    machine = Machine(allowed)
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+            if count > MAX_OPCODES:
+                raise CheckpointDamaged(f"the pickle has more than {MAX_OPCODES} opcodes")
+            if opcode.name == "STOP":
+                return machine.stack[-1]
+            machine.run(opcode.name, argument)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise CheckpointDamaged(f"the pickle is malformed: {error}") from error
+    raise CheckpointDamaged("the pickle has no end")
+
+
+class Machine:
+    """Stack, marks and memo of one pickle."""
+
+    def __init__(self, allowed: Callable[[Symbol], bool]) -> None:
+        self.allowed = allowed
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}
+
+    def run(self, name: str, argument: Any) -> None:
+        if name in CONSTANTS:
+            self.stack.append(argument)
+        elif name in FRESH:
+            self.stack.append(FRESH[name]())
+        elif name in PUTS:
+            self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
+        elif name in GETS:
+            self.stack.append(self.memo[int(argument)])
+        elif name in ACTIONS:
+            ACTIONS[name](self, argument)
+        elif name not in ("PROTO", "FRAME"):
+            raise CheckpointDamaged(f"the pickle uses the opcode {name}, which no checkpoint needs")
+
+    def pop(self) -> Any:
+        if self.marks and self.marks[-1] == len(self.stack):
+            raise ValueError("nothing above the mark")
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        height = self.marks.pop()
+        items = self.stack[height:]
+        del self.stack[height:]
+        return items
+
+    def push_symbol(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise ValueError("a global's name is no text")
+        symbol = Symbol(module, name)
+        if not self.allowed(symbol):
+            raise CheckpointDamaged(f"the pickle names {symbol}, which no checkpoint needs: refused")
+        self.stack.append(symbol)
+
+    def call(self, function: Any, arguments: Any) -> None:
+        if not isinstance(function, Symbol) or not isinstance(arguments, tuple):
+            raise ValueError("something that is no function is called")
+        self.stack.append(Call(function, arguments))
+
+    def set_items(self, pairs: list[Any]) -> None:
+        target = self.stack[-1]
+        keys, values = pairs[::2], pairs[1::2]
+        for key in keys:
+            check_key(key)
+        if isinstance(target, Call):
+            target.items.extend(zip(keys, values, strict=True))
+        elif isinstance(target, dict):
+            target.update(zip(keys, values, strict=True))
+        else:
+            raise ValueError("items are set on something that has none")
+
+    def append(self, values: list[Any]) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise ValueError("something that is no list is appended to")
+        self.stack[-1].extend(values)
+
+    def add(self, values: list[Any]) -> None:
+        for value in values:
+            check_key(value)
+        self.stack[-1].update(values)
+
+    def build(self, state: Any) -> None:
+        if not isinstance(self.stack[-1], Call):
+            raise ValueError("a state is set on something that has none")
+        self.stack[-1].state = state
+
+
+def check_key(key: Any) -> None:
+    """Only simple values may be hashed: tuples of tuples can take for ever."""
+    if not isinstance(key, SIMPLE):
+        raise ValueError(f"a key is {type(key).__name__}, not a simple value")
+
+
+def new_dict(machine: Machine, _: Any) -> None:
+    items = machine.pop_to_mark()
+    machine.stack.append({})
+    machine.set_items(items)
+
+
+def reduce_(machine: Machine, _: Any) -> None:
+    arguments, function = machine.pop(), machine.pop()
+    machine.call(function, arguments)
+
+
+def stack_global(machine: Machine, _: Any) -> None:
+    name, module = machine.pop(), machine.pop()
+    machine.push_symbol(module, name)
+
+
+def set_item(machine: Machine, _: Any) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+def discard(_: Any) -> None:
+    """What the pickle throws away."""
+
+
+def tuple_of(count: int) -> "Action":
+    def action(machine: Machine, _: Any) -> None:
+        machine.stack.append(tuple(machine.pop() for _ in range(count))[::-1])
+
+    return action
+
+
+Action = Callable[[Machine, Any], None]
+CONSTANTS = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+FRESH: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple, "EMPTY_SET": set,
+}  # fmt: skip
+PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+GETS = {"GET", "BINGET", "LONG_BINGET"}
+ACTIONS: dict[str, Action] = {
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    "POP": lambda machine, _: discard(machine.pop()),
+    "POP_MARK": lambda machine, _: discard(machine.pop_to_mark()),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "TUPLE1": tuple_of(1),
+    "TUPLE2": tuple_of(2),
+    "TUPLE3": tuple_of(3),
+    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
+    "DICT": new_dict,
+    "APPEND": lambda machine, _: machine.append([machine.pop()]),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "SETITEM": set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine.add(machine.pop_to_mark()),
+    "GLOBAL": lambda machine, name: machine.push_symbol(*name.split(" ", 1)),
+    "STACK_GLOBAL": stack_global,
+    "REDUCE": reduce_,
+    "NEWOBJ": reduce_,  # cls.__new__(cls, *arguments): a construction like any other
+    "BUILD": lambda machine, _: machine.build(machine.pop()),
+    "BINPERSID": lambda machine, _: machine.stack.append(Persistent(machine.pop())),
+}

@@ -1,0 +1,95 @@
+import tomllib
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cli.errors import CommandError
+from cli.main import app
+from tests.generators import DATA
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, [*map(str, arguments), "--checkpoints", str(tmp_path / "checkpoints")])
+
+    return run
+
+
+def imported(run, file="sg2-64-nvidia.pkl", name="faces", *options):
+    return run("models", "import", DATA / file, "--name", name, *options)
+
+
+@pytest.mark.parametrize("file", ["sg2-64-nvidia.pkl", "sg2-64-tf.pkl", "sg2-64-rosinality.pt"])
+def test_an_imported_model_renders_nvidias_images(run, tmp_path, file):
+    assert imported(run, file).exit_code == 0
+    arguments = [
+        "render",
+        "--model",
+        "faces",
+        "--seeds",
+        "1-3",
+        "--psi",
+        "0.7",
+        "--out",
+        tmp_path / "grid.png",
+        "--npz",
+        tmp_path / "raw",
+    ]
+    assert run(*arguments).exit_code == 0
+    with np.load(tmp_path / "raw") as raw, np.load(DATA / "sg2-64.npz") as reference:
+        np.testing.assert_allclose(raw["images"], reference["image_psi0.7_const"], atol=1e-4)
+        np.testing.assert_allclose(raw["ws"], reference["ws_psi0.7"], atol=1e-5)
+
+
+def test_the_manifest_knows_both_files(run, tmp_path):
+    imported(run, "sg2-64-nvidia.pkl", "faces", "--licence", 'a "quoted" one')
+    entry = tomllib.loads((tmp_path / "checkpoints" / "manifest.toml").read_text())["models"]["faces"]
+    assert (entry["layout"], entry["resolution"], entry["num_ws"], entry["licence"]) == ("nvidia", 64, 10, 'a "quoted" one')
+    assert entry["sha256"] != entry["source_sha256"]
+    assert run("models", "verify").exit_code == 0
+
+
+def test_a_file_that_was_changed_is_found(run, tmp_path):
+    imported(run)
+    path = tmp_path / "checkpoints" / "faces.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "faces" in str(run("models", "verify").exception)
+
+
+def test_a_removed_model_leaves_the_others(run, tmp_path):
+    for name in ("one", "two", "three"):
+        imported(run, name=name)
+    assert run("models", "remove", "two").exit_code == 0
+    assert set(tomllib.loads((tmp_path / "checkpoints" / "manifest.toml").read_text())["models"]) == {"one", "three"}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "manifest.toml",
+        "one.safetensors",
+        "three.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "../faces"], "--name must be"),
+        (["--name", "faces", "--channel-order", "grb"], "--channel-order must be"),
+    ],
+)
+def test_bad_arguments_are_refused_in_a_sentence(run, tmp_path, arguments, message):
+    result = run("models", "import", DATA / "sg2-64-nvidia.pkl", *arguments)
+    assert isinstance(result.exception, CommandError)
+    assert message in str(result.exception)
+
+
+def test_a_name_is_given_once(run):
+    imported(run)
+    assert "already" in str(imported(run).exception)
+
+
+def test_a_file_that_is_none_leaves_nothing(run, tmp_path):
+    (tmp_path / "file.pkl").write_bytes(b"cos\nsystem\n(S'ls'\ntR.")
+    result = run("models", "import", tmp_path / "file.pkl", "--name", "faces")
+    assert "the pickle names os.system" in str(result.exception)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]

@@ -19,16 +19,16 @@ JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {
     "turn-head": {
         "model": "demo-faces",
-        "source": {"seed": 7},
-        "points": [{"handle": [61, 80], "target": [77, 80]}],
+        "source": {"seed": 21},
+        "points": [{"handle": [60, 78], "target": [76, 78]}],
         "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },
     "open-mouth": {
         "model": "demo-faces",
         "source": {"seed": 3},
-        "points": [{"handle": [61, 90], "target": [61, 106]}],
-        "movable": {"shapes": [{"circle": [61, 95, 28]}]},
+        "points": [{"handle": [70, 96], "target": [70, 112]}],
+        "movable": {"shapes": [{"circle": [70, 100, 30]}]},
         "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },

@@ -34,7 +34,7 @@ from engine.generator import Generator, channels_last, to_pixels
 
 CONFIG = GeneratorConfig(resolution=128, z_dim=Z_DIM, w_dim=128, mapping_layers=3, channel_base=4096, channel_max=192)
 SHAPE_ROWS = 6
-STAGES = {32: 60_000, 64: 80_000, 128: 170_000}  # pictures seen at each resolution
+STAGES = {32: 60_000, 64: 80_000, 128: 150_000}  # pictures seen at each resolution
 LEARNING_RATE = 8e-3
 FINAL_LEARNING_RATE = 2e-4
 MAPPING_GAIN = 30.0  # the mapping's run-time scaling of 0.01 makes it learn a hundred times slower

@@ -122,6 +122,7 @@ def render(
     checkpoints: Checkpoints = CHECKPOINTS,
     seeds: Annotated[str, typer.Option(help="Such as 0-15 or 1,5,9-12.")] = "0-15",
     psi: Annotated[float | None, typer.Option(min=-2, max=2, help="Truncation, 1 is off; default the model's.")] = None,
+    class_: Annotated[int | None, typer.Option("--class", min=0, help="Of a conditional model.")] = None,
     noise: Annotated[Noise, typer.Option()] = Noise.CONST,
     out: Annotated[Path, typer.Option(help="PNG of all samples.")] = Path("grid.png"),
     npz: Annotated[Path | None, typer.Option(help="Also the raw images [N,3,H,W] and ws [N,L,D].")] = None,
@@ -135,7 +136,8 @@ def render(
     _, entry, generator = offline.open_model(checkpoints, model)
     psi = entry.defaults.truncation_psi if psi is None else psi
     with progress_bar("rendering", len(numbers)) as (bar, task):
-        images, ws = offline.render(generator, numbers, psi, noise.value, lambda count: bar.advance(task, count))
+        ws = offline.map_seeds(generator, numbers, psi, class_)
+        images = offline.render(generator, ws, noise.value, lambda count: bar.advance(task, count))
     offline.write_grid(images, out)
     if npz is not None:
         offline.write_npz(images, ws, npz)
@@ -150,6 +152,7 @@ def edit(
     model: Model = "demo-faces",
     checkpoints: Checkpoints = CHECKPOINTS,
     psi: Annotated[float | None, typer.Option(help="Truncation; default the model's.")] = None,
+    class_: Annotated[int | None, typer.Option("--class", min=0, help="Of a conditional model.")] = None,
     movable: Annotated[Path | None, typer.Option(help="PNG, non-zero where the picture may change.")] = None,
     movable_circle: Annotated[str | None, typer.Option(help="X,Y,RADIUS in pixels.")] = None,
     option: Annotated[list[str], typer.Option(help="NAME=VALUE of the drag, such as max_iterations=100.")] = [],  # noqa: B006
@@ -158,7 +161,7 @@ def edit(
     """Drag points of one picture with the engine alone; writes what a job would store."""
     from cli.offline import OfflineEdit
 
-    document: dict[str, Any] = {"model": model, "source": {"seed": seed, "truncation_psi": psi}}
+    document: dict[str, Any] = {"model": model, "source": {"seed": seed, "truncation_psi": psi, "class": class_}}
     document["points"] = [parse_pair(text) for text in point]
     document["drag"] = dict(parse_option(text) for text in option)
     if movable_circle is not None:

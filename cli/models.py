@@ -43,6 +43,7 @@ def import_(
 
 
 def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
+    """Write the canonical file; raises CommandError and leaves none when it cannot."""
     from engine.canonical import write_canonical
     from engine.errors import EngineError
     from engine.layouts import read_generator_file
@@ -53,18 +54,18 @@ def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool
         config = write_canonical(found, target, bgr=bgr)
     except EngineError as error:
         raise CommandError(str(error)) from error
-    return ModelEntry(
-        name=name, file=target.name, sha256=sha256_of(target), resolution=config.resolution, num_ws=config.num_ws,
-        licence=licence, layout=found.layout, source_sha256=sha256_of(file),
-    )  # fmt: skip
+    shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "c_dim")}
+    hashes = {"sha256": sha256_of(target), "source_sha256": sha256_of(file)}
+    return ModelEntry(name=name, file=target.name, licence=licence, layout=found.layout, **shape, **hashes)
 
 
 @app.command("list")
 def list_(checkpoints: Checkpoints = CHECKPOINTS) -> None:
     """Show the models of the manifest."""
-    table = Table("name", "pixels", "rows of w+", "layout", "licence", "sha256")
+    table = Table("name", "pixels", "rows of w+", "classes", "layout", "licence", "sha256")
     for entry in open_manifest(checkpoints).models.values():
-        table.add_row(entry.name, str(entry.resolution), str(entry.num_ws), entry.layout, entry.licence, entry.sha256[:12])
+        shape = map(str, (entry.resolution, entry.num_ws, entry.c_dim))
+        table.add_row(entry.name, *shape, entry.layout, entry.licence, entry.sha256[:12])
     Console().print(table)
 
 

@@ -100,17 +100,22 @@ class OfflineEdit:
         return json.dumps(ending | {"distance_px": [round(float(distance), 3) for distance in distances]})
 
 
+def map_seeds(generator: Generator, seeds: list[int], truncation_psi: float, class_index: int | None) -> Tensor:
+    """w+ [N, L, D] of seeds. Raises CommandError when the class does not fit the generator."""
+    try:
+        return torch.cat([generator.map(seed=seed, truncation_psi=truncation_psi, class_index=class_index) for seed in seeds])
+    except ValueError as error:
+        raise CommandError(f"--class: {error}") from error
+
+
 @torch.no_grad()
-def render(
-    generator: Generator, seeds: list[int], truncation_psi: float, noise_mode: NoiseMode, seen: Callable[[int], None]
-) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, R, R], not clamped, and w+ [N, L, D] of seeds."""
-    ws = torch.cat([generator.map(seed=seed, truncation_psi=truncation_psi) for seed in seeds])
+def render(generator: Generator, ws: Tensor, noise_mode: NoiseMode, seen: Callable[[int], None]) -> Tensor:
+    """Images [N, 3, R, R] of w+ [N, L, D], not clamped."""
     images = []
     for part in torch.split(ws, RENDER_TOGETHER):
         images.append(generator.images(part, noise_mode=noise_mode).cpu())
         seen(len(part))
-    return torch.cat(images), ws.cpu()
+    return torch.cat(images)
 
 
 def write_grid(images: Tensor, path: Path) -> None:
@@ -129,4 +134,4 @@ def write_grid(images: Tensor, path: Path) -> None:
 def write_npz(images: Tensor, ws: Tensor, path: Path) -> None:
     """Arrays `images` [N, 3, R, R] and `ws` [N, L, D]; the file keeps the name it was given."""
     with path.open("wb") as file:
-        np.savez(file, images=images.numpy(), ws=ws.numpy())
+        np.savez(file, images=images.numpy(), ws=ws.cpu().numpy())

@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from engine.config import GeneratorConfig
+from engine.config import Architecture, GeneratorConfig
 from engine.errors import CheckpointDamaged
 from engine.layouts import FoundGenerator, Tensors
 
@@ -55,10 +56,13 @@ def infer_config(found: FoundGenerator) -> GeneratorConfig:
     resolution, channel_max = max(channels), channels.get(4, 0)
     narrow = [width * r for r, width in channels.items() if width < channel_max]
     try:
+        first, labels = found.tensors["mapping.fc0.weight"], found.tensors.get("mapping.embed.weight")
         config = GeneratorConfig(
             resolution=resolution,
-            z_dim=found.tensors["mapping.fc0.weight"].shape[1],
-            w_dim=found.tensors["mapping.fc0.weight"].shape[0],
+            z_dim=first.shape[1] - (first.shape[0] if labels is not None else 0),
+            w_dim=first.shape[0],
+            c_dim=0 if labels is None else labels.shape[1],
+            architecture=cast(Architecture, found.architecture),
             mapping_layers=len(layers),
             channel_base=max(narrow, default=channel_max * resolution),
             channel_max=channel_max,
@@ -96,8 +100,11 @@ def expected_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, .
     """Names and shapes as in engine.generator."""
     w = config.w_dim
     for i in range(config.mapping_layers):
-        yield f"mapping.fc{i}.weight", (w, config.z_dim if i == 0 else w)
+        yield f"mapping.fc{i}.weight", (w, w if i > 0 else config.z_dim + (w if config.c_dim else 0))
         yield f"mapping.fc{i}.bias", (w,)
+    if config.c_dim > 0:
+        yield "mapping.embed.weight", (w, config.c_dim)
+        yield "mapping.embed.bias", (w,)
     yield "mapping.w_avg", (w,)
     yield "synthesis.b4.const", (config.channels(4), 4, 4)
     for r in config.block_resolutions:
@@ -108,10 +115,14 @@ def expected_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, .
             yield f"{block}.conv0.resample_filter", (4, 4)
             yield from layer_shapes(f"{block}.conv0", config.channels(r // 2), out, r, w)
         yield from layer_shapes(f"{block}.conv1", out, out, r, w)
-        yield f"{block}.torgb.affine.weight", (out, w)
-        yield f"{block}.torgb.affine.bias", (out,)
-        yield f"{block}.torgb.weight", (3, out, 1, 1)
-        yield f"{block}.torgb.bias", (3,)
+        if config.has_skip(r):
+            yield f"{block}.skip.weight", (out, config.channels(r // 2), 1, 1)
+            yield f"{block}.skip.resample_filter", (4, 4)
+        if config.has_rgb(r):
+            yield f"{block}.torgb.affine.weight", (out, w)
+            yield f"{block}.torgb.affine.bias", (out,)
+            yield f"{block}.torgb.weight", (3, out, 1, 1)
+            yield f"{block}.torgb.bias", (3,)
 
 
 def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -124,11 +135,20 @@ def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) 
 
 
 def mean_w(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
-    """The mean of w over z's of a fixed seed, for files that do not store it."""
-    x = np.random.RandomState(W_AVG_SEED).randn(W_AVG_SAMPLES, config.z_dim)
-    x /= np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8)
+    """The mean of w over z's (and classes) of a fixed seed, for files that do not store it."""
+    random = np.random.RandomState(W_AVG_SEED)
+    x = normalize(random.randn(W_AVG_SAMPLES, config.z_dim))
+    if config.c_dim > 0:
+        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_AVG_SAMPLES)]
+        embedded = labels @ (tensors["mapping.embed.weight"].T / np.sqrt(config.c_dim)) + tensors["mapping.embed.bias"]
+        x = np.concatenate([x, normalize(embedded)], axis=1)
     for i in range(config.mapping_layers):
         weight, bias = tensors[f"mapping.fc{i}.weight"], tensors[f"mapping.fc{i}.bias"]
         x = x @ (weight.T * (0.01 / np.sqrt(weight.shape[1]))) + 0.01 * bias
         x = np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
     return np.asarray(x.mean(axis=0), dtype=np.float32)
+
+
+def normalize(x: np.ndarray) -> np.ndarray:
+    """Scale each row to a mean square of 1."""
+    return np.asarray(x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8))

@@ -1,6 +1,10 @@
 """What fixes the shape of a generator. Apart from the network, so that checkpoints can be read without PyTorch."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+# how blocks make the image: the sum of every block's ToRGB; or the last block's alone, with or without residual blocks
+Architecture = Literal["skip", "orig", "resnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +18,8 @@ class GeneratorConfig:
     channel_base: int = 32768  # a block at resolution r has min(channel_base / r, channel_max) channels
     channel_max: int = 512
     conv_clamp: float | None = None  # activations are clamped to +-conv_clamp; None lets them be
+    c_dim: int = 0  # classes of a conditional generator; 0: there are none
+    architecture: Architecture = "skip"
 
     def __post_init__(self) -> None:
         if self.resolution not in (32, 64, 128, 256, 512, 1024):
@@ -21,6 +27,10 @@ class GeneratorConfig:
         for name in ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.c_dim < 0:
+            raise ValueError(f"c_dim must be at least 0, got {self.c_dim}")
+        if self.architecture not in get_args(Architecture):
+            raise ValueError(f"architecture must be one of {get_args(Architecture)}, got {self.architecture!r}")
 
     @property
     def block_resolutions(self) -> list[int]:
@@ -31,6 +41,14 @@ class GeneratorConfig:
     def num_ws(self) -> int:
         """Rows of w+: two for each block from 8 up, one for the first, one for the last ToRGB."""
         return 2 * len(self.block_resolutions)
+
+    def has_rgb(self, resolution: int) -> bool:
+        """Whether the block of this resolution has a ToRGB layer."""
+        return self.architecture == "skip" or resolution == self.resolution
+
+    def has_skip(self, resolution: int) -> bool:
+        """Whether the block of this resolution has a residual branch."""
+        return self.architecture == "resnet" and resolution > 4
 
     def channels(self, resolution: int) -> int:
         return max(min(self.channel_base // resolution, self.channel_max), 1)

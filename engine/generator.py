@@ -7,7 +7,7 @@ Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_w
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.config import GeneratorConfig
 
 SQRT2 = math.sqrt(2)
+SQRT_HALF = math.sqrt(0.5)
 NoiseMode = Literal["const", "none"]
 
 
@@ -42,20 +43,30 @@ class FullyConnectedLayer(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """z [B, Dz] -> w [B, D]."""
+    """z [B, Dz] -> w [B, D]; conditional generators take a class label too."""
 
     w_avg: Tensor  # [D], the mean of w over z
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.num_layers = config.mapping_layers
-        widths = [config.z_dim] + [config.w_dim] * config.mapping_layers
+        self.c_dim = config.c_dim
+        inputs = config.z_dim
+        if config.c_dim > 0:
+            self.embed = FullyConnectedLayer(config.c_dim, config.w_dim)
+            inputs += config.w_dim
+        widths = [inputs] + [config.w_dim] * config.mapping_layers
         for i in range(config.mapping_layers):
             self.add_module(f"fc{i}", FullyConnectedLayer(widths[i], widths[i + 1], lr_multiplier=0.01))
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
 
-    def forward(self, z: Tensor) -> Tensor:
-        x = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Label: [B, c_dim], one-hot; for conditional generators only."""
+        x = normalize(z)
+        if self.c_dim > 0:
+            if label is None:
+                raise ValueError(f"a conditional generator needs a label of {self.c_dim} classes")
+            x = torch.cat([x, normalize(self.embed(label))], dim=1)
         for i in range(self.num_layers):
             x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), 0.2) * SQRT2
         return x
@@ -89,7 +100,7 @@ class SynthesisLayer(nn.Module):
         energy = self.weight.square().sum(dim=(2, 3))  # [Cout, Cin]
         return Modulation(scale, (scale.square() @ energy.t() + 1e-8).rsqrt())
 
-    def forward(self, x: Tensor, modulation: Modulation, noise_mode: NoiseMode = "const") -> Tensor:
+    def forward(self, x: Tensor, modulation: Modulation, noise_mode: NoiseMode = "const", gain: float = 1.0) -> Tensor:
         x = scale_channels(x, modulation.scale)
         if self.up:  # [B, C, H, W] -> [B, C', 2H+1, 2W+1] -> [B, C', 2H, 2W]
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
@@ -100,8 +111,23 @@ class SynthesisLayer(nn.Module):
         x = scale_channels(x, modulation.demodulation)
         if noise_mode == "const":
             x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-        x = F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], 0.2) * SQRT2
-        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+        x = F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], 0.2) * (SQRT2 * gain)
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp * gain, self.conv_clamp * gain)
+
+
+class SkipLayer(nn.Module):
+    """The residual branch of a "resnet" block: 1x1 convolution and doubled resolution, without bias or activation."""
+
+    resample_filter: Tensor  # [4, 4]
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.weight_gain = 1 / math.sqrt(in_channels)
+        self.register_buffer("resample_filter", binomial_filter())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(F.conv2d(x, self.weight * self.weight_gain), self.resample_filter)
 
 
 class ToRGBLayer(nn.Module):
@@ -127,6 +153,8 @@ class ToRGBLayer(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution: an up-sampling layer (absent at 4x4, which starts from a constant), a second layer, ToRGB."""
 
+    resample_filter: Tensor  # [4, 4]
+
     def __init__(self, config: GeneratorConfig, resolution: int) -> None:
         super().__init__()
         channels = config.channels(resolution)
@@ -136,7 +164,15 @@ class SynthesisBlock(nn.Module):
             self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
             self.register_buffer("resample_filter", binomial_filter())
         self.conv1 = SynthesisLayer(config, channels, resolution)
-        self.torgb = ToRGBLayer(config, resolution)
+        self.torgb = ToRGBLayer(config, resolution) if config.has_rgb(resolution) else None
+        self.skip = SkipLayer(config.channels(resolution // 2), channels) if config.has_skip(resolution) else None
+
+    def forward(self, x: Tensor, conv0: Modulation | None, conv1: Modulation, noise_mode: NoiseMode) -> Tensor:
+        """[B, C, H, W] -> [B, C', 2H, 2W]; the first block keeps its 4x4."""
+        y = x if conv0 is None else self.conv0(x, conv0, noise_mode)
+        if self.skip is None:
+            return cast(Tensor, self.conv1(y, conv1, noise_mode))
+        return cast(Tensor, self.skip(x) * SQRT_HALF + self.conv1(y, conv1, noise_mode, gain=SQRT_HALF))
 
 
 class ModulatedLayer(NamedTuple):
@@ -156,7 +192,7 @@ def modulate(layers: Sequence[ModulatedLayer], ws: Tensor) -> Modulations:
 
 
 class SynthesisNetwork(nn.Module):
-    """w+ [B, L, D] -> image [B, 3, R, R], summed from the ToRGB of every block ("skip" architecture)."""
+    """w+ [B, L, D] -> image [B, 3, R, R], summed from the ToRGB layers of the blocks that have one."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -175,7 +211,7 @@ class SynthesisNetwork(nn.Module):
             if resolution > 4:
                 found.append(ModulatedLayer(f"b{resolution}.conv0", 2 * k - 1, block.conv0))
             found.append(ModulatedLayer(f"b{resolution}.conv1", 2 * k, block.conv1))
-            if rgb:
+            if rgb and block.torgb is not None:
                 found.append(ModulatedLayer(f"b{resolution}.torgb", 2 * k + 1, block.torgb))
         return found
 
@@ -192,9 +228,12 @@ class SynthesisNetwork(nn.Module):
         image: Tensor | None = None
         for resolution, x in self.blocks(modulations, until, noise_mode):
             block = self.block(resolution)
+            if block.torgb is None:
+                continue
             rgb = block.torgb(x, modulations[f"b{resolution}.torgb"])
-            image = rgb if image is None else upsample(image, block.get_buffer("resample_filter")) + rgb
-        assert image is not None
+            image = rgb if image is None else upsample(image, block.resample_filter) + rgb
+        if image is None:
+            raise ValueError(f"no block up to {until} makes an image in this architecture")
         return image
 
     def blocks(self, modulations: Modulations, until: int | None, noise_mode: NoiseMode) -> Iterator[tuple[int, Tensor]]:
@@ -202,10 +241,8 @@ class SynthesisNetwork(nn.Module):
         first = modulations["b4.conv1"].scale
         x = self.block(4).const.expand(len(first), -1, -1, -1)
         for resolution in self.resolutions(until):
-            block = self.block(resolution)
-            if resolution > 4:
-                x = block.conv0(x, modulations[f"b{resolution}.conv0"], noise_mode)
-            x = block.conv1(x, modulations[f"b{resolution}.conv1"], noise_mode)
+            name = f"b{resolution}"
+            x = self.block(resolution)(x, modulations.get(f"{name}.conv0"), modulations[f"{name}.conv1"], noise_mode)
             yield resolution, x
 
 
@@ -227,16 +264,27 @@ class Generator(nn.Module):
         return self.mapping.w_avg.dtype
 
     @torch.no_grad()
-    def map(self, *, seed: int, truncation_psi: float = 1.0) -> Tensor:
+    def map(self, *, seed: int, truncation_psi: float = 1.0, class_index: int | None = None) -> Tensor:
         """w+ [1, L, D] of a seed; the same z as NVIDIA's tools draw from it.
 
         Args:
             seed: 0 to 2**32 - 1.
             truncation_psi: 1 is the untouched sample, 0 the mean of w.
+            class_index: 0 to c_dim - 1; for conditional generators, and for them alone.
         """
         z = np.random.RandomState(seed).randn(1, self.config.z_dim)
-        w = self.mapping(torch.from_numpy(z).to(self.device, self.dtype))
+        w = self.mapping(torch.from_numpy(z).to(self.device, self.dtype), self.label(class_index))
         return self.broadcast(self.mapping.truncate(w, truncation_psi))
+
+    def label(self, class_index: int | None) -> Tensor | None:
+        """One-hot [1, c_dim] in the generator's type; None for a generator without classes."""
+        if self.config.c_dim == 0 and class_index is None:
+            return None
+        if self.config.c_dim == 0:
+            raise ValueError("the generator has no classes")
+        if class_index is None or not 0 <= class_index < self.config.c_dim:
+            raise ValueError(f"class_index must be 0 to {self.config.c_dim - 1}, got {class_index}")
+        return F.one_hot(torch.tensor([class_index], device=self.device), self.config.c_dim).to(self.dtype)
 
     def broadcast(self, w: Tensor) -> Tensor:
         """w [B, D] -> w+ [B, L, D]."""
@@ -264,6 +312,11 @@ def to_pixels(images: Tensor) -> np.ndarray:
     """Float images [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]; beyond the range they are clipped."""
     pixels: np.ndarray = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return pixels
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Scale each row of x [B, D] to a mean square of 1."""
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 def scale_channels(x: Tensor, factors: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class FoundGenerator:
     layout: str  # nvidia, tensorflow, rosinality or mmagic
     tensors: Tensors  # by canonical name, without the resampling filters
     conv_clamp: float | None
+    architecture: str = "skip"
 
 
 def read_generator_file(path: Path) -> FoundGenerator:
@@ -51,16 +52,15 @@ def nvidia(value: Any) -> FoundGenerator | None:
     tensors, settings = flatten(module)
     if any(name.startswith("synthesis.input.") or re.match(r"synthesis\.L\d+_", name) for name in tensors):
         raise CheckpointUnsupported("the file holds a StyleGAN3 (alias-free) generator; only StyleGAN2 is computed here")
-    if any(name.startswith("mapping.embed.") for name in tensors):
-        raise CheckpointUnsupported("the file holds a conditional generator (c_dim > 0), which is not computed yet")
-    architectures = {value for name, value in settings.items() if name.endswith(".architecture")}
-    if architectures - {"skip"} or any(".skip." in name for name in tensors):
-        raise CheckpointUnsupported(f"the generator's architecture is {sorted(architectures)}, only skip is computed yet")
+    architectures = {value for name, value in settings.items() if name.endswith(".architecture")} or {"skip"}
+    if len(architectures) > 1:
+        raise CheckpointUnsupported(f"the generator mixes architectures: {sorted(architectures)}")
     clamps = {value for name, value in settings.items() if name.endswith(".conv_clamp")}
     if len(clamps) > 1:
         raise CheckpointUnsupported(f"the generator clamps some layers otherwise than others: {clamps}")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
-    return FoundGenerator(layout="nvidia", tensors=tensors, conv_clamp=clamps.pop() if clamps else None)
+    clamp = clamps.pop() if clamps else None
+    return FoundGenerator(layout="nvidia", tensors=tensors, conv_clamp=clamp, architecture=architectures.pop())
 
 
 def flatten(module: Module, prefix: str = "") -> tuple[Tensors, dict[str, Any]]:
@@ -87,17 +87,18 @@ def tensorflow(value: Any) -> FoundGenerator | None:
     for part in ("mapping", "synthesis"):
         variables |= {f"{part}/{name}": array for name, array in state["components"][part].state["variables"]}
         settings = settings | state["components"][part].state["static_kwargs"]
-    if settings.get("label_size", 0):
-        raise CheckpointUnsupported("the file holds a conditional generator (label_size > 0), which is not computed yet")
     if "synthesis/4x4/Const/const" not in variables or "synthesis/4x4/Conv/mod_weight" not in variables:
         raise CheckpointUnsupported("the file holds a TensorFlow network that is no StyleGAN2 generator (StyleGAN1?)")
-    if settings.get("architecture", "skip") != "skip":
-        raise CheckpointUnsupported(f"the generator's architecture is {settings['architecture']}, only skip is computed yet")
+    if settings.get("label_size", 0) and "mapping/LabelConcat/weight" in variables:
+        raise CheckpointUnsupported(
+            "the file holds a conditional generator in TensorFlow's first form, whose labels are not normalized"
+        )
     tensors: Tensors = {}
     for name, array in variables.items():
         if isinstance(array, np.ndarray) and (renamed := tensorflow_tensor(name, array)):
             tensors[renamed[0]] = renamed[1]
-    return FoundGenerator(layout="tensorflow", tensors=tensors, conv_clamp=settings.get("conv_clamp"))
+    architecture = settings.get("architecture", "skip")
+    return FoundGenerator(layout="tensorflow", tensors=tensors, conv_clamp=settings.get("conv_clamp"), architecture=architecture)
 
 
 def tensorflow_tensor(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
@@ -106,17 +107,19 @@ def tensorflow_tensor(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | 
         return "mapping.w_avg", array
     if match := re.fullmatch(r"mapping/Dense(\d+)/(weight|bias)", name):
         return f"mapping.fc{match[1]}.{match[2]}", array.T
+    if match := re.fullmatch(r"mapping/LabelEmbed/(weight|bias)", name):
+        return f"mapping.embed.{match[1]}", array.T
     if name == "synthesis/4x4/Const/const":
         return "synthesis.b4.const", array[0]
     if match := re.fullmatch(r"synthesis/noise(\d+)", name):
         return f"synthesis.{layer_name(int(match[1]))}.noise_const", array[0, 0]
-    match = re.fullmatch(r"synthesis/(\d+)x\1/(Conv|Conv0_up|Conv1|ToRGB)/(\w+)", name)
+    match = re.fullmatch(r"synthesis/(\d+)x\1/(Conv|Conv0_up|Conv1|ToRGB|Skip)/(\w+)", name)
     if match is None:
         return None
-    layer = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "torgb"}[match[2]]
+    layer = {"Conv": "conv1", "Conv0_up": "conv0", "Conv1": "conv1", "ToRGB": "torgb", "Skip": "skip"}[match[2]]
     prefix = f"synthesis.b{match[1]}.{layer}"
     if match[3] == "weight":
-        oriented = array[::-1, ::-1] if layer == "conv0" else array
+        oriented = array[::-1, ::-1] if layer in ("conv0", "skip") else array
         return f"{prefix}.weight", oriented.transpose(3, 2, 0, 1)
     if match[3] == "mod_weight":
         return f"{prefix}.affine.weight", array.T

@@ -36,6 +36,7 @@ class ModelEntry(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     resolution: int  # pixels
     num_ws: int  # rows of w+
+    c_dim: int = Field(default=0, ge=0)  # classes of a conditional model
     licence: str
     layout: str  # what the file was converted from
     source_sha256: str | None = None  # of the file it was converted from

@@ -26,7 +26,10 @@ class Strict(BaseModel):
 class Source(Strict):
     """Which picture to edit."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
+
     seed: int = Field(ge=0, le=2**32 - 1)
+    class_index: int | None = Field(default=None, alias="class", ge=0)  # of a conditional model
     truncation_psi: float | None = Field(default=None, ge=-2, le=2)
 
 

@@ -70,6 +70,11 @@ def point_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
 
 def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
     problems = []
+    label = spec.source.class_index
+    if model.c_dim > 0 and (label is None or label >= model.c_dim):
+        problems.append(Problem(field="source.class", message=f"must be 0 to {model.c_dim - 1} for {model.name}, got {label}"))
+    if model.c_dim == 0 and label is not None:
+        problems.append(Problem(field="source.class", message=f"{model.name} has no classes"))
     rows, block = spec.drag.trainable_layers, spec.drag.feature_resolution
     if rows is not None and rows > model.num_ws:
         problems.append(

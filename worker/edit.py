@@ -22,9 +22,9 @@ def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) 
         CheckpointMissing, CheckpointDamaged: the file is not there, or not what the manifest says.
     """
     generator = load_generator(manifest.path(model), device=device, sha256=model.sha256)
-    found = (generator.config.resolution, generator.config.num_ws)
-    if found != (model.resolution, model.num_ws):
-        raise CheckpointDamaged(f"checkpoint {model.file} has resolution and num_ws {found}, the manifest says otherwise")
+    config = generator.config
+    if (config.resolution, config.num_ws, config.c_dim) != (model.resolution, model.num_ws, model.c_dim):
+        raise CheckpointDamaged(f"checkpoint {model.file} is a generator of another shape than the manifest says")
     return generator
 
 
@@ -32,7 +32,7 @@ def start_latent(spec: JobSpec, generator: Generator) -> Tensor:
     """w+ [1, L, D] of the picture to edit; spec must be resolved."""
     psi = spec.source.truncation_psi
     assert psi is not None
-    return generator.map(seed=spec.source.seed, truncation_psi=psi)
+    return generator.map(seed=spec.source.seed, truncation_psi=psi, class_index=spec.source.class_index)
 
 
 def steps(spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarray | None) -> Iterator[DragStep]:

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from engine.config import GeneratorConfig
-from engine.generator import Generator, modulate, to_pixels
-from tests.generators import DATA, reference_generator, some_w, tiny_generator
+from engine.generator import Generator, modulate, to_pixels, upsample
+from tests.generators import DATA, random_generator, reference_generator, some_w, tiny_generator
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,40 @@ def test_every_resolution_renders(resolution):
     generator = tiny_generator(resolution)
     assert generator.config.num_ws == 2 * resolution.bit_length() - 4
     assert generator.render(some_w(generator)).shape == (resolution, resolution, 3)
+
+
+SMALL = {"resolution": 32, "z_dim": 16, "w_dim": 24, "mapping_layers": 2, "channel_base": 512, "channel_max": 16}
+
+
+def test_classes_change_the_picture():
+    generator = random_generator(GeneratorConfig(**SMALL, c_dim=3))
+    pictures = [generator.render(generator.map(seed=1, class_index=label)) for label in range(3)]
+    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[1] != pictures[2]).any()
+
+
+@pytest.mark.parametrize(("c_dim", "label"), [(3, None), (3, 3), (3, -1), (0, 0)])
+def test_a_class_that_does_not_fit_is_refused(c_dim, label):
+    with pytest.raises(ValueError, match="class"):
+        random_generator(GeneratorConfig(**SMALL, c_dim=c_dim)).map(seed=1, class_index=label)
+
+
+def test_only_the_last_block_of_orig_and_resnet_makes_the_image():
+    for architecture in ("orig", "resnet"):
+        generator = random_generator(GeneratorConfig(**SMALL, architecture=architecture))
+        assert [name for name in generator.state_dict() if "torgb.weight" in name] == ["synthesis.b32.torgb.weight"]
+        assert generator.render(some_w(generator)).std() > 0
+
+
+def test_a_residual_block_is_half_its_branch_and_half_its_layers():
+    """Both by variance; the branch is the input doubled by the filter and mixed by a 1x1 convolution."""
+    generator = random_generator(GeneratorConfig(**SMALL, architecture="resnet"))
+    block, x = generator.synthesis.b8, torch.randn(1, 16, 4, 4)
+    layers = [layer for layer in generator.synthesis.layers(until=8) if layer.name.startswith("b8")]
+    conv0, conv1 = modulate(layers, some_w(generator)).values()
+    branch = torch.einsum("oi,bihw->bohw", block.skip.weight[:, :, 0, 0] / 4, upsample(x, block.resample_filter))
+    expected = 0.5**0.5 * (branch + block.conv1(block.conv0(x, conv0), conv1))
+    torch.testing.assert_close(block(x, conv0, conv1, "const"), expected)
 
 
 def test_parameter_count_of_ffhq_is_nvidias():

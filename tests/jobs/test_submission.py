@@ -48,6 +48,15 @@ def test_the_paper_preset_allows_two_pixels_beyond_five_points():
     assert (stop_distance(5), stop_distance(6)) == (1.0, 2.0)
 
 
+@pytest.mark.parametrize("label", [None, 3])
+def test_a_conditional_model_needs_one_of_its_classes(label):
+    manifest = Manifest(None, {"tiny": TINY.model_copy(update={"c_dim": 3})})
+    with pytest.raises(InvalidJob, match=r"source\.class: must be 0 to 2 for tiny"):
+        check_submission(GOOD | {"source": {"seed": 1, "class": label}}, manifest)
+    spec = check_submission(GOOD | {"source": {"seed": 1, "class": 2}}, manifest).spec
+    assert spec.model_dump(mode="json")["source"]["class"] == 2
+
+
 def test_no_points_is_a_picture_to_render():
     assert check_submission({"model": "tiny", "source": {"seed": 1}}, MANIFEST).spec.points == []
 
@@ -74,6 +83,7 @@ def test_no_points_is_a_picture_to_render():
         ({"source": {"seed": -1}}, "source.seed", "greater than or equal to 0"),
         ({"source": {"seed": 2**32}}, "source.seed", "less than or equal to 4294967295"),
         ({"source": {}}, "source.seed", "required"),
+        ({"source": {"seed": 1, "class": 0}}, "source.class", "has no classes"),
         ({"metadata": {"note": "x" * 20_000}}, "metadata", "16384 bytes"),
         ({"metadata": {"note": "\u00e9" * 9_000}}, "metadata", "16384 bytes"),
         ({"metadata": {"note": "a\x00b"}}, "metadata", "NUL"),

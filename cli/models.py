@@ -55,8 +55,8 @@ def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool
     except EngineError as error:
         raise CommandError(str(error)) from error
     shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "c_dim")}
-    hashes = {"sha256": sha256_of(target), "source_sha256": sha256_of(file)}
-    return ModelEntry(name=name, file=target.name, licence=licence, layout=found.layout, **shape, **hashes)
+    files = {"file": target.name, "sha256": sha256_of(target), "source_sha256": sha256_of(file)}
+    return ModelEntry.model_validate({"name": name, "licence": licence, "layout": found.layout, **shape, **files})
 
 
 @app.command("list")

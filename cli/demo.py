@@ -19,16 +19,16 @@ JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {
     "turn-head": {
         "model": "demo-faces",
-        "source": {"seed": 21},
-        "points": [{"handle": [60, 78], "target": [76, 78]}],
+        "source": {"seed": 45},
+        "points": [{"handle": [64, 76], "target": [80, 76]}],
         "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },
     "open-mouth": {
         "model": "demo-faces",
-        "source": {"seed": 3},
-        "points": [{"handle": [70, 96], "target": [70, 112]}],
-        "movable": {"shapes": [{"circle": [70, 100, 30]}]},
+        "source": {"seed": 52},
+        "points": [{"handle": [66, 94], "target": [66, 110]}],
+        "movable": {"shapes": [{"circle": [66, 98, 30]}]},
         "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },

@@ -19,8 +19,8 @@ JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {
     "turn-head": {
         "model": "demo-faces",
-        "source": {"seed": 45},
-        "points": [{"handle": [64, 76], "target": [80, 76]}],
+        "source": {"seed": 3},
+        "points": [{"handle": [75, 80], "target": [59, 80]}],
         "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },

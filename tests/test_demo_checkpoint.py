@@ -1,13 +1,17 @@
 """The checkpoint that we ship: it draws what its recipe says, and it can be dragged."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.drags import landmarks_of
 from benchmarks.faces.factors import factors_of
 from benchmarks.faces.parts import LANDMARKS
 from benchmarks.faces.renderer import render
 from benchmarks.train_demo import evaluate
+from cli.demo import EDITS
+from cli.offline import OfflineEdit
 from engine.drag import DragOptions, drag, to_points
 from jobs.checkpoints import Manifest
 from jobs.settings import REPOSITORY
@@ -33,6 +37,19 @@ def test_truncated_samples_are_the_faces_of_truncated_factors(generator):
     ws = generator.broadcast(generator.mapping.truncate(generator.mapping(z), 0.5))
     error = (generator.images(ws).clamp(-1, 1) - render(factors_of(z, psi=0.5), 128).images).square().mean() / 4
     assert -10 * error.log10() > 25
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_the_demos_edits_reach_their_targets(name, tmp_path):
+    result = OfflineEdit(EDITS[name], None, REPOSITORY / "checkpoints").run(tmp_path, lambda step: None)
+    assert (result.stop_reason, result.distance_px <= 1) == ("reached", True)
+
+
+def test_the_masked_edit_leaves_the_rest_alone(tmp_path):
+    edit = OfflineEdit(EDITS["open-mouth"], None, REPOSITORY / "checkpoints")
+    edit.run(tmp_path, lambda step: None)
+    before, after = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(float)[~edit.mask] for name in ("source", "result"))
+    assert 10 * np.log10(255**2 / np.square(before - after).mean()) > 38  # dB
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])

@@ -13,7 +13,7 @@ from cli.artifacts import ArtifactFolder
 from cli.client import Client, Job
 from cli.errors import CommandError
 from cli.service import running_service
-from cli.stack import Stack, local_stack, stop_on_sigterm
+from cli.stack import Stack, local_stack, stop_on_signals
 
 JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ EDITS: dict[str, dict[str, Any]] = {
 
 def run_demo(out: Path, console: Console) -> None:
     """Raises CommandError when an edit does not succeed."""
-    stop_on_sigterm()
+    stop_on_signals()
     console.print("starting PostgreSQL, Valkey, S3, API, worker, reconciler")
     with local_stack() as stack, running_service(stack) as url, Client(url) as client:
         console.print(f"the service answers on {url}", highlight=False)

@@ -57,9 +57,9 @@ def up(
 ) -> None:
     """Run servers, API, workers and reconciler on this machine until Ctrl-C."""
     from cli.service import running_service, watch
-    from cli.stack import default_state, local_stack, stop_on_sigterm
+    from cli.stack import default_state, local_stack, stop_on_signals
 
-    stop_on_sigterm()
+    stop_on_signals()
     with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as url:
         console.print(f"Dragqueue serves {url} (docs at {url}/docs); logs in {stack.logs}; Ctrl-C stops it", highlight=False)
         try:

@@ -17,7 +17,7 @@ from jobs.settings import REPOSITORY
 app = typer.Typer(help="Import, list, verify and remove models.", no_args_is_help=True)
 console = Console(stderr=True)
 CHECKPOINTS = REPOSITORY / "checkpoints"
-Checkpoints = Annotated[Path, typer.Option(help="Folder with manifest.toml.")]
+Checkpoints = Annotated[Path, typer.Option(envvar="DRAGQUEUE_CHECKPOINTS", help="Folder with manifest.toml.")]
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
 
@@ -34,6 +34,7 @@ def import_(
         raise CommandError(f"--name must be letters, digits, - and _, at most 100, got {name!r}")
     if channel_order not in ("rgb", "bgr"):
         raise CommandError(f"--channel-order must be rgb or bgr, got {channel_order}")
+    begin_manifest(checkpoints)
     manifest = open_manifest(checkpoints)
     if name in manifest.models:
         raise CommandError(f"there is a model {name} already: choose another --name, or remove it first")
@@ -73,9 +74,9 @@ def list_(checkpoints: Checkpoints = CHECKPOINTS) -> None:
 def verify(checkpoints: Checkpoints = CHECKPOINTS) -> None:
     """Compare every file with its hash; exit code 1 when one differs or is missing."""
     manifest = open_manifest(checkpoints)
-    wrong = [entry.name for entry in manifest.models.values() if not is_whole(manifest, entry)]
+    wrong = [f"{entry.name} {reason}" for entry in manifest.models.values() if (reason := defect(manifest, entry))]
     if wrong:
-        raise CommandError(f"missing or not what the manifest says: {', '.join(wrong)}")
+        raise CommandError("; ".join(wrong))
     console.print(f"{len(manifest.models)} models are what the manifest says", highlight=False)
 
 
@@ -92,21 +93,28 @@ def remove(name: str, checkpoints: Checkpoints = CHECKPOINTS) -> None:
     console.print(f"{name} is gone")
 
 
-def open_manifest(checkpoints: Path) -> Manifest:
-    """The manifest; a folder without one gets an empty one."""
+def begin_manifest(checkpoints: Path) -> None:
+    """Give a folder without a manifest an empty one."""
     path = checkpoints / MANIFEST
     if not path.exists():
         checkpoints.mkdir(parents=True, exist_ok=True)
         path.write_text("[models]\n")
+
+
+def open_manifest(checkpoints: Path) -> Manifest:
+    """Raises CommandError when there is none."""
     try:
         return Manifest.load(checkpoints)
     except ManifestInvalid as error:
         raise CommandError(str(error)) from error
 
 
-def is_whole(manifest: Manifest, entry: ModelEntry) -> bool:
+def defect(manifest: Manifest, entry: ModelEntry) -> str | None:
+    """What is wrong with a model's file, if anything."""
     path = manifest.path(entry)
-    return path.is_file() and sha256_of(path) == entry.sha256
+    if not path.is_file():
+        return f"is missing: there is no {path}"
+    return None if sha256_of(path) == entry.sha256 else "is not what the manifest says: its hash differs"
 
 
 def sha256_of(path: Path) -> str:

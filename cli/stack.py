@@ -95,9 +95,10 @@ def default_state() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "dragqueue"
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that every process is stopped."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+def stop_on_signals() -> None:
+    """Let SIGINT and SIGTERM both unwind like Ctrl-C, also where a shell started us with SIGINT ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> 
             tensors[name] = np.ascontiguousarray(tensors[name][::-1])
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
+    part.chmod(0o644)  # safetensors writes for its owner alone
     part.rename(path)
     return config
 

@@ -20,6 +20,7 @@ def save_generator(generator: Generator, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     save_file(tensors, part, metadata={"config": json.dumps(asdict(generator.config))})
+    part.chmod(0o644)  # safetensors writes for its owner alone
     part.rename(path)
 
 

@@ -52,7 +52,7 @@ def read_png(data: bytes, resolution: int) -> np.ndarray:
                 )
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise invalid(f"is not a PNG that can be read ({error})") from error
+        raise invalid("is not a PNG that can be read") from error
     return np.asarray(pixels.any(axis=2))
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EXAMPLE_SECRETS = {"minioadmin", "changeme", "changethis", "secret", "password"}
@@ -35,6 +35,15 @@ class Settings(BaseSettings):
     progress_interval_s: float = Field(default=0.5, ge=0)  # between two progress writes
     load_limit_s: float = Field(default=300.0, gt=0)  # a silent phase longer than this loses the lease
     max_attempts: int = Field(default=3, ge=1)  # failures a job may have
+
+    @field_validator("database_url")
+    @classmethod
+    def postgres_by_psycopg(cls, url: str) -> str:
+        """postgres:// and postgresql:// mean the one driver there is."""
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in ("postgres", "postgresql", "postgresql+psycopg"):
+            raise ValueError("must be postgresql://user:password@host/database")
+        return f"postgresql+psycopg://{rest}"
 
     @model_validator(mode="after")
     def refuse_example_secrets(self) -> Self:

@@ -55,7 +55,20 @@ def test_a_file_that_was_changed_is_found(run, tmp_path):
     imported(run)
     path = tmp_path / "checkpoints" / "faces.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert "faces" in str(run("models", "verify").exception)
+    assert str(run("models", "verify").exception) == "faces is not what the manifest says: its hash differs"
+    path.unlink()
+    assert "faces is missing" in str(run("models", "verify").exception)
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_a_mistyped_folder_is_said_and_not_made(run, tmp_path, command):
+    assert isinstance(run("models", command).exception, CommandError)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_everybody_may_read_an_imported_model(run, tmp_path):
+    imported(run)
+    assert (tmp_path / "checkpoints" / "faces.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_removed_model_leaves_the_others(run, tmp_path):

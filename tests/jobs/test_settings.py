@@ -18,6 +18,17 @@ def test_settings_come_from_the_environment(monkeypatch):
     assert Settings().database_url == "postgresql+psycopg://db/app"
 
 
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_postgres_url_means_the_one_driver(scheme):
+    assert Settings(**GIVEN | {"database_url": f"{scheme}://db/app"}).database_url == "postgresql+psycopg://db/app"
+
+
+@pytest.mark.parametrize("url", ["foo", "mysql://db/app", ""])
+def test_another_database_is_refused(url):
+    with pytest.raises(ValidationError, match="must be postgresql://"):
+        Settings(**GIVEN | {"database_url": url})
+
+
 def test_example_secrets_are_refused_in_production():
     with pytest.raises(ValidationError, match="well-known example"):
         Settings(**GIVEN | {"s3_secret_key": "minioadmin"})

@@ -41,7 +41,7 @@ def test_a_database_that_is_away_is_one_sentence(settings):
         prepare(away)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_up_leaves_no_process_behind(stack, tmp_path, number):
     """The servers are given; what `up` starts itself must end with it, the workers' children included."""
     log = tmp_path / "log"
@@ -57,8 +57,9 @@ def test_up_leaves_no_process_behind(stack, tmp_path, number):
         "--state",
         tmp_path / "state",
     ]
+    ignore_sigint = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]  # as shells do with what they start in the background
     with log.open("w") as output:
-        up = subprocess.Popen(command, env=stack.environment, stderr=output)
+        up = subprocess.Popen([*ignore_sigint, *command], env=stack.environment, stderr=output)
     wait_until(lambda: "Dragqueue serves" in log.read_text())
     wait_until(lambda: len(family(up.pid)) >= 6)  # api, reconciler, two workers, a child each
     processes = family(up.pid)

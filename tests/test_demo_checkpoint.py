@@ -48,7 +48,7 @@ def test_the_demos_edits_reach_their_targets_and_leave_alone_what_is_masked(tmp_
     assert 10 * np.log10(255**2 / np.square(before - after).mean()) > 38  # dB, of the last edit, which has a mask
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_the_nose_can_be_dragged_sideways(generator, model, seed):
     """15.4 px, 12 % of the width, towards the side that is farther away."""
     psi = model.defaults.truncation_psi

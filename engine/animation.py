@@ -4,13 +4,11 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
-
-AnimationFormat = Literal["mp4", "webp", "gif"]
 
 
 def write_animation(frames: Iterable[np.ndarray], path: Path, *, frames_per_s: int = 20) -> None:

@@ -29,7 +29,7 @@ def generator(model):
 
 
 def test_it_draws_the_faces_behind_held_out_z(generator):
-    assert evaluate(generator, 128, count=16) > 25  # dB; a mean picture has 11
+    assert evaluate(generator, 128, count=32) > 25  # dB; a mean picture has 11
 
 
 def test_truncated_samples_are_the_faces_of_truncated_factors(generator):
@@ -48,7 +48,7 @@ def test_the_demos_edits_reach_their_targets_and_leave_alone_what_is_masked(tmp_
     assert 10 * np.log10(255**2 / np.square(before - after).mean()) > 38  # dB, of the last edit, which has a mask
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_the_nose_can_be_dragged_sideways(generator, model, seed):
     """15.4 px, 12 % of the width, towards the side that is farther away."""
     psi = model.defaults.truncation_psi

@@ -40,23 +40,29 @@ def import_(
         raise CommandError(f"there is a model {name} already: choose another --name, or remove it first")
     entry = convert(file, name, checkpoints, licence, bgr=channel_order == "bgr")
     manifest.add(entry)
-    console.print(f"{name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+", highlight=False)
+    eye = ", with its discriminator" if entry.discriminator is not None else ""
+    console.print(f"{name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+{eye}", highlight=False)
 
 
 def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
-    """Write the canonical file; raises CommandError and leaves none when it cannot."""
-    from engine.canonical import write_canonical
+    """Write the canonical files; raises CommandError and leaves none when it cannot."""
+    from engine.canonical import write_canonical, write_discriminator
     from engine.errors import EngineError
     from engine.layouts import read_generator_file
 
-    target = checkpoints / f"{name}.safetensors"
+    target, beside = checkpoints / f"{name}.safetensors", checkpoints / f"{name}.discriminator.safetensors"
     try:
         found = read_generator_file(file)
         config = write_canonical(found, target, bgr=bgr)
+        if found.discriminator is not None:
+            write_discriminator(found.discriminator, beside)
     except EngineError as error:
+        target.unlink(missing_ok=True)
         raise CommandError(str(error)) from error
     shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "c_dim")}
     files = {"file": target.name, "sha256": sha256_of(target), "source_sha256": sha256_of(file)}
+    if found.discriminator is not None:
+        files |= {"discriminator": beside.name, "discriminator_sha256": sha256_of(beside)}
     return ModelEntry.model_validate({"name": name, "licence": licence, "layout": found.layout, **shape, **files})
 
 
@@ -82,14 +88,15 @@ def verify(checkpoints: Checkpoints = CHECKPOINTS) -> None:
 
 @app.command()
 def remove(name: str, checkpoints: Checkpoints = CHECKPOINTS) -> None:
-    """Take a model out of the manifest and delete its file."""
+    """Take a model out of the manifest and delete its files."""
     manifest = open_manifest(checkpoints)
     try:
         entry = manifest.get(name)
     except InvalidJob as error:
         raise CommandError(str(error)) from error
     manifest.remove(name)
-    manifest.path(entry).unlink(missing_ok=True)
+    for path in manifest.files(entry):
+        path.unlink(missing_ok=True)
     console.print(f"{name} is gone")
 
 
@@ -110,11 +117,13 @@ def open_manifest(checkpoints: Path) -> Manifest:
 
 
 def defect(manifest: Manifest, entry: ModelEntry) -> str | None:
-    """What is wrong with a model's file, if anything."""
-    path = manifest.path(entry)
-    if not path.is_file():
-        return f"is missing: there is no {path}"
-    return None if sha256_of(path) == entry.sha256 else "is not what the manifest says: its hash differs"
+    """What is wrong with a model's files, if anything."""
+    for path, sha256 in manifest.files(entry).items():
+        if not path.is_file():
+            return f"is missing: there is no {path}"
+        if sha256_of(path) != sha256:
+            return f"is not what the manifest says: the hash of {path.name} differs"
+    return None
 
 
 def sha256_of(path: Path) -> str:

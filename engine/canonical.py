@@ -1,4 +1,4 @@
-"""From a generator as it was found to the one file that the service reads. Works without torch."""
+"""From networks as they were found to the files that the service reads. Works without torch."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from typing import cast
 import numpy as np
 from safetensors.numpy import save_file
 
-from engine.config import Architecture, GeneratorConfig
+from engine.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
 from engine.errors import CheckpointDamaged
-from engine.layouts import FoundGenerator, Tensors
+from engine.layouts import FoundDiscriminator, FoundGenerator, Tensors
 
 W_AVG_SAMPLES = 10_000
 W_AVG_SEED = 123
@@ -36,37 +36,41 @@ def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> 
     if bgr:
         for name in [name for name in tensors if re.search(r"torgb\.(weight|bias)$", name)]:
             tensors[name] = np.ascontiguousarray(tensors[name][::-1])
+    write_file(path, tensors, config)
+    return config
+
+
+def write_discriminator(found: FoundDiscriminator, path: Path) -> DiscriminatorConfig:
+    """Write tensors and config; the file appears whole or not at all. Raises CheckpointDamaged."""
+    config = infer_discriminator(found)
+    write_file(path, dict(chosen_tensors(found.tensors, discriminator_shapes(config))), config)
+    return config
+
+
+def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
     part.chmod(0o644)  # safetensors writes for its owner alone
     part.rename(path)
-    return config
 
 
 def infer_config(found: FoundGenerator) -> GeneratorConfig:
     """The shape of the generator from its tensors alone."""
-    channels = {}
-    for name, tensor in found.tensors.items():
-        if match := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", name):
-            channels[int(match[1])] = tensor.shape[-4]
+    channels = widths(found.tensors, r"synthesis\.b(\d+)\.conv1\.weight")
     layers = [name for name in found.tensors if re.fullmatch(r"mapping\.fc\d+\.weight", name)]
     if not channels or not layers:
         raise CheckpointDamaged("the generator has no synthesis or no mapping layers")
     if max(channels.values()) > MAX_WIDTH or len(layers) > MAX_MAPPING_LAYERS:
         raise CheckpointDamaged(f"the generator is larger than any that is known: {channels}, {len(layers)} mapping layers")
-    resolution, channel_max = max(channels), channels.get(4, 0)
-    narrow = [width * r for r, width in channels.items() if width < channel_max]
     try:
         first, labels = found.tensors["mapping.fc0.weight"], found.tensors.get("mapping.embed.weight")
         config = GeneratorConfig(
-            resolution=resolution,
+            **pyramid(channels),
             z_dim=first.shape[1] - (first.shape[0] if labels is not None else 0),
             w_dim=first.shape[0],
             c_dim=0 if labels is None else labels.shape[1],
             architecture=cast(Architecture, found.architecture),
             mapping_layers=len(layers),
-            channel_base=max(narrow, default=channel_max * resolution),
-            channel_max=channel_max,
             conv_clamp=found.conv_clamp,
         )
     except (ValueError, KeyError) as error:
@@ -76,16 +80,46 @@ def infer_config(found: FoundGenerator) -> GeneratorConfig:
     return config
 
 
+def infer_discriminator(found: FoundDiscriminator) -> DiscriminatorConfig:
+    """The shape of the discriminator from its tensors alone."""
+    channels = widths(found.tensors, r"b(\d+)\.conv0\.weight") | widths(found.tensors, r"b(4)\.conv\.weight")
+    try:
+        config = DiscriminatorConfig(**pyramid(channels), conv_clamp=found.conv_clamp)
+    except ValueError as error:
+        raise CheckpointDamaged(f"the discriminator's shape is impossible: {error}") from error
+    if channels != {r: config.channels(r) for r in config.block_resolutions}:
+        raise CheckpointDamaged(f"the discriminator's channels {channels} follow no rule that is known")
+    return config
+
+
+def widths(tensors: Tensors, pattern: str) -> dict[int, int]:
+    """Output channels of the convolution of every block, by resolution."""
+    found = {int(match[1]): tensor for name, tensor in tensors.items() if (match := re.fullmatch(pattern, name))}
+    return {resolution: tensor.shape[-4] for resolution, tensor in found.items()}
+
+
+def pyramid(channels: dict[int, int]) -> dict[str, int]:
+    """The rule behind the widths of blocks, as a config's arguments."""
+    resolution, channel_max = max(channels, default=0), channels.get(4, 0)
+    narrow = [width * r for r, width in channels.items() if width < channel_max]
+    base = max(narrow, default=channel_max * resolution)
+    return {"resolution": resolution, "channel_base": base, "channel_max": channel_max}
+
+
 def canonical_tensors(tensors: Tensors, config: GeneratorConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor that a generator of this config has, in its shape and in float32. Raises CheckpointDamaged."""
+    return chosen_tensors(tensors, expected_shapes(config))
+
+
+def chosen_tensors(tensors: Tensors, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
     line = np.array([1, 3, 3, 1], dtype=np.float32) / 8
-    for name, shape in expected_shapes(config):
+    for name, shape in shapes:
         if name.endswith("resample_filter"):
             yield name, np.outer(line, line)
         elif name in tensors:
             yield name, fit(name, tensors[name], shape)
         elif name != "mapping.w_avg":
-            raise CheckpointDamaged(f"the generator lacks {name}")
+            raise CheckpointDamaged(f"the network lacks {name}")
 
 
 def fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -124,6 +158,29 @@ def expected_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, .
             yield f"{block}.torgb.affine.bias", (out,)
             yield f"{block}.torgb.weight", (3, out, 1, 1)
             yield f"{block}.torgb.bias", (3,)
+
+
+def discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes as in engine.discriminator."""
+    for r in config.block_resolutions[1:]:
+        inputs, outputs = config.channels(r), config.channels(r // 2)
+        if r == config.resolution:
+            yield f"b{r}.fromrgb.weight", (inputs, 3, 1, 1)
+            yield f"b{r}.fromrgb.bias", (inputs,)
+        yield f"b{r}.conv0.weight", (inputs, inputs, 3, 3)
+        yield f"b{r}.conv0.bias", (inputs,)
+        yield f"b{r}.conv1.weight", (outputs, inputs, 3, 3)
+        yield f"b{r}.conv1.bias", (outputs,)
+        yield f"b{r}.conv1.resample_filter", (4, 4)
+        yield f"b{r}.skip.weight", (outputs, inputs, 1, 1)
+        yield f"b{r}.skip.resample_filter", (4, 4)
+    last = config.channels(4)
+    yield "b4.conv.weight", (last, last + 1, 3, 3)
+    yield "b4.conv.bias", (last,)
+    yield "b4.fc.weight", (last, 16 * last)
+    yield "b4.fc.bias", (last,)
+    yield "b4.out.weight", (1, last)
+    yield "b4.out.bias", (1,)
 
 
 def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.config import GeneratorConfig
+from engine.config import DiscriminatorConfig, GeneratorConfig
+from engine.discriminator import Discriminator
 from engine.errors import CheckpointDamaged, CheckpointMissing
 from engine.generator import Generator, channels_last
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def save_generator(generator: Generator, path: Path) -> None:
@@ -34,12 +39,24 @@ def load_generator(path: Path | str, *, device: torch.device | str = "cpu", sha2
         CheckpointMissing: there is no such file.
         CheckpointDamaged: it has another hash, cannot be read, or lacks a tensor.
     """
-    path = Path(path)
+    path = verified(Path(path), sha256)
+    generator = read_network(path, lambda config: Generator(GeneratorConfig(**config)))
+    return channels_last(generator.eval().requires_grad_(False).to(device))
+
+
+def load_discriminator(path: Path | str, *, device: torch.device | str = "cpu", sha256: str | None = None) -> Discriminator:
+    """The discriminator that was imported with a generator: frozen, in float32. Raises as load_generator does."""
+    path = verified(Path(path), sha256)
+    discriminator = read_network(path, lambda config: Discriminator(DiscriminatorConfig(**config)))
+    return discriminator.eval().requires_grad_(False).to(device)
+
+
+def verified(path: Path, sha256: str | None) -> Path:
     if not path.is_file():
         raise CheckpointMissing(f"checkpoint {path.name} is not in {path.parent}")
     if sha256 is not None:
         verify_hash(path, sha256)
-    return channels_last(read_generator(path).eval().requires_grad_(False).to(device))
+    return path
 
 
 def verify_hash(path: Path, sha256: str) -> None:
@@ -52,18 +69,19 @@ def verify_hash(path: Path, sha256: str) -> None:
         raise CheckpointDamaged(f"checkpoint {path.name} has sha256 {found[:12]}..., the manifest says {sha256[:12]}...")
 
 
-def read_generator(path: Path) -> Generator:
+def read_network(path: Path, build: Callable[[dict[str, Any]], N]) -> N:
+    """The network that `build` makes of the file's config, with the file's tensors."""
     try:
         config, tensors = read_tensors(path)
-        generator = Generator(config)
-        generator.load_state_dict(tensors)
+        network = build(config)
+        network.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointDamaged(f"checkpoint {path.name} cannot be read: {reason}") from error
-    return generator
+    return network
 
 
-def read_tensors(path: Path) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        config = GeneratorConfig(**json.loads((file.metadata() or {})["config"]))
+        config = json.loads((file.metadata() or {})["config"])
         return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict: safe_open has no iterator

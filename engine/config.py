@@ -1,4 +1,4 @@
-"""What fixes the shape of a generator. Apart from the network, so that checkpoints can be read without PyTorch."""
+"""What fixes the shape of a network. Apart from the network, so that checkpoints can be read without PyTorch."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -8,34 +8,49 @@ Architecture = Literal["skip", "orig", "resnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
-    """What fixes a generator's shape; stored beside its tensors."""
+class Pyramid:
+    """Blocks of doubling resolution and their widths, alike in generators and discriminators."""
 
-    resolution: int  # R, a power of two from 32 to 1024
-    z_dim: int = 512
-    w_dim: int = 512
-    mapping_layers: int = 8
+    resolution: int  # R of the images, a power of two from 32 to 1024
     channel_base: int = 32768  # a block at resolution r has min(channel_base / r, channel_max) channels
     channel_max: int = 512
     conv_clamp: float | None = None  # activations are clamped to +-conv_clamp; None lets them be
-    c_dim: int = 0  # classes of a conditional generator; 0: there are none
-    architecture: Architecture = "skip"
 
     def __post_init__(self) -> None:
         if self.resolution not in (32, 64, 128, 256, 512, 1024):
             raise ValueError(f"resolution must be a power of two from 32 to 1024, got {self.resolution}")
-        for name in ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max"):
+        for name in ("channel_base", "channel_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def block_resolutions(self) -> list[int]:
+        """4, 8, ... R."""
+        return [2**k for k in range(2, self.resolution.bit_length())]
+
+    def channels(self, resolution: int) -> int:
+        return max(min(self.channel_base // resolution, self.channel_max), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(Pyramid):
+    """What fixes a generator's shape; stored beside its tensors."""
+
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    c_dim: int = 0  # classes of a conditional generator; 0: there are none
+    architecture: Architecture = "skip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("z_dim", "w_dim", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.c_dim < 0:
             raise ValueError(f"c_dim must be at least 0, got {self.c_dim}")
         if self.architecture not in get_args(Architecture):
             raise ValueError(f"architecture must be one of {get_args(Architecture)}, got {self.architecture!r}")
-
-    @property
-    def block_resolutions(self) -> list[int]:
-        """4, 8, ... R."""
-        return [2**k for k in range(2, self.resolution.bit_length())]
 
     @property
     def num_ws(self) -> int:
@@ -50,5 +65,7 @@ class GeneratorConfig:
         """Whether the block of this resolution has a residual branch."""
         return self.architecture == "resnet" and resolution > 4
 
-    def channels(self, resolution: int) -> int:
-        return max(min(self.channel_base // resolution, self.channel_max), 1)
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig(Pyramid):
+    """What fixes a discriminator's shape; stored beside its tensors."""

@@ -18,6 +18,14 @@ Tensors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoundDiscriminator:
+    """The discriminator that stood beside it: residual architecture, without classes."""
+
+    tensors: Tensors  # by canonical name, without the resampling filters
+    conv_clamp: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoundGenerator:
     """A generator as it was found."""
 
@@ -25,6 +33,7 @@ class FoundGenerator:
     tensors: Tensors  # by canonical name, without the resampling filters
     conv_clamp: float | None
     architecture: str = "skip"
+    discriminator: FoundDiscriminator | None = None
 
 
 def read_generator_file(path: Path) -> FoundGenerator:
@@ -45,29 +54,50 @@ def read_generator_file(path: Path) -> FoundGenerator:
 
 
 def nvidia(value: Any) -> FoundGenerator | None:
-    """A dictionary with the module G_ema, or a module alone."""
+    """A dictionary with the module G_ema and perhaps the discriminator D, or a generator's module alone."""
     module = value.get("G_ema") if isinstance(value, dict) else value
     if not isinstance(module, Module) or "_modules" not in module.state:
         return None
     tensors, settings = flatten(module)
     if any(name.startswith("synthesis.input.") or re.match(r"synthesis\.L\d+_", name) for name in tensors):
         raise CheckpointUnsupported("the file holds a StyleGAN3 (alias-free) generator; only StyleGAN2 is computed here")
-    architectures = {value for name, value in settings.items() if name.endswith(".architecture")} or {"skip"}
-    if len(architectures) > 1:
-        raise CheckpointUnsupported(f"the generator mixes architectures: {sorted(architectures)}")
-    clamps = {value for name, value in settings.items() if name.endswith(".conv_clamp")}
-    if len(clamps) > 1:
-        raise CheckpointUnsupported(f"the generator clamps some layers otherwise than others: {clamps}")
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
-    clamp = clamps.pop() if clamps else None
-    return FoundGenerator(layout="nvidia", tensors=tensors, conv_clamp=clamp, architecture=architectures.pop())
+    return FoundGenerator(
+        layout="nvidia",
+        tensors=tensors,
+        conv_clamp=the_only("conv_clamp", settings, None),
+        architecture=the_only("architecture", settings, "skip"),
+        discriminator=nvidia_discriminator(value.get("D") if isinstance(value, dict) else None),
+    )
+
+
+def nvidia_discriminator(module: Any) -> FoundDiscriminator | None:
+    """None too for one that our discriminator does not compute: conditional, or of another architecture."""
+    if not isinstance(module, Module) or "_modules" not in module.state:
+        return None
+    tensors, settings = flatten(module)
+    if settings.get("c_dim", 0) != 0 or the_only("architecture", settings, "resnet") != "resnet":
+        return None
+    return FoundDiscriminator(tensors=tensors, conv_clamp=the_only("conv_clamp", settings, None))
+
+
+def the_only(name: str, settings: dict[str, Any], default: Any) -> Any:
+    """The value that all layers share; residual branches neither clamp nor count."""
+    values = {value for setting, value in settings.items() if setting.endswith(f".{name}") and ".skip." not in setting}
+    values = values or {default}
+    if len(values) > 1:
+        raise CheckpointUnsupported(f"the network's layers differ in {name}: {sorted(map(str, values))}")
+    return values.pop()
 
 
 def flatten(module: Module, prefix: str = "") -> tuple[Tensors, dict[str, Any]]:
     """All arrays and all plain attributes of a module and those in it, by dotted name."""
     state = module.state
     held = {**state.get("_parameters", {}), **state.get("_buffers", {})}
-    tensors = {prefix + name: array for name, array in held.items() if isinstance(array, np.ndarray)}
+    tensors = {
+        prefix + name: array
+        for name, array in held.items()
+        if isinstance(array, np.ndarray) and name != "resample_filter"  # always the same one
+    }
     settings = {prefix + name: value for name, value in state.items() if isinstance(value, (str, int, float, type(None)))}
     for name, child in state.get("_modules", {}).items():
         if isinstance(child, Module):

@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,6 +40,9 @@ class ModelEntry(BaseModel):
     licence: str
     layout: str  # what the file was converted from
     source_sha256: str | None = None  # of the file it was converted from
+    discriminator: str | None = None  # its file, of a model that brought one
+    discriminator_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    geometry: Literal["faces"] | None = None  # what it draws, where that is known exactly: see benchmarks/faces
     defaults: ModelDefaults = ModelDefaults()
 
     @model_validator(mode="after")
@@ -103,3 +106,10 @@ class Manifest:
 
     def path(self, entry: ModelEntry) -> Path:
         return self.folder / entry.file
+
+    def files(self, entry: ModelEntry) -> dict[Path, str]:
+        """All files of a model and the sha256 of each."""
+        files = {self.path(entry): entry.sha256}
+        if entry.discriminator is not None and entry.discriminator_sha256 is not None:
+            files[self.folder / entry.discriminator] = entry.discriminator_sha256
+        return files

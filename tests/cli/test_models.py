@@ -55,7 +55,9 @@ def test_a_file_that_was_changed_is_found(run, tmp_path):
     imported(run)
     path = tmp_path / "checkpoints" / "faces.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert str(run("models", "verify").exception) == "faces is not what the manifest says: its hash differs"
+    assert str(run("models", "verify").exception) == (
+        "faces is not what the manifest says: the hash of faces.safetensors differs"
+    )
     path.unlink()
     assert "faces is missing" in str(run("models", "verify").exception)
 
@@ -73,7 +75,7 @@ def test_everybody_may_read_an_imported_model(run, tmp_path):
 
 def test_a_removed_model_leaves_the_others(run, tmp_path):
     for name in ("one", "two", "three"):
-        imported(run, name=name)
+        imported(run, "sg2-64-rosinality.pt", name)
     assert run("models", "remove", "two").exit_code == 0
     assert set(tomllib.loads((tmp_path / "checkpoints" / "manifest.toml").read_text())["models"]) == {"one", "three"}
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
@@ -105,4 +107,16 @@ def test_a_file_that_is_none_leaves_nothing(run, tmp_path):
     (tmp_path / "file.pkl").write_bytes(b"cos\nsystem\n(S'ls'\ntR.")
     result = run("models", "import", tmp_path / "file.pkl", "--name", "faces")
     assert "the pickle names os.system" in str(result.exception)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]
+
+
+def test_a_discriminator_comes_along_and_goes_along(run, tmp_path):
+    imported(run)
+    beside = tmp_path / "checkpoints" / "faces.discriminator.safetensors"
+    entry = tomllib.loads((tmp_path / "checkpoints" / "manifest.toml").read_text())["models"]["faces"]
+    assert entry["discriminator"] == beside.name
+    assert run("models", "verify").exit_code == 0
+    beside.write_bytes(beside.read_bytes()[:-1] + b"x")
+    assert "faces.discriminator.safetensors differs" in str(run("models", "verify").exception)
+    assert run("models", "remove", "faces").exit_code == 0
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]

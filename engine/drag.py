@@ -40,7 +40,9 @@ class DragOptions:
     stop_distance: float = 1.0  # d, pixels of the image at any resolution
     latent_weight: float = 0.0  # of the mean change of w
     tracking_metric: Literal["l1", "l2"] = "l2"  # the paper says L1, its code L2
+    tracking_patch: int = 0  # pixels around a handle that must look as at the start too; 1: a square of 3x3
     subpixel: bool = True  # refine tracked handles below the pixel
+    motion_target: Literal["current", "start"] = "current"  # whose features the next step should have: "start" cannot drift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +79,19 @@ def drag(
     """
     options = options or DragOptions()
     check_arguments(generator, w, handles, targets, movable, options)
-    run = DragRun(generator, w, handles, targets, movable, options)
+    yield from iterate(DragRun(generator, w, handles, targets, movable, options))
+
+
+def iterate(run: "DragRun") -> Iterator[DragStep]:
+    """Advance a run until it has a reason to stop; ends with the best step, as `drag` does."""
     best: DragStep | None = None
-    record = Record(STALLED_GAIN * generator.config.resolution / REFERENCE_RESOLUTION)
+    record = Record(STALLED_GAIN * run.scale)
     while True:
         step = run.step()
         best = step if best is None or step.distance_px <= best.distance_px else best
         record.add(step)
         yield step
-        if reason := stop_reason(step, record, options):
+        if reason := stop_reason(step, record, run.options):
             yield replace(best, stop_reason=reason)
             return
         run.descend()
@@ -104,6 +110,7 @@ class DragRun:
         self.feature_resolution = feature_resolution(generator, options)
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)
+        self.origins = self.handles  # where the handles were at the start
         self.start = w.to(like).detach()
         self.variable = self.start[:, : 1 if options.latent_space == "w" else options.trainable_layers].clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.variable], lr=options.learning_rate)
@@ -112,10 +119,15 @@ class DragRun:
         with torch.no_grad():
             self.constant = modulate([layer for layer in layers if layer.row >= options.trainable_layers], self.start)
             self.start_features = self.features()
-            self.reference = sample(self.start_features, self.handles, self.resolution)  # [K, C], what each handle looks like
+            self.reference = self.look(options.tracking_patch)  # [K, P, C], what each handle looks like
         self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
         self.iteration = 0
         self.loss = torch.zeros([])
+
+    def look(self, radius: int) -> Tensor:
+        """Start features of a square around each handle, [K, P, C]."""
+        points = (self.handles[:, None] + square(radius, self.handles).reshape(-1, 2)).clamp(0, self.resolution - 1)
+        return sample(self.start_features, points.reshape(-1, 2), self.resolution).view(*points.shape[:2], -1)
 
     def latent(self) -> Tensor:
         """w+ as it is now, [1, L, D]."""
@@ -129,13 +141,17 @@ class DragRun:
         """One feature pass: track, then supervise, on the same features."""
         features = self.features()
         if self.iteration > 0:
-            self.handles = track(features.detach(), self.reference, self.handles, self.resolution, self.options)
+            self.handles = self.follow(features.detach())
         self.loss = self.motion_loss(features) + self.mask_loss(features) + self.latent_loss()
         loss = self.loss.item()
         if not math.isfinite(loss):
             raise DragDiverged(f"the loss became {loss} at iteration {self.iteration}")
         distance = (self.targets - self.handles).norm(dim=1).max().item()
         return DragStep(iteration=self.iteration, w=self.latent().detach(), handles=self.handles, distance_px=distance, loss=loss)
+
+    def follow(self, features: Tensor) -> Tensor:
+        """Where the handles are now, [K, 2] xy pixels; other trackers take its place to be compared."""
+        return track(features, self.reference, self.handles, self.resolution, self.options)
 
     def descend(self) -> None:
         """One step of the optimizer."""
@@ -144,7 +160,11 @@ class DragRun:
         self.iteration += 1
 
     def motion_loss(self, features: Tensor) -> Tensor:
-        """Descent moves the disc around each handle one pixel towards its target; summed over the points on their way."""
+        """Descent moves the disc around each handle one pixel towards its target; summed over the points on their way.
+
+        What should come there is the disc as it looks now (the paper) or as it looked at the start: then a handle that
+        slides over the surface is pulled back (the idea of GoodDrag, Zhang et al. 2025).
+        """
         remaining = self.targets - self.handles
         active = remaining.norm(dim=1) > self.options.stop_distance
         direction = F.normalize(remaining[active], dim=1)  # [K', 2], one image pixel
@@ -152,7 +172,11 @@ class DragRun:
         here = (self.handles[active][:, None] + offsets).reshape(-1, 2)  # [K' P, 2]
         there = here + direction.repeat_interleave(len(offsets), dim=0)
         with torch.no_grad():
-            wanted = sample(features, here, self.resolution)
+            if self.options.motion_target == "start":
+                origin = (self.origins[active][:, None] + offsets).reshape(-1, 2)
+                wanted = sample(self.start_features, origin, self.resolution)
+            else:
+                wanted = sample(features, here, self.resolution)
         difference = (wanted - sample(features, there, self.resolution)).abs()
         return difference.sum() / (len(offsets) * features.shape[1])
 
@@ -175,7 +199,7 @@ def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int,
 
     Args:
         features: [1, C, f, f].
-        reference: [K, C], the handles' features at the start.
+        reference: [K, P, C], the features of a square around each handle at the start, row by row; P = 1 for the handle alone.
         handles: [K, 2] xy pixels, where they were last.
 
     Returns:
@@ -183,13 +207,9 @@ def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int,
     """
     radius = max(1, round(options.tracking_radius * resolution / REFERENCE_RESOLUTION))
     side = 2 * radius + 3  # one more on each side, to refine winners at the window's edge
-    span = torch.arange(-radius - 1, radius + 2, device=handles.device, dtype=handles.dtype)
-    offsets = torch.stack(torch.meshgrid(span, span, indexing="xy"), dim=2)  # [side, side, 2]
     center = handles.round().clamp(0, resolution - 1)
-    pixels = center[:, None, None] + offsets  # [K, side, side, 2]
-    found = sample_pixels(features, pixels.clamp(0, resolution - 1), resolution)  # [K, side, side, C]
-    difference = found - reference[:, None, None]
-    cost = difference.abs().sum(dim=3) if options.tracking_metric == "l1" else difference.square().sum(dim=3)  # [K, side, side]
+    pixels = center[:, None, None] + square(radius + 1, handles)  # [K, side, side, 2]
+    cost = matching_cost(features, reference, center, radius + 1, resolution, options)  # [K, side, side]
     in_image = ((pixels >= 0) & (pixels <= resolution - 1)).all(dim=3)
     allowed = F.pad(torch.ones(side - 2, side - 2, dtype=torch.bool, device=handles.device), (1, 1, 1, 1)) & in_image
     best = cost.masked_fill(~allowed, math.inf).flatten(1).argmin(dim=1)  # [K]
@@ -199,6 +219,27 @@ def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int,
     if options.subpixel:
         refined = refined + parabola(cost, in_image, row, column)
     return refined
+
+
+def matching_cost(
+    features: Tensor, reference: Tensor, center: Tensor, radius: int, resolution: int, options: DragOptions
+) -> Tensor:
+    """How unlike the reference [K, P, C] it looks at each pixel within `radius` of the centers [K, 2]: [K, side, side]."""
+    patch, side = options.tracking_patch, 2 * radius + 1
+    pixels = (center[:, None, None] + square(radius + patch, center)).clamp(0, resolution - 1)
+    found = sample_pixels(features, pixels, resolution)  # [K, side + 2 patch, side + 2 patch, C]
+    cost = torch.zeros(len(center), side, side, device=center.device, dtype=center.dtype)
+    for k, wanted in enumerate(reference.unbind(dim=1)):
+        row, column = divmod(k, 2 * patch + 1)
+        difference = found[:, row : row + side, column : column + side] - wanted[:, None, None]
+        cost += difference.abs().sum(dim=3) if options.tracking_metric == "l1" else difference.square().sum(dim=3)
+    return cost
+
+
+def square(radius: int, like: Tensor) -> Tensor:
+    """Integer offsets (x, y) up to radius: [side, side, 2]."""
+    span = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
+    return torch.stack(torch.meshgrid(span, span, indexing="xy"), dim=2)
 
 
 def parabola(cost: Tensor, in_image: Tensor, row: Tensor, column: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,12 @@ from engine.errors import CheckpointDamaged
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.spec import Drag, JobSpec
+
+# What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"motion_target": "start", "tracking_patch": 1},
+    "paper": {"subpixel": False, "tracking_metric": "l1"},  # handles on whole pixels, found in L1
+}
 
 
 def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) -> Generator:
@@ -46,9 +53,7 @@ def steps(spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarra
 def drag_options(drag_spec: Drag) -> DragOptions:
     names = {field.name for field in fields(DragOptions)}
     given = {name: value for name, value in drag_spec.model_dump(exclude_none=True).items() if name in names}
-    if drag_spec.preset == "paper":  # handles on whole pixels, found in L1
-        given |= {"subpixel": False, "tracking_metric": "l1"}
-    return DragOptions(**given)
+    return DragOptions(**PRESETS[drag_spec.preset], **given)
 
 
 def choose_device(wanted: str) -> torch.device:

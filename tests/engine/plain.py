@@ -55,12 +55,15 @@ def at_point(image_features: Tensor, x: float, y: float) -> Tensor:
     )
 
 
-def plain_track(image_features: Tensor, reference: Tensor, handle: list[float], radius: int, subpixel: bool) -> list[float]:
+def plain_track(
+    image_features: Tensor, references: dict[tuple[int, int], Tensor], handle: list[float], radius: int, subpixel: bool
+) -> list[float]:
+    """references: what the neighbor at each offset looked like at the start."""
     size = image_features.shape[-1]
     center_x, center_y = round(handle[0]), round(handle[1])
 
     def cost(x: int, y: int) -> float:
-        return (image_features[0, :, y, x] - reference).square().sum().item()
+        return sum((image_features[0, :, y + j, x + i] - wanted).square().sum().item() for (i, j), wanted in references.items())
 
     window = [
         (x, y) for y in range(center_y - radius, center_y + radius + 1) for x in range(center_x - radius, center_x + radius + 1)
@@ -90,29 +93,32 @@ def plain_drag(
     variable = w[:, : options.trainable_layers].clone().requires_grad_()
     optimizer = torch.optim.Adam([variable], lr=options.learning_rate)
     start = plain_features(generator, w, block).detach()
-    reach = int(options.motion_radius)
-    disc = [
-        (i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1) if math.hypot(i, j) < options.motion_radius
-    ]
-    reference = None
+    span = int(options.motion_radius)
+    disc = [(i, j) for i in range(-span, span + 1) for j in range(-span, span + 1) if math.hypot(i, j) < options.motion_radius]
+    reach = range(-options.tracking_patch, options.tracking_patch + 1)
+    patch = [(i, j) for i in reach for j in reach]
+    origins, reference = handles, None
     for iteration in range(iterations + 1):
         features = plain_features(generator, torch.cat([variable, w[:, options.trainable_layers :]], dim=1), block)
         image_features = F.interpolate(features, size=(size, size), mode="bilinear", align_corners=False)
         if reference is None:
-            reference = [at_point(image_features.detach(), *handle) for handle in handles]
+            start_image = image_features.detach()
+            reference = [{(i, j): at_point(start_image, x + i, y + j) for i, j in patch} for x, y in handles]
         if iteration > 0:
             found = image_features.detach()
             handles = [plain_track(found, r, h, radius, options.subpixel) for r, h in zip(reference, handles, strict=True)]
         if iteration == iterations:
             break
         loss = features.new_zeros([])
-        for (x, y), (to_x, to_y) in zip(handles, targets, strict=True):
+        for (x, y), (from_x, from_y), (to_x, to_y) in zip(handles, origins, targets, strict=True):
             distance = math.hypot(to_x - x, to_y - y)
             if distance <= options.stop_distance:
                 continue
             ux, uy = (to_x - x) / distance, (to_y - y) / distance
             for i, j in disc:
-                here = at_point(image_features, x + i * scale, y + j * scale).detach()
+                now = (image_features.detach(), x, y)
+                wanted, wanted_x, wanted_y = (start_image, from_x, from_y) if options.motion_target == "start" else now
+                here = at_point(wanted, wanted_x + i * scale, wanted_y + j * scale)
                 there = at_point(image_features, x + i * scale + ux, y + j * scale + uy)
                 loss = loss + (here - there).abs().mean() / len(disc)
         if fixed is not None:

@@ -7,8 +7,8 @@ from fastapi import FastAPI
 from api.contract import add_body_schemas
 from api.errors import add_error_handlers
 from api.limits import BodyLimit
-from api.routes import health, jobs
-from jobs.checkpoints import Manifest
+from api.routes import health, jobs, models
+from jobs.checkpoints import ManifestFile
 from jobs.database import make_sessions
 from jobs.queue import Queue
 from jobs.settings import Settings
@@ -19,13 +19,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()  # type: ignore[call-arg]  # from the environment
     app = FastAPI(title="Dragqueue", version=version("dragqueue"), description="Point-based image editing with DragGAN, as jobs.")
     app.state.settings = settings
-    app.state.manifest = Manifest.load(settings.checkpoints)
+    app.state.checkpoints = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
     app.state.storage = Storage.from_settings(settings)
     app.state.queue = Queue(settings.redis_url)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     add_error_handlers(app)
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["jobs"])
+    app.include_router(models.router, prefix="/v1/models", tags=["models"])
     app.include_router(health.router, tags=["health"])
     add_body_schemas(app)
     return app

@@ -19,7 +19,7 @@ def tenant() -> str:
 
 
 def manifest(request: Request) -> Manifest:
-    return request.app.state.manifest  # type: ignore[no-any-return]
+    return request.app.state.checkpoints.current()  # type: ignore[no-any-return]
 
 
 def storage(request: Request) -> Storage:

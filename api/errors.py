@@ -16,6 +16,7 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.JobNotFound: 404,
     errors.ArtifactNotFound: 404,
     errors.ObjectMissing: 404,
+    errors.ModelNotFound: 404,
     errors.StorageUnavailable: 503,
 }
 RETRY_AFTER = {"Retry-After": "5"}

@@ -6,8 +6,10 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from jobs.checkpoints import ModelEntry
 from jobs.errors import ErrorCode
 from jobs.models import Artifact, Job
+from jobs.spec import JobSpec, Source
 from jobs.states import JobState
 
 
@@ -87,6 +89,32 @@ class JobPage(BaseModel):
 class FramePage(BaseModel):
     frames: list[ArtifactView]  # by iteration
     next_cursor: str | None
+
+
+class ModelView(BaseModel):
+    """One model, and what its jobs take where they do not say."""
+
+    name: str
+    resolution: int  # pixels, width and height
+    num_ws: int  # rows of w+
+    classes: int  # of a conditional model, whose jobs must name one; else 0
+    licence: str
+    layout: str  # of the file it was converted from
+    sha256: str
+    truncation_psi: float
+    learning_rate: float
+    feature_resolution: int
+
+    @classmethod
+    def of(cls, entry: ModelEntry) -> Self:
+        same = {name: getattr(entry, name) for name in ("name", "resolution", "num_ws", "licence", "layout", "sha256")}
+        spec = JobSpec(model=entry.name, source=Source(seed=0)).resolved(entry)
+        chosen = {name: getattr(spec.drag, name) for name in ("learning_rate", "feature_resolution")}
+        return cls(**same, classes=entry.c_dim, truncation_psi=entry.defaults.truncation_psi, **chosen)
+
+
+class ModelPage(BaseModel):
+    models: list[ModelView]  # by name
 
 
 class Health(BaseModel):

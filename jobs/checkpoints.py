@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -55,6 +56,32 @@ class ModelEntry(BaseModel):
     def block_resolutions(self) -> list[int]:
         """4, 8, ... resolution."""
         return [2**k for k in range(2, self.resolution.bit_length())]
+
+
+class ManifestFile:
+    """The manifest of a folder as it is now: read again when its file has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ManifestInvalid."""
+        self.folder = folder
+        self.seen = self.version()
+        self.manifest = Manifest.load(folder)
+
+    def version(self) -> tuple[int, int] | None:
+        try:
+            found = (self.folder / MANIFEST).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino  # models are added by putting a new file in its place
+
+    def current(self) -> "Manifest":
+        """The last one that could be read: a slip of the editor's stops no running service."""
+        version = self.version()
+        if version != self.seen:
+            self.seen = version
+            with suppress(ManifestInvalid):
+                self.manifest = Manifest.load(self.folder)
+        return self.manifest
 
 
 class Manifest:

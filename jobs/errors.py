@@ -4,6 +4,7 @@ JobError
 ├── InvalidJob          invalid_job           the request cannot become a job; lists every problem
 ├── JobNotFound         job_not_found         no such job for this tenant
 ├── ArtifactNotFound    artifact_not_found    no such artifact (yet)
+├── ModelNotFound       model_not_found       no such model in the manifest
 ├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
 ├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
 ├── ObjectMissing       object_missing        the store has no such object
@@ -59,6 +60,10 @@ class JobNotFound(JobError):
 
 class ArtifactNotFound(JobError):
     code = "artifact_not_found"
+
+
+class ModelNotFound(JobError):
+    code = "model_not_found"
 
 
 class ManifestInvalid(JobError):

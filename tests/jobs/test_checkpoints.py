@@ -1,8 +1,8 @@
 import pytest
 
-from jobs.checkpoints import Manifest
+from jobs.checkpoints import Manifest, ManifestFile
 from jobs.errors import InvalidJob, ManifestInvalid
-from tests.manifests import write_tiny_checkpoints
+from tests.manifests import TINY, write_tiny_checkpoints
 
 
 def test_the_manifest_lists_its_models(tmp_path):
@@ -35,3 +35,20 @@ def test_defaults_that_no_job_could_take_are_refused(tmp_path, defaults):
 def test_a_missing_manifest_is_said(tmp_path):
     with pytest.raises(ManifestInvalid, match="No such file"):
         Manifest.load(tmp_path)
+
+
+def test_a_manifest_file_is_read_again_when_it_has_changed(tmp_path):
+    (tmp_path / "manifest.toml").write_text("[models]\n")
+    file = ManifestFile(tmp_path)
+    assert file.current() is file.current()
+    file.current().add(TINY)
+    assert set(file.current().models) == {"tiny"}
+
+
+def test_a_slip_of_the_editors_leaves_the_last_manifest(tmp_path):
+    (tmp_path / "manifest.toml").write_text("[models]\n")
+    file = ManifestFile(tmp_path)
+    file.current().add(TINY)
+    assert set(file.current().models) == {"tiny"}
+    (tmp_path / "manifest.toml").write_text("[models")
+    assert set(file.current().models) == {"tiny"}

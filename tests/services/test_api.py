@@ -156,7 +156,7 @@ def test_every_refusal_is_a_problem_document(client, method, path, status, code)
 
 def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch):
     app = create_app(settings)
-    app.state.manifest = None
+    app.state.checkpoints = None
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.post("/v1/jobs", json=DOCUMENT)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
@@ -165,6 +165,24 @@ def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch):
 def test_an_artifact_that_is_not_there_is_404(client, sessions):
     answer = client.get(f"/v1/jobs/{add_job(sessions)}/artifacts/result.png")
     assert (answer.status_code, answer.json()["code"]) == (404, "artifact_not_found")
+
+
+def test_models_are_listed_with_what_their_jobs_take(client):
+    models = client.get("/v1/models").json()["models"]
+    assert [model["name"] for model in models] == ["damaged", "missing", "slow", "tiny"]
+    tiny = client.get("/v1/models/tiny").json()
+    assert tiny == models[-1]
+    expected = {
+        "resolution": 32,
+        "num_ws": 8,
+        "classes": 0,
+        "truncation_psi": 0.7,
+        "learning_rate": 0.002,
+        "feature_resolution": 16,
+    }
+    assert {name: tiny[name] for name in expected} == expected
+    answer = client.get("/v1/models/unknown")
+    assert (answer.status_code, answer.json()["code"]) == (404, "model_not_found")
 
 
 def test_health_is_told(client):

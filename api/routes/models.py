@@ -1,0 +1,23 @@
+"""/v1/models: what can be edited with, and what a job takes when it does not say."""
+
+from fastapi import APIRouter
+
+from api.dependencies import ManifestDep
+from api.problems import ProblemDocument
+from api.schemas import ModelPage, ModelView
+from jobs.errors import ModelNotFound
+
+router = APIRouter()
+
+
+@router.get("")
+def page(manifest: ManifestDep) -> ModelPage:
+    """Every model of the manifest, by name; models that were imported meanwhile too."""
+    return ModelPage(models=[ModelView.of(manifest.models[name]) for name in sorted(manifest.models)])
+
+
+@router.get("/{name}", responses={404: {"model": ProblemDocument}})
+def show(name: str, manifest: ManifestDep) -> ModelView:
+    if name not in manifest.models:
+        raise ModelNotFound(f"there is no model {name[:100]!r}")
+    return ModelView.of(manifest.models[name])

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from cli.errors import CommandError
@@ -18,6 +19,7 @@ app = typer.Typer(help="Import, list, verify and remove models.", no_args_is_hel
 console = Console(stderr=True)
 CHECKPOINTS = REPOSITORY / "checkpoints"
 Checkpoints = Annotated[Path, typer.Option(envvar="DRAGQUEUE_CHECKPOINTS", help="Folder with manifest.toml.")]
+TRANSFER = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
 
@@ -40,8 +42,12 @@ def import_(
         raise CommandError(f"there is a model {name} already: choose another --name, or remove it first")
     entry = convert(file, name, checkpoints, licence, bgr=channel_order == "bgr")
     manifest.add(entry)
+    tell(entry)
+
+
+def tell(entry: ModelEntry) -> None:
     eye = ", with its discriminator" if entry.discriminator is not None else ""
-    console.print(f"{name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+{eye}", highlight=False)
+    console.print(f"{entry.name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+{eye}", highlight=False)
 
 
 def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
@@ -66,13 +72,48 @@ def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool
     return ModelEntry.model_validate({"name": name, "licence": licence, "layout": found.layout, **shape, **files})
 
 
+@app.command("download")
+def download_(
+    name: Annotated[str, typer.Argument(help="One of the manifest's public models; models list shows them.")],
+    checkpoints: Checkpoints = CHECKPOINTS,
+) -> None:
+    """Fetch a public model and import it. Mind its licence."""
+    from cli.download import download
+
+    manifest = open_manifest(checkpoints)
+    if name in manifest.models:
+        raise CommandError(f"there is a model {name} already")
+    if name not in manifest.public:
+        raise CommandError(f"there is no public model {name}; there are: {', '.join(sorted(manifest.public)) or 'none'}")
+    public = manifest.public[name]
+    file = checkpoints / f"{name}.download"
+    with Progress(*TRANSFER, console=console) as bar:
+        task = bar.add_task(name, total=None)
+        download(public.url, file, public.max_bytes, lambda have, total: bar.update(task, completed=have, total=total))
+    sha256 = sha256_of(file)
+    if public.sha256 not in (None, sha256):
+        file.unlink()
+        raise CommandError(f"{public.url} has sha256 {sha256[:12]}..., at the first download it was {str(public.sha256)[:12]}...")
+    entry = convert(file, name, checkpoints, public.licence, bgr=public.channel_order == "bgr")
+    manifest.add(entry.model_copy(update={"defaults": public.defaults}))
+    if public.sha256 is None:
+        manifest.record(name, sha256)
+    file.unlink()
+    tell(entry)
+    console.print(f"licence: {public.licence}", highlight=False)
+
+
 @app.command("list")
 def list_(checkpoints: Checkpoints = CHECKPOINTS) -> None:
-    """Show the models of the manifest."""
+    """Show the models of the manifest, and the public ones that can be downloaded."""
+    manifest = open_manifest(checkpoints)
     table = Table("name", "pixels", "rows of w+", "classes", "layout", "licence", "sha256")
-    for entry in open_manifest(checkpoints).models.values():
+    for entry in manifest.models.values():
         shape = map(str, (entry.resolution, entry.num_ws, entry.c_dim))
         table.add_row(entry.name, *shape, entry.layout, entry.licence, entry.sha256[:12])
+    for name, public in manifest.public.items():
+        if name not in manifest.models:
+            table.add_row(name, "", "", "", "to download", public.licence, (public.sha256 or "")[:12])
     Console().print(table)
 
 

@@ -58,6 +58,19 @@ class ModelEntry(BaseModel):
         return [2**k for k in range(2, self.resolution.bit_length())]
 
 
+class PublicModel(BaseModel):
+    """Where a model that others publish can be fetched: a table [public.NAME] of the manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(pattern="^https?://")
+    licence: str
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    max_bytes: int = Field(default=2**30, gt=0)
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")  # recorded at the first download
+    defaults: ModelDefaults = ModelDefaults()
+
+
 class ManifestFile:
     """The manifest of a folder as it is now: read again when its file has changed."""
 
@@ -87,9 +100,10 @@ class ManifestFile:
 class Manifest:
     """All models of a checkpoints folder."""
 
-    def __init__(self, folder: Path, models: dict[str, ModelEntry]) -> None:
+    def __init__(self, folder: Path, models: dict[str, ModelEntry], public: dict[str, PublicModel] | None = None) -> None:
         self.folder = folder
         self.models = models
+        self.public = public or {}
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -100,11 +114,12 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            tables = tomllib.loads(path.read_text())["models"]
-            models = {name: ModelEntry(name=name, **table) for name, table in tables.items()}
+            tables = tomllib.loads(path.read_text())
+            models = {name: ModelEntry(name=name, **table) for name, table in tables["models"].items()}
+            public = {name: PublicModel(**table) for name, table in tables.get("public", {}).items()}
         except (OSError, KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError, ValidationError) as error:
             raise ManifestInvalid(f"{path} is not a checkpoint manifest: {error}") from error
-        return cls(folder, models)
+        return cls(folder, models, public)
 
     def get(self, name: str) -> ModelEntry:
         """Raises InvalidJob when there is no such model."""
@@ -116,8 +131,14 @@ class Manifest:
     def add(self, entry: ModelEntry) -> None:
         """Append a model to manifest.toml; the file changes whole or not at all."""
         values = entry.model_dump(exclude={"name", "defaults"}, exclude_none=True)
-        table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-        self.rewrite(f"{self.text().rstrip()}\n\n[models.{entry.name}]\n{table}\n")
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        if defaults := entry.defaults.model_dump(exclude_defaults=True):
+            lines.append(f"defaults = {{ {', '.join(f'{key} = {value}' for key, value in defaults.items())} }}")
+        self.rewrite("\n".join([self.text().rstrip(), "", f"[models.{entry.name}]", *lines, ""]))
+
+    def record(self, name: str, sha256: str) -> None:
+        """Write the hash of a public model's file into its table."""
+        self.rewrite(re.sub(rf"(?m)^\[public\.{re.escape(name)}\]$", rf'\g<0>\nsha256 = "{sha256}"', self.text()))
 
     def remove(self, name: str) -> None:
         """Take a model's table out of manifest.toml."""

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test unit check format bench clean
+.PHONY: help install demo test unit fuzz check format eval clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,7 +13,7 @@ install: $(VENV)/installed  ## Create .venv with the dragqueue command and every
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Dragqueue needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[engine,local,dev]' --constraint constraints.txt
+	$(PIP) install --quiet --editable '.[engine,eval,local,dev]' --constraint constraints.txt
 	touch $@
 
 demo: install  ## Run two real edits through the whole service, pictures in demo-out/
@@ -24,6 +24,9 @@ test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
 
 unit: install  ## Run the tests that need no server
 	$(BIN)/python -m pytest --ignore tests/services
+
+fuzz: install  ## Read 2,000 mutated checkpoints
+	DRAGQUEUE_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine/test_fuzz.py
 
 check: install  ## Format, lint, types, import rules, container files: what CI runs
 	$(BIN)/ruff format --check .
@@ -37,8 +40,8 @@ format: install  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install  ## Measure 50 random drags of the demo checkpoint
-	$(BIN)/python -m benchmarks.drags --out docs/drags
+eval: install  ## Measure the demo checkpoint's edits against where things truly are, 20 pairs
+	$(BIN)/dragqueue eval landmarks --pairs 20 --comparisons 5 --out runs/eval
 
 clean:  ## Remove the environment and what programs left
 	rm -rf $(VENV) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -52,18 +52,15 @@ def tell(entry: ModelEntry) -> None:
 
 def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
     """Write the canonical files; raises CommandError and leaves none when it cannot."""
-    from engine.canonical import write_canonical, write_discriminator
+    from engine.canonical import write_networks
     from engine.errors import EngineError
     from engine.layouts import read_generator_file
 
     target, beside = checkpoints / f"{name}.safetensors", checkpoints / f"{name}.discriminator.safetensors"
     try:
         found = read_generator_file(file)
-        config = write_canonical(found, target, bgr=bgr)
-        if found.discriminator is not None:
-            write_discriminator(found.discriminator, beside)
+        config = write_networks(found, target, beside, bgr=bgr)
     except EngineError as error:
-        target.unlink(missing_ok=True)
         raise CommandError(str(error)) from error
     shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "c_dim")}
     files = {"file": target.name, "sha256": sha256_of(target), "source_sha256": sha256_of(file)}

@@ -20,6 +20,18 @@ MAX_WIDTH = 4096
 MAX_MAPPING_LAYERS = 64
 
 
+def write_networks(found: FoundGenerator, path: Path, beside: Path, *, bgr: bool = False) -> GeneratorConfig:
+    """Write the generator, and its discriminator beside it if there is one: all or nothing. Raises CheckpointDamaged."""
+    config = write_canonical(found, path, bgr=bgr)
+    try:
+        if found.discriminator is not None:
+            write_discriminator(found.discriminator, beside)
+    except CheckpointDamaged:
+        path.unlink()
+        raise
+    return config
+
+
 def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> GeneratorConfig:
     """Write tensors and config; the file appears whole or not at all.
 

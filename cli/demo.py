@@ -26,9 +26,9 @@ EDITS: dict[str, dict[str, Any]] = {
     },
     "open-mouth": {
         "model": "demo-faces",
-        "source": {"seed": 52},
-        "points": [{"handle": [66, 94], "target": [66, 110]}],
-        "movable": {"shapes": [{"circle": [66, 98, 30]}]},
+        "source": {"seed": 12},
+        "points": [{"handle": [63, 91], "target": [63, 107]}],
+        "movable": {"shapes": [{"circle": [63, 95, 30]}]},
         "drag": {"max_iterations": 100},
         "output": {"animation": ["mp4", "webp"]},
     },

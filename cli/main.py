@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli import models
+from cli import bench, models, quality
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
 
@@ -20,6 +20,8 @@ app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
 )
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
+app.command("eval")(quality.evaluate)
 console = Console(stderr=True)
 MAX_SEEDS = 4096
 

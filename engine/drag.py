@@ -22,6 +22,7 @@ StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 REFERENCE_RESOLUTION = 512  # radii are given at this image size
 DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
 STALLED_ITERATIONS = 30
+MOST_PULL = 4.0  # times the mean, of one point
 STALLED_GAIN = 0.1  # pixels at 512
 
 
@@ -43,6 +44,7 @@ class DragOptions:
     tracking_patch: int = 0  # pixels around a handle that must look as at the start too; 1: a square of 3x3
     subpixel: bool = True  # refine tracked handles below the pixel
     motion_target: Literal["current", "start"] = "current"  # whose features the next step should have: "start" cannot drift
+    motion_weight: Literal["equal", "remaining"] = "equal"  # how hard each point is pulled; or by its distance squared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +167,33 @@ class DragRun:
         What should come there is the disc as it looks now (the paper) or as it looked at the start: then a handle that
         slides over the surface is pulled back (the idea of GoodDrag, Zhang et al. 2025).
         """
-        remaining = self.targets - self.handles
-        active = remaining.norm(dim=1) > self.options.stop_distance
-        direction = F.normalize(remaining[active], dim=1)  # [K', 2], one image pixel
+        steps, weights = self.pull()
+        active = weights > 0
         offsets = disc(self.options.motion_radius, self.scale, self.handles)
-        here = (self.handles[active][:, None] + offsets).reshape(-1, 2)  # [K' P, 2]
-        there = here + direction.repeat_interleave(len(offsets), dim=0)
+        here = self.handles[active][:, None] + offsets  # [K', P, 2]
+        there = here + steps[active][:, None]
         with torch.no_grad():
             if self.options.motion_target == "start":
-                origin = (self.origins[active][:, None] + offsets).reshape(-1, 2)
-                wanted = sample(self.start_features, origin, self.resolution)
+                origins = self.origins[active][:, None] + offsets
+                wanted = sample(self.start_features, origins.reshape(-1, 2), self.resolution)
             else:
-                wanted = sample(features, here, self.resolution)
-        difference = (wanted - sample(features, there, self.resolution)).abs()
-        return difference.sum() / (len(offsets) * features.shape[1])
+                wanted = sample(features, here.reshape(-1, 2), self.resolution)
+        difference = (wanted - sample(features, there.reshape(-1, 2), self.resolution)).abs()  # [K' P, C]
+        return (difference.mean(dim=1).view(-1, len(offsets)).mean(dim=1) * weights[active]).sum()
+
+    def pull(self) -> tuple[Tensor, Tensor]:
+        """Where each point should go next, [K, 2] in image pixels, and how hard it is pulled, [K].
+
+        Pulled alike, points let go within the stop distance and drift, and the last pixel is stepped over. Pulled by what
+        remains, the farthest points have the say, and those that have arrived are held.
+        """
+        remaining = self.targets - self.handles
+        distance = remaining.norm(dim=1)
+        if self.options.motion_weight == "equal":
+            return F.normalize(remaining, dim=1), (distance > self.options.stop_distance).to(distance)
+        steps = remaining / distance.clamp(min=1)[:, None]
+        share = distance.square()
+        return steps, (share / share.mean().clamp(min=1e-6)).clamp(max=MOST_PULL)
 
     def mask_loss(self, features: Tensor) -> Tensor:
         """Mean change of the features where the picture must stay."""

@@ -22,9 +22,12 @@ class ModelDefaults(BaseModel):
     truncation_psi: float = Field(default=0.7, ge=-2, le=2)
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     feature_resolution: int | None = None
+    stop_distance: float | None = Field(default=None, ge=0.1, le=64)  # pixels
 
-    def drag(self) -> dict[str, object]:
-        return self.model_dump(exclude={"truncation_psi"}, exclude_none=True)
+    def drag(self, preset: str) -> dict[str, object]:
+        """Of a job's drag options; the paper preset stops where the paper does."""
+        kept_by_preset = {"stop_distance"} if preset == "paper" else set()
+        return self.model_dump(exclude={"truncation_psi", *kept_by_preset}, exclude_none=True)
 
 
 class ModelEntry(BaseModel):

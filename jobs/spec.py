@@ -129,7 +129,7 @@ class JobSpec(Strict):
     def resolved(self, model: ModelEntry) -> "JobSpec":
         """The same job with nothing left to defaults: client's value, else the model's, else the preset's."""
         chosen = self.drag.model_dump(exclude_none=True)
-        options = PRESETS[self.drag.preset](len(self.points)) | model.defaults.drag() | chosen
+        options = PRESETS[self.drag.preset](len(self.points)) | model.defaults.drag(self.drag.preset) | chosen
         options.setdefault("feature_resolution", min(128, model.resolution // 2))
         psi = self.source.truncation_psi
         source = self.source.model_copy(update={"truncation_psi": model.defaults.truncation_psi if psi is None else psi})

@@ -81,6 +81,13 @@ def vertex(before: float, here: float, after: float) -> float:
     return 0.0 if curvature <= 0 else max(-0.5, min(0.5, 0.5 * (before - after) / curvature))
 
 
+def plain_pull(distance: float, mean: float, options: DragOptions) -> tuple[float, float]:
+    """Length of a point's next step in pixels, and its weight; mean is that of the squared distances."""
+    if options.motion_weight == "equal":
+        return 1.0, float(distance > options.stop_distance)
+    return min(1.0, distance), min(4.0, distance**2 / mean)
+
+
 def plain_drag(
     generator: Generator, w: Tensor, handles: list[list[float]], targets: list[list[float]], fixed: Tensor | None,
     options: DragOptions, iterations: int,
@@ -110,17 +117,18 @@ def plain_drag(
         if iteration == iterations:
             break
         loss = features.new_zeros([])
-        for (x, y), (from_x, from_y), (to_x, to_y) in zip(handles, origins, targets, strict=True):
-            distance = math.hypot(to_x - x, to_y - y)
-            if distance <= options.stop_distance:
+        far = [math.hypot(to_x - x, to_y - y) for (x, y), (to_x, to_y) in zip(handles, targets, strict=True)]
+        for (x, y), (from_x, from_y), (to_x, to_y), distance in zip(handles, origins, targets, far, strict=True):
+            length, pull = plain_pull(distance, sum(d * d for d in far) / len(far), options)
+            if pull == 0:
                 continue
-            ux, uy = (to_x - x) / distance, (to_y - y) / distance
+            ux, uy = length * (to_x - x) / distance, length * (to_y - y) / distance
             for i, j in disc:
                 now = (image_features.detach(), x, y)
                 wanted, wanted_x, wanted_y = (start_image, from_x, from_y) if options.motion_target == "start" else now
                 here = at_point(wanted, wanted_x + i * scale, wanted_y + j * scale)
                 there = at_point(image_features, x + i * scale + ux, y + j * scale + uy)
-                loss = loss + (here - there).abs().mean() / len(disc)
+                loss = loss + pull * (here - there).abs().mean() / len(disc)
         if fixed is not None:
             weight = F.avg_pool2d(fixed[None, None], size // block)
             loss = loss + options.mask_weight * (F.relu((features - start).abs() - 1e-3) * weight).mean()

@@ -32,6 +32,7 @@ def test_ten_steps_agree_with_the_plain_drag_in_float64(exact, masked, block, ta
     options = DragOptions(
         learning_rate=0.01, latent_weight=0.3, stop_distance=0.1, feature_resolution=block,
         motion_target=target, tracking_patch=1 if target == "start" else 0,
+        motion_weight="remaining" if target == "start" else "equal",
     )  # fmt: skip
     steps = drag(exact, w, to_points(HANDLES), to_points(TARGETS), movable=movable if masked else None, options=options)
     step = after(steps, 10)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from benchmarks.writers import WRITERS, nvidia
 from engine.canonical import write_canonical
 from engine.checkpoint import load_generator
 from engine.config import GeneratorConfig
 from engine.layouts import read_generator_file
-from tests.engine.writers import WRITERS, nvidia
 from tests.generators import random_generator
 
 PLAIN = {

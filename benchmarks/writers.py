@@ -1,4 +1,4 @@
-"""Writes a generator in each public layout, as the tools that own the layouts would, to be read back.
+"""Writes a generator in each public layout, as the tools that own the layouts would, for tests and the import benchmark.
 
 Pickles name classes of packages that are not installed here; stand-ins of the same names live while a file is written.
 """
@@ -6,14 +6,19 @@ Pickles name classes of packages that are not installed here; stand-ins of the s
 import pickle
 import sys
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from engine.generator import Generator
+
+Tensors = dict[str, Tensor]
 
 
 def arrays(generator: Generator) -> dict[str, np.ndarray]:
@@ -26,7 +31,7 @@ def layer_index(block: int, layer: str) -> int:
 
 
 @contextmanager
-def stand_in(name: str):
+def stand_in(name: str) -> Iterator[ModuleType]:
     """A module that pickle can name, and the packages it is in; gone afterwards."""
     parts = name.split(".")
     made = {".".join(parts[: k + 1]): ModuleType(parts[k]) for k in range(len(parts))}
@@ -41,12 +46,12 @@ def stand_in(name: str):
 class Persistent:
     """What torch_utils.persistence makes of a module: a call with everything the object held."""
 
-    function = None
+    function: Callable[[object], None]
 
-    def __init__(self, class_name: str, state: dict) -> None:
+    def __init__(self, class_name: str, state: dict[str, Any]) -> None:
         self.meta = {"type": "class", "version": 6, "module_src": "raise SystemExit", "class_name": class_name, "state": state}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Persistent.function, (self.meta,)
 
 
@@ -55,23 +60,25 @@ def nvidia(generator: Generator, path: Path, *, fp16_blocks: int = 0) -> None:
     config = generator.config
     with stand_in("torch_utils.persistence") as module:
 
-        def _reconstruct_persistent_obj(meta):
+        def _reconstruct_persistent_obj(meta: object) -> None:
             raise AssertionError("never called")
 
         _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
         _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
-        module._reconstruct_persistent_obj = _reconstruct_persistent_obj
+        module.__dict__["_reconstruct_persistent_obj"] = _reconstruct_persistent_obj
         Persistent.function = _reconstruct_persistent_obj
         half = config.block_resolutions[len(config.block_resolutions) - fp16_blocks :]
         tree = persistent_module(generator, "Generator", "", config.conv_clamp, config.architecture, half)
         path.write_bytes(pickle.dumps({"training_set_kwargs": None, "G": None, "D": None, "G_ema": tree, "augment_pipe": None}))
 
 
-def persistent_module(module, class_name, name, clamp, architecture, half) -> Persistent:
+def persistent_module(
+    module: nn.Module, class_name: str, name: str, clamp: float | None, architecture: str, half: list[int]
+) -> Persistent:
     children = OrderedDict()
     for child, inner in module.named_children():
         children[child] = persistent_module(inner, type(inner).__name__, f"{name}.{child}", clamp, architecture, half)
-    state = {"training": False, "_forward_hooks": OrderedDict(), "_modules": children}
+    state: dict[str, Any] = {"training": False, "_forward_hooks": OrderedDict(), "_modules": children}
     state["_parameters"] = OrderedDict((key, value) for key, value in module._parameters.items())
     state["_buffers"] = OrderedDict((key, value) for key, value in module._buffers.items())
     state["weight_gain"] = np.float64(0.1)  # as NVIDIA's are: numbers of numpy, not of Python
@@ -85,25 +92,32 @@ def persistent_module(module, class_name, name, clamp, architecture, half) -> Pe
 
 
 class Network:
-    def __init__(self, state: dict) -> None:
+    """dnnlib.tflib.network.Network: a bag of state."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
 
 
 def tensorflow(generator: Generator, path: Path) -> None:
     """(G, D, Gs) of the TensorFlow code; version 4."""
-    config, parts = generator.config, {"mapping": [], "synthesis": []}
+    config = generator.config
+    parts: dict[str, list[tuple[str, np.ndarray]]] = {"mapping": [], "synthesis": []}
     for name, array in arrays(generator).items():
         if renamed := tensorflow_name(name, array):
             part, rest = renamed[0].split("/", 1)
             parts[part].append((rest, renamed[1]))
     with stand_in("dnnlib.tflib.network") as module:
         Network.__module__, Network.__qualname__ = "dnnlib.tflib.network", "Network"
-        module.Network = Network
+        module.__dict__["Network"] = Network
         components = {
             part: Network({"version": 4, "name": part, "static_kwargs": {}, "components": {}, "variables": variables})
             for part, variables in parts.items()
         }
-        kwargs = {"resolution": config.resolution, "label_size": config.c_dim, "architecture": config.architecture}
+        kwargs: dict[str, object] = {
+            "resolution": config.resolution,
+            "label_size": config.c_dim,
+            "architecture": config.architecture,
+        }
         kwargs |= {"conv_clamp": config.conv_clamp, "fmap_base": config.channel_base // 2}
         average = [("dlatent_avg", arrays(generator)["mapping.w_avg"]), ("lod", np.float32(0))]
         state = {"version": 4, "name": "Gs", "static_kwargs": kwargs, "components": components, "variables": average}
@@ -151,9 +165,9 @@ def mmagic(generator: Generator, path: Path) -> None:
     torch.save({"meta": {}, "state_dict": {f"generator_ema.{key}": value for key, value in state.items()}}, path)
 
 
-def sequential(generator: Generator, names: dict[str, str], *, mapping: str, weight: str, const: str, noise: str) -> dict:
+def sequential(generator: Generator, names: dict[str, str], *, mapping: str, weight: str, const: str, noise: str) -> Tensors:
     """The state dict of the layouts that number their layers: conv1, convs.N, to_rgb1, to_rgbs.N."""
-    state = {}
+    state: Tensors = {}
     for name, array in arrays(generator).items():
         part, *way, last = name.split(".")
         value = torch.from_numpy(array.copy())
@@ -183,4 +197,9 @@ def numbered_layer(block: int, way: list[str], last: str, value: torch.Tensor, n
     return (f"{prefix}.{names['rgb.bias']}", value[None, :, None, None]) if rgb else (f"{prefix}.{names['bias']}", value)
 
 
-WRITERS = {"nvidia": nvidia, "tensorflow": tensorflow, "rosinality": rosinality, "mmagic": mmagic}
+WRITERS: dict[str, Callable[[Generator, Path], None]] = {
+    "nvidia": nvidia,
+    "tensorflow": tensorflow,
+    "rosinality": rosinality,
+    "mmagic": mmagic,
+}

@@ -1,0 +1,1 @@
+"""Judges edits by where things truly are: cases, methods, rulers, tables."""

@@ -1,0 +1,87 @@
+"""How well the demo checkpoint draws what its recipe says: PSNR, and landmarks where the detector sees them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.faces.detector import LandmarkDetector, detect
+from benchmarks.faces.factors import factors_of
+from benchmarks.faces.parts import LANDMARKS
+from benchmarks.faces.renderer import render
+from benchmarks.quality.bootstrap import Interval, interval
+from engine.generator import Generator
+
+TOGETHER = 20  # seeds
+GROUPS = {
+    "pupils": ("pupil_",),
+    "mouth corners": ("mouth_left", "mouth_right"),
+    "brows": ("brow_",),
+    "pupils, mouth corners, brows": ("pupil_", "mouth_left", "mouth_right", "brow_"),
+    "eyelids and corners": ("eye_",),
+    "nose": ("nose_", "nostril_"),
+    "lips": ("lip_", "mouth_top", "mouth_bottom"),
+    "chin": ("chin",),
+    "hairline": ("hairline",),
+    "all": ("",),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some seeds."""
+
+    psnr_db: np.ndarray  # [N]
+    drawn_px: np.ndarray  # [N, K], detector on the drawing to the truth
+    generated_px: np.ndarray  # [N, K], detector on G(z) to the truth
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one group of landmarks, in pixels: where the detector sees them on drawings (its floor) and on G(z)."""
+
+    landmarks: str
+    drawn_median: float
+    drawn_p95: float
+    generated_median: float
+    generated_p95: float
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    seeds: int
+    psnr_db: Interval
+    detector_mean_px: float  # over drawings and all landmarks
+    errors: list[Errors]
+
+
+@torch.no_grad()
+def measure(generator: Generator, detector: LandmarkDetector, seeds: range) -> Iterator[Batch]:
+    """Seeds as the service takes them: none was seen in training, which draws its own z's."""
+    for first in range(seeds.start, seeds.stop, TOGETHER):
+        part = range(first, min(first + TOGETHER, seeds.stop))
+        z = np.stack([np.random.RandomState(seed).randn(generator.config.z_dim) for seed in part])
+        yield compare(generator, detector, torch.from_numpy(z).float().to(generator.device))
+
+
+def compare(generator: Generator, detector: LandmarkDetector, z: Tensor) -> Batch:
+    truth = render(factors_of(z), generator.config.resolution)
+    ws = generator.broadcast(generator.mapping(z))
+    images = generator.images(ws).clamp(-1, 1)
+    error = ((images - truth.images) / 2).square().mean(dim=(1, 2, 3))
+    drawn, generated = ((detect(detector, of) - truth.landmarks).norm(dim=2) for of in (truth.images, images))
+    return Batch((-10 * error.log10()).cpu().numpy(), drawn.cpu().numpy(), generated.cpu().numpy())
+
+
+def summarize(batches: list[Batch]) -> Fidelity:
+    psnr, drawn, generated = (
+        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("psnr_db", "drawn_px", "generated_px")
+    )
+    errors = []
+    for group, prefixes in GROUPS.items():
+        of = [k for k, name in enumerate(LANDMARKS) if name.startswith(prefixes)]
+        figures = [float(np.percentile(px[:, of], q)) for px in (drawn, generated) for q in (50, 95)]
+        errors.append(Errors(group, *figures))
+    return Fidelity(len(psnr), interval(psnr.tolist()), float(drawn.mean()), errors)

@@ -1,0 +1,135 @@
+"""The ways of editing that are compared. Each takes a case and says where it ended."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.quality.cases import Case
+from engine.drag import DragOptions, DragRun, check_arguments, iterate, parabola, square, to_points
+from engine.features import sample
+from engine.generator import Generator
+from jobs.checkpoints import ModelEntry
+from jobs.spec import Drag, JobSpec, PointPair, Source
+from worker.edit import drag_options
+
+PATCH_RADIUS = 4  # pixels of a 128-pixel image, of the block matching
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ending:
+    """Where a method left a case."""
+
+    w: Tensor  # [1, L, D]
+    handles: np.ndarray  # [K, 2], where the method believes the handles to be
+    iterations: int
+    stop_reason: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table."""
+
+    name: str
+    run: Callable[[Generator, Case], Ending]
+
+
+def no_edit(generator: Generator, case: Case) -> Ending:
+    return Ending(w=case.start, handles=case.handles, iterations=0, stop_reason="none", seconds=0.0)
+
+
+def service_options(model: ModelEntry, points: int, **given: object) -> DragOptions:
+    """What a job for this model with these drag options would run with."""
+    pairs = [PointPair(handle=(0, 0), target=(1, 1))] * points
+    spec = JobSpec(model=model.name, source=Source(seed=0), points=pairs, drag=Drag.model_validate(given))
+    return drag_options(spec.resolved(model).drag)
+
+
+def dragging(
+    name: str, model: ModelEntry, run: type[DragRun] = DragRun, beyond: dict[str, Any] | None = None, **given: object
+) -> Method:
+    """DragGAN's loop with the options that a job with the given drag options would have.
+
+    Args:
+        beyond: options of the engine that no job can set, to compare what the presets chose.
+    """
+
+    def drag_case(generator: Generator, case: Case) -> Ending:
+        options = replace(service_options(model, len(case.handles), **given), **(beyond or {}))
+        mask = case.movable(generator.config.resolution)
+        movable = None if mask is None else torch.from_numpy(mask)
+        handles, targets = to_points(case.handles), to_points(case.targets)
+        check_arguments(generator, case.start, handles, targets, movable, options)
+        began = time.perf_counter()
+        *steps, result = iterate(run(generator, case.start, handles, targets, movable, options))
+        return Ending(
+            w=result.w,
+            handles=result.handles.cpu().numpy().astype(np.float64),
+            iterations=steps[-1].iteration,
+            stop_reason=str(result.stop_reason),
+            seconds=time.perf_counter() - began,
+        )
+
+    return Method(name, drag_case)
+
+
+class Untracked(DragRun):
+    """Believes that each handle moved by the pixel it was asked to."""
+
+    def follow(self, features: Tensor) -> Tensor:
+        way = self.targets - self.handles
+        moved: Tensor = self.handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
+        return moved
+
+
+class BlockMatching(DragRun):
+    """Follows the pixels around each handle from one picture to the next, as optical flow would."""
+
+    def __init__(
+        self, generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
+    ) -> None:
+        super().__init__(generator, w, handles, targets, movable, options)
+        self.generator = generator
+        self.patch_offsets = square(max(2, PATCH_RADIUS * self.resolution // 128), self.handles).reshape(-1, 2)  # [P, 2]
+        self.search_offsets = square(round(options.tracking_radius * self.scale) + 1, self.handles).reshape(-1, 2)  # [S, 2]
+        self.patches = self.read(self.handles[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        return self.generator.images(self.latent())
+
+    def read(self, points: Tensor, picture: Tensor) -> Tensor:
+        limited = points.clamp(0, self.resolution - 1)
+        return sample(picture, limited.reshape(-1, 2), self.resolution).view(*points.shape[:-1], 3)
+
+    def follow(self, features: Tensor) -> Tensor:
+        picture = self.picture()
+        places = self.handles[:, None] + self.search_offsets  # [K, S, 2]
+        found = self.read(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
+        side = round(len(self.search_offsets) ** 0.5)
+        cost = (found - self.patches[:, None]).square().mean(dim=(2, 3)).view(-1, side, side)
+        best = cost[:, 1:-1, 1:-1].flatten(1).argmin(dim=1)
+        row, column = best // (side - 2) + 1, best % (side - 2) + 1
+        center = torch.stack([column, row], dim=1) - side // 2
+        shift = center + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
+        handles: Tensor = (self.handles + shift).clamp(0, self.resolution - 1)
+        self.patches = self.read(handles[:, None] + self.patch_offsets, picture)
+        return handles
+
+
+def there_and_back(name: str, forth: Method) -> Method:
+    """Drag to the targets, then from where the handles ended back to where they were."""
+
+    def cycle(generator: Generator, case: Case) -> Ending:
+        away = forth.run(generator, case)
+        last = generator.config.resolution - 1
+        back = replace(case, start=away.w, handles=away.handles.clip(0, last), targets=case.handles)
+        ending = forth.run(generator, back)
+        return replace(ending, iterations=away.iterations + ending.iterations, seconds=away.seconds + ending.seconds)
+
+    return Method(name, cycle)

@@ -1,0 +1,79 @@
+"""Rulers say where things are in a picture without asking the drag's own tracker."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.faces.detector import detect, load_detector
+from engine.drag import DragOptions, feature_resolution, parabola
+from engine.features import sample
+from engine.generator import Generator, modulate
+from jobs.checkpoints import ModelEntry
+
+
+class Ruler(Protocol):
+    name: str  # what measures, as the tables say it
+
+    def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
+        """Where the handles of one picture are in another.
+
+        Args:
+            start, result: w+ [1, L, D] of the two pictures.
+            handles: [K, 2] xy pixels of the first picture.
+            labels: which landmarks the handles are; empty for points that are none.
+
+        Returns:
+            [K, 2] xy pixels of the second picture.
+        """
+        ...
+
+
+class LandmarkRuler:
+    """The landmark detector of the demo's faces, which has never seen the generator."""
+
+    name = "landmark detector"
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.detector = load_detector(generator.device)
+
+    def landmarks(self, w: Tensor) -> np.ndarray:
+        """All landmarks [len(LANDMARKS), 2] of G(w), xy pixels."""
+        with torch.no_grad():
+            points: np.ndarray = detect(self.detector, self.generator.images(w))[0].cpu().numpy().astype(np.float64)
+        return points
+
+    def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
+        return self.landmarks(result)[labels]
+
+
+class FeatureRuler:
+    """For checkpoints without geometry: the nearest feature of a block that the drag does not watch, over the whole picture."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.block = min(2 * feature_resolution(generator, DragOptions()), generator.config.resolution)
+        self.name = f"features of block {self.block}"
+
+    @torch.no_grad()
+    def features(self, w: Tensor) -> Tensor:
+        layers = self.generator.synthesis.layers(until=self.block, rgb=False)
+        return self.generator.synthesis.features(modulate(layers, w), self.block)
+
+    def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
+        resolution = self.generator.config.resolution
+        wanted = sample(self.features(start), torch.from_numpy(handles).to(start), resolution)  # [K, C]
+        found = self.features(result)[0]  # [C, f, f]
+        cost = torch.stack([(found - one[:, None, None]).square().sum(dim=0) for one in wanted])  # [K, f, f]
+        size = cost.shape[-1]
+        best = cost[:, 1:-1, 1:-1].flatten(1).argmin(dim=1)
+        row, column = best // (size - 2) + 1, best % (size - 2) + 1
+        cells = torch.stack([column, row], dim=1) + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
+        return ((cells + 0.5) * (resolution / size) - 0.5).cpu().numpy().astype(np.float64)
+
+
+def choose_ruler(generator: Generator, model: ModelEntry) -> LandmarkRuler | FeatureRuler:
+    """The detector knows the faces of our own drawings, and nothing else."""
+    return LandmarkRuler(generator) if model.geometry == "faces" else FeatureRuler(generator)

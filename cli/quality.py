@@ -1,0 +1,193 @@
+"""`dragqueue eval`: how good the edits of a checkpoint are, as tables that anyone can make again."""
+
+import importlib.util
+import json
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cli.errors import CommandError
+from cli.models import CHECKPOINTS, Checkpoints
+
+if TYPE_CHECKING:
+    from benchmarks.quality.methods import Method
+    from benchmarks.quality.report import Line
+    from benchmarks.quality.rulers import LandmarkRuler
+    from benchmarks.quality.studies import Bench, Study
+
+console = Console(stderr=True)
+BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+
+
+class Protocol(StrEnum):
+    LANDMARKS = "landmarks"
+    PAIRS = "pairs"
+    ABLATION = "ablation"
+    MASK = "mask"
+    CYCLE = "cycle"
+    BACKGROUND = "background"
+    CHOICES = "choices"
+    FIDELITY = "fidelity"
+
+
+def evaluate(
+    protocol: Annotated[Protocol, typer.Argument(help="What to measure.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table, plots and outcomes; an existing run goes on.")],
+    model: Annotated[str, typer.Option(help="A model of the manifest.")] = "demo-faces",
+    pairs: Annotated[int, typer.Option(min=2, max=100_000, help="Cases in each group; seeds, of fidelity.")] = 100,
+    comparisons: Annotated[int, typer.Option(min=1, max=100_000, help="Cases of rows beside no edit, paper, default.")] = 100,
+    points: Annotated[str, typer.Option(help="How many points, of landmarks and choices: such as 1,5,all.")] = "1,5,all",
+    rows: Annotated[str, typer.Option(help="Only these methods, comma-separated.")] = "",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the choice of cases.")] = 0,
+    perceptual: Annotated[Path | None, typer.Option(help="Folder with SqueezeNet's and LPIPS' weights.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    checkpoints: Checkpoints = CHECKPOINTS,
+) -> None:
+    """Measure edits against where things truly are: a table with intervals, JSON, CSV, a plot and a contact sheet."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError("eval draws plots with matplotlib: pip install 'dragqueue[eval]'")
+    from benchmarks.quality.methods import service_options
+    from benchmarks.quality.report import draw_sheet, write_report
+    from benchmarks.quality.runs import OutcomeFile, run
+
+    bench = open_bench(checkpoints, model, device, perceptual)
+    if protocol is Protocol.FIDELITY:
+        measure_fidelity(bench, pairs, out)
+        return
+    wanted = [name.strip() for name in rows.split(",") if name.strip()]
+    study = choose_study(bench, protocol, out, pairs, comparisons, seed, read_points(points), wanted)
+    question: dict[str, object] = {"protocol": protocol.value, "model": model, "sha256": bench.model.sha256, "seed": seed}
+    try:
+        file = OutcomeFile(out / f"{study.name}.jsonl", question | {"options": asdict(service_options(bench.model, 1))})
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    outcomes = []
+    with Progress(*BAR, console=console) as bar:
+        task = bar.add_task(study.name, total=sum(1 for _ in study.cells()))
+        for outcome in run(study, bench.generator, file):
+            outcomes.append(outcome)
+            bar.update(task, advance=1)
+    lines = write_report(study, outcomes, question, out)
+    draw_sheet(study, outcomes, bench.generator, out / f"{study.name}-sheet.png")
+    print_table(study, lines)
+    console.print(f"written to {out}", highlight=False)
+
+
+def open_bench(checkpoints: Path, model: str, device: str, perceptual: Path | None) -> "Bench":
+    from benchmarks.quality.metrics import PerceptualDistance
+    from benchmarks.quality.rulers import choose_ruler
+    from benchmarks.quality.studies import Bench
+    from cli.offline import open_model
+
+    _, entry, generator = open_model(checkpoints, model, device)
+    distance = None
+    if perceptual is not None:
+        try:
+            distance = PerceptualDistance(perceptual).to(generator.device)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise CommandError(f"--perceptual: {perceptual} does not hold SqueezeNet's and LPIPS' weights: {error}") from error
+    return Bench(generator, entry, choose_ruler(generator, entry), distance)
+
+
+def choose_study(
+    bench: "Bench",
+    protocol: Protocol,
+    out: Path,
+    pairs: int,
+    comparisons: int,
+    seed: int,
+    points: list[int],
+    wanted: list[str],
+) -> "Study":
+    """The study with the rows that are wanted."""
+    from benchmarks.quality import predictor, studies
+
+    if protocol is Protocol.LANDMARKS:
+        methods = studies.comparison_methods(bench)
+        if studies.has_geometry(bench) and (not wanted or predictor.NAME in wanted):
+            methods.append(trained_predictor(bench, out))
+        study = studies.landmarks(bench, pairs, comparisons, seed, points, methods)
+    elif protocol is Protocol.CHOICES:
+        study = studies.choices(bench, pairs, seed, points)
+    else:
+        if protocol in (Protocol.PAIRS, Protocol.BACKGROUND, Protocol.MASK):
+            geometry(bench, protocol.value)
+        study = studies.STUDIES[protocol.value](bench, pairs, seed)
+    known = [method.name for method in study.methods]
+    if unknown := sorted(set(wanted) - set(known)):
+        raise CommandError(f"--rows: there is no {', '.join(unknown)}; choose from: {', '.join(known)}")
+    return replace(study, methods=[method for method in study.methods if not wanted or method.name in wanted])
+
+
+def geometry(bench: "Bench", protocol: str) -> "LandmarkRuler":
+    """Raises CommandError: only the demo's models draw what is known."""
+    from benchmarks.quality.rulers import LandmarkRuler
+
+    if not isinstance(bench.ruler, LandmarkRuler):
+        raise CommandError(f"{protocol} needs a model whose geometry is known (geometry = 'faces' in the manifest)")
+    return bench.ruler
+
+
+def trained_predictor(bench: "Bench", out: Path) -> "Method":
+    from benchmarks.quality.predictor import one_pass
+
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress(*BAR, console=console) as bar:
+        task = bar.add_task("training the one-pass predictor", total=None)
+
+        def seen(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, description=f"training the one-pass predictor, loss {loss:.3f}")
+
+        return one_pass(bench.generator, bench.psi, out / "predictor.safetensors", seen)
+
+
+def read_points(text: str) -> list[int]:
+    """1,5,all -> [1, 5, 28]."""
+    from benchmarks.quality.studies import ALL_POINTS
+
+    numbers = [ALL_POINTS if part.strip() == "all" else int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if not all(1 <= number <= ALL_POINTS for number in numbers):
+        raise CommandError(f"--points: give numbers from 1 to {ALL_POINTS} or all, separated by commas, not {text}")
+    return numbers
+
+
+def print_table(study: "Study", lines: list["Line"]) -> None:
+    from benchmarks.quality.report import COLUMNS
+
+    table = Table(title=study.title, caption="; ".join(["95 % bootstrap intervals in brackets", *study.notes]))
+    compared = any(line.against_plain for line in lines)
+    last = (f"true distance less {study.plain.name}'s, px",) if compared else ()
+    for title in ("", "method", "cases", *(COLUMNS[name].title for name in study.columns), *last):
+        table.add_column(title, justify="left" if title in ("", "method") else "right")
+    for line in lines:
+        cells = [str(line.figures.get(name, "")) for name in study.columns]
+        table.add_row(line.group, line.row, str(line.cases), *cells, *([str(line.against_plain or "")] if compared else []))
+    Console(width=max(console.width, 60 + 22 * len(study.columns)) if not console.is_terminal else None).print(table)
+
+
+def measure_fidelity(bench: "Bench", seeds: int, out: Path) -> None:
+    """How well the checkpoint draws the faces behind its seeds, untruncated, which is hardest."""
+    from benchmarks.quality.fidelity import TOGETHER, measure, summarize
+
+    ruler, batches = geometry(bench, "fidelity"), []
+    with Progress(*BAR, console=console) as bar:
+        parts = measure(bench.generator, ruler.detector, range(seeds))
+        for batch in bar.track(parts, total=-(-seeds // TOGETHER), description=f"fidelity, {TOGETHER} seeds at a time"):
+            batches.append(batch)
+    found = summarize(batches)
+    out.mkdir(parents=True, exist_ok=True)
+    document = asdict(found) | {"model": bench.model.name, "sha256": bench.model.sha256}
+    (out / "fidelity.json").write_text(json.dumps(document, indent=1))
+    table = Table(title=f"PSNR {found.psnr_db} dB over {found.seeds} seeds; the detector's floor are drawings")
+    for title in ("landmarks", "drawing, median px", "p95 px", "G(z), median px", "p95 px"):
+        table.add_column(title, justify="left" if title == "landmarks" else "right")
+    for line in found.errors:
+        figures = (line.drawn_median, line.drawn_p95, line.generated_median, line.generated_p95)
+        table.add_row(line.landmarks, *(f"{figure:.2f}" for figure in figures))
+    console.print(table)

@@ -20,6 +20,7 @@ from engine.generator import Generator, modulate
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 REFERENCE_RESOLUTION = 512  # radii are given at this image size
+CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
 DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
 STALLED_ITERATIONS = 30
 MOST_PULL = 4.0  # times the mean, of one point
@@ -41,9 +42,9 @@ class DragOptions:
     stop_distance: float = 1.0  # d, pixels of the image at any resolution
     latent_weight: float = 0.0  # of the mean change of w
     tracking_metric: Literal["l1", "l2"] = "l2"  # the paper says L1, its code L2
-    tracking_patch: int = 0  # pixels around a handle that must look as at the start too; 1: a square of 3x3
     subpixel: bool = True  # refine tracked handles below the pixel
-    motion_target: Literal["current", "start"] = "current"  # whose features the next step should have: "start" cannot drift
+    anchor_distance: float = 0.0  # pixels at 512: nearer to its target a point is pulled by what it looked like at the start
+    context_blocks: int = 0  # coarser blocks watched beside the feature block, where no mask is given
     motion_weight: Literal["equal", "remaining"] = "equal"  # how hard each point is pulled; or by its distance squared
 
 
@@ -110,6 +111,7 @@ class DragRun:
         self.scale = self.resolution / REFERENCE_RESOLUTION
         self.synthesis = generator.synthesis
         self.feature_resolution = feature_resolution(generator, options)
+        self.context_blocks = options.context_blocks if movable is None else 0
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)
         self.origins = self.handles  # where the handles were at the start
@@ -121,15 +123,10 @@ class DragRun:
         with torch.no_grad():
             self.constant = modulate([layer for layer in layers if layer.row >= options.trainable_layers], self.start)
             self.start_features = self.features()
-            self.reference = self.look(options.tracking_patch)  # [K, P, C], what each handle looks like
+            self.reference = sample(self.start_features, self.handles, self.resolution)  # [K, C], what each handle looks like
         self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
         self.iteration = 0
         self.loss = torch.zeros([])
-
-    def look(self, radius: int) -> Tensor:
-        """Start features of a square around each handle, [K, P, C]."""
-        points = (self.handles[:, None] + square(radius, self.handles).reshape(-1, 2)).clamp(0, self.resolution - 1)
-        return sample(self.start_features, points.reshape(-1, 2), self.resolution).view(*points.shape[:2], -1)
 
     def latent(self) -> Tensor:
         """w+ as it is now, [1, L, D]."""
@@ -137,7 +134,17 @@ class DragRun:
         return torch.cat([self.variable.expand(-1, rows, -1), self.start[:, rows:]], dim=1)
 
     def features(self) -> Tensor:
-        return self.synthesis.features(self.constant | modulate(self.moving_layers, self.latent()), self.feature_resolution)
+        """What is watched, [1, C, f, f]: the feature block, then coarser blocks enlarged to its size.
+
+        One block's features are alike all along an edge, where points would slide; coarser ones know the place. Not with
+        a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
+        """
+        modulations = self.constant | modulate(self.moving_layers, self.latent())
+        *coarse, (_, fine) = self.synthesis.blocks(modulations, self.feature_resolution, "const")
+        watched = coarse[len(coarse) - self.context_blocks :]
+        size = (self.feature_resolution, self.feature_resolution)
+        context = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) * CONTEXT_STRENGTH for _, x in watched]
+        return torch.cat([fine, *context], dim=1) if context else fine
 
     def step(self) -> DragStep:
         """One feature pass: track, then supervise, on the same features."""
@@ -164,22 +171,24 @@ class DragRun:
     def motion_loss(self, features: Tensor) -> Tensor:
         """Descent moves the disc around each handle one pixel towards its target; summed over the points on their way.
 
-        What should come there is the disc as it looks now (the paper) or as it looked at the start: then a handle that
-        slides over the surface is pulled back (the idea of GoodDrag, Zhang et al. 2025).
+        What should come there is the disc as it looks now (the paper); near the target, as it looked at the start, so that
+        what slid on the way is put right (the idea of GoodDrag, Zhang et al. 2025).
         """
         steps, weights = self.pull()
         active = weights > 0
         offsets = disc(self.options.motion_radius, self.scale, self.handles)
         here = self.handles[active][:, None] + offsets  # [K', P, 2]
         there = here + steps[active][:, None]
+        near = (self.targets - self.handles)[active].norm(dim=1) <= self.options.anchor_distance * self.scale
         with torch.no_grad():
-            if self.options.motion_target == "start":
-                origins = self.origins[active][:, None] + offsets
-                wanted = sample(self.start_features, origins.reshape(-1, 2), self.resolution)
-            else:
-                wanted = sample(features, here.reshape(-1, 2), self.resolution)
-        difference = (wanted - sample(features, there.reshape(-1, 2), self.resolution)).abs()  # [K' P, C]
-        return (difference.mean(dim=1).view(-1, len(offsets)).mean(dim=1) * weights[active]).sum()
+            wanted = self.read(features, here)
+            wanted[near] = self.read(self.start_features, (self.origins[active][:, None] + offsets)[near])
+        difference = (wanted - self.read(features, there)).abs()  # [K', P, C]
+        return (difference.mean(dim=(1, 2)) * weights[active]).sum()
+
+    def read(self, features: Tensor, points: Tensor) -> Tensor:
+        """Features at points [K, P, 2]: [K, P, C]."""
+        return sample(features, points.reshape(-1, 2), self.resolution).view(*points.shape[:2], features.shape[1])
 
     def pull(self) -> tuple[Tensor, Tensor]:
         """Where each point should go next, [K, 2] in image pixels, and how hard it is pulled, [K].
@@ -214,7 +223,7 @@ def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int,
 
     Args:
         features: [1, C, f, f].
-        reference: [K, P, C], the features of a square around each handle at the start, row by row; P = 1 for the handle alone.
+        reference: [K, C], the handles' features at the start.
         handles: [K, 2] xy pixels, where they were last.
 
     Returns:
@@ -224,7 +233,8 @@ def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int,
     side = 2 * radius + 3  # one more on each side, to refine winners at the window's edge
     center = handles.round().clamp(0, resolution - 1)
     pixels = center[:, None, None] + square(radius + 1, handles)  # [K, side, side, 2]
-    cost = matching_cost(features, reference, center, radius + 1, resolution, options)  # [K, side, side]
+    difference = sample_pixels(features, pixels.clamp(0, resolution - 1), resolution) - reference[:, None, None]
+    cost = difference.abs().sum(dim=3) if options.tracking_metric == "l1" else difference.square().sum(dim=3)  # [K, side, side]
     in_image = ((pixels >= 0) & (pixels <= resolution - 1)).all(dim=3)
     allowed = F.pad(torch.ones(side - 2, side - 2, dtype=torch.bool, device=handles.device), (1, 1, 1, 1)) & in_image
     best = cost.masked_fill(~allowed, math.inf).flatten(1).argmin(dim=1)  # [K]
@@ -234,21 +244,6 @@ def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int,
     if options.subpixel:
         refined = refined + parabola(cost, in_image, row, column)
     return refined
-
-
-def matching_cost(
-    features: Tensor, reference: Tensor, center: Tensor, radius: int, resolution: int, options: DragOptions
-) -> Tensor:
-    """How unlike the reference [K, P, C] it looks at each pixel within `radius` of the centers [K, 2]: [K, side, side]."""
-    patch, side = options.tracking_patch, 2 * radius + 1
-    pixels = (center[:, None, None] + square(radius + patch, center)).clamp(0, resolution - 1)
-    found = sample_pixels(features, pixels, resolution)  # [K, side + 2 patch, side + 2 patch, C]
-    cost = torch.zeros(len(center), side, side, device=center.device, dtype=center.dtype)
-    for k, wanted in enumerate(reference.unbind(dim=1)):
-        row, column = divmod(k, 2 * patch + 1)
-        difference = found[:, row : row + side, column : column + side] - wanted[:, None, None]
-        cost += difference.abs().sum(dim=3) if options.tracking_metric == "l1" else difference.square().sum(dim=3)
-    return cost
 
 
 def square(radius: int, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from jobs.spec import Drag, JobSpec
 
 # What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
 PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"motion_target": "start", "motion_weight": "remaining", "tracking_patch": 1},
+    "default": {"anchor_distance": 12.0, "motion_weight": "remaining", "context_blocks": 2},
     "paper": {"subpixel": False, "tracking_metric": "l1"},  # handles on whole pixels, found in L1
 }
 

@@ -97,20 +97,20 @@ class BlockMatching(DragRun):
         self.generator = generator
         self.patch_offsets = square(max(2, PATCH_RADIUS * self.resolution // 128), self.handles).reshape(-1, 2)  # [P, 2]
         self.search_offsets = square(round(options.tracking_radius * self.scale) + 1, self.handles).reshape(-1, 2)  # [S, 2]
-        self.patches = self.read(self.handles[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
+        self.patches = self.look(self.handles[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
 
     @torch.no_grad()
     def picture(self) -> Tensor:
         return self.generator.images(self.latent())
 
-    def read(self, points: Tensor, picture: Tensor) -> Tensor:
+    def look(self, points: Tensor, picture: Tensor) -> Tensor:
         limited = points.clamp(0, self.resolution - 1)
         return sample(picture, limited.reshape(-1, 2), self.resolution).view(*points.shape[:-1], 3)
 
     def follow(self, features: Tensor) -> Tensor:
         picture = self.picture()
         places = self.handles[:, None] + self.search_offsets  # [K, S, 2]
-        found = self.read(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
+        found = self.look(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
         side = round(len(self.search_offsets) ** 0.5)
         cost = (found - self.patches[:, None]).square().mean(dim=(2, 3)).view(-1, side, side)
         best = cost[:, 1:-1, 1:-1].flatten(1).argmin(dim=1)
@@ -118,7 +118,7 @@ class BlockMatching(DragRun):
         center = torch.stack([column, row], dim=1) - side // 2
         shift = center + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
         handles: Tensor = (self.handles + shift).clamp(0, self.resolution - 1)
-        self.patches = self.read(handles[:, None] + self.patch_offsets, picture)
+        self.patches = self.look(handles[:, None] + self.patch_offsets, picture)
         return handles
 
 

@@ -43,6 +43,15 @@ def plain_features(generator: Generator, w: Tensor, until: int) -> Tensor:
     return x
 
 
+def plain_watched(generator: Generator, w: Tensor, block: int, context: int) -> Tensor:
+    """The features of the block and of coarser ones, at its size."""
+    maps = [plain_features(generator, w, block)]
+    for k in range(context, 0, -1):
+        coarse = plain_features(generator, w, block // 2**k)
+        maps.append(0.5 * F.interpolate(coarse, size=(block, block), mode="bilinear", align_corners=False))
+    return torch.cat(maps, dim=1)
+
+
 def at_point(image_features: Tensor, x: float, y: float) -> Tensor:
     """Bilinear read of an image-size map: [C]."""
     left, top = math.floor(x), math.floor(y)
@@ -55,15 +64,12 @@ def at_point(image_features: Tensor, x: float, y: float) -> Tensor:
     )
 
 
-def plain_track(
-    image_features: Tensor, references: dict[tuple[int, int], Tensor], handle: list[float], radius: int, subpixel: bool
-) -> list[float]:
-    """references: what the neighbor at each offset looked like at the start."""
+def plain_track(image_features: Tensor, reference: Tensor, handle: list[float], radius: int, subpixel: bool) -> list[float]:
     size = image_features.shape[-1]
     center_x, center_y = round(handle[0]), round(handle[1])
 
     def cost(x: int, y: int) -> float:
-        return sum((image_features[0, :, y + j, x + i] - wanted).square().sum().item() for (i, j), wanted in references.items())
+        return (image_features[0, :, y, x] - reference).square().sum().item()
 
     window = [
         (x, y) for y in range(center_y - radius, center_y + radius + 1) for x in range(center_x - radius, center_x + radius + 1)
@@ -99,18 +105,18 @@ def plain_drag(
     radius = max(1, round(options.tracking_radius * scale))
     variable = w[:, : options.trainable_layers].clone().requires_grad_()
     optimizer = torch.optim.Adam([variable], lr=options.learning_rate)
-    start = plain_features(generator, w, block).detach()
+    context = options.context_blocks if fixed is None else 0
+    start = plain_watched(generator, w, block, context).detach()
     span = int(options.motion_radius)
     disc = [(i, j) for i in range(-span, span + 1) for j in range(-span, span + 1) if math.hypot(i, j) < options.motion_radius]
-    reach = range(-options.tracking_patch, options.tracking_patch + 1)
-    patch = [(i, j) for i in reach for j in reach]
     origins, reference = handles, None
     for iteration in range(iterations + 1):
-        features = plain_features(generator, torch.cat([variable, w[:, options.trainable_layers :]], dim=1), block)
+        latent = torch.cat([variable, w[:, options.trainable_layers :]], dim=1)
+        features = plain_watched(generator, latent, block, context)
         image_features = F.interpolate(features, size=(size, size), mode="bilinear", align_corners=False)
         if reference is None:
             start_image = image_features.detach()
-            reference = [{(i, j): at_point(start_image, x + i, y + j) for i, j in patch} for x, y in handles]
+            reference = [at_point(start_image, x, y) for x, y in handles]
         if iteration > 0:
             found = image_features.detach()
             handles = [plain_track(found, r, h, radius, options.subpixel) for r, h in zip(reference, handles, strict=True)]
@@ -124,8 +130,8 @@ def plain_drag(
                 continue
             ux, uy = length * (to_x - x) / distance, length * (to_y - y) / distance
             for i, j in disc:
-                now = (image_features.detach(), x, y)
-                wanted, wanted_x, wanted_y = (start_image, from_x, from_y) if options.motion_target == "start" else now
+                now, near = (image_features.detach(), x, y), distance <= options.anchor_distance * scale
+                wanted, wanted_x, wanted_y = (start_image, from_x, from_y) if near else now
                 here = at_point(wanted, wanted_x + i * scale, wanted_y + j * scale)
                 there = at_point(image_features, x + i * scale + ux, y + j * scale + uy)
                 loss = loss + pull * (here - there).abs().mean() / len(disc)

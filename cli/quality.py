@@ -67,12 +67,10 @@ def evaluate(
         file = OutcomeFile(out / f"{study.name}.jsonl", question | {"options": asdict(service_options(bench.model, 1))})
     except ValueError as error:
         raise CommandError(str(error)) from error
-    outcomes = []
     with Progress(*BAR, console=console) as bar:
-        task = bar.add_task(study.name, total=sum(1 for _ in study.cells()))
-        for outcome in run(study, bench.generator, file):
-            outcomes.append(outcome)
-            bar.update(task, advance=1)
+        for _ in bar.track(run(study, bench.generator, file), total=sum(1 for _ in study.cells()), description=study.name):
+            pass
+    outcomes = list(file.known.values())  # of earlier, longer runs too
     lines = write_report(study, outcomes, question, out)
     draw_sheet(study, outcomes, bench.generator, out / f"{study.name}-sheet.png")
     print_table(study, lines)

@@ -147,13 +147,13 @@ def choose_cases(study: Study, outcomes: Sequence[Outcome]) -> dict[str, list[tu
 
 def draw_sheet(study: Study, outcomes: Sequence[Outcome], generator: Generator, path: Path) -> None:
     """Best, median and worst cases of the plain row, run again: start above result with the points; no file if it has none."""
-    known = {(o.group, o.case): o for o in outcomes if o.row == study.plain.name}
+    cases = {(group, case.index): case for group, of in study.groups.items() for case in of}
+    known = {(o.group, o.case): o for o in outcomes if o.row == study.plain.name and (o.group, o.case) in cases}
     if not known:
         return
-    cases = {(group, case.index): case for group, of in study.groups.items() for case in of}
     endings: dict[tuple[str, int], Ending] = {}
     rows = []
-    for name, chosen in choose_cases(study, outcomes).items():
+    for name, chosen in choose_cases(study, list(known.values())).items():
         for key in chosen:
             if key not in endings:
                 endings[key] = study.plain.run(generator, cases[key])

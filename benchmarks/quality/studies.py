@@ -172,7 +172,8 @@ def background(bench: Bench, count: int, seed: int) -> Study:
         return bench.distances(case, ending) | {"background_db": outside}
 
     groups = {"1 point, circular mask": list(background_cases(bench.ruler, bench.psi, count, seed))}
-    methods = [bench.drag("paper", preset="paper"), bench.default, bench.drag("no mask", mask_weight=0.0)]
+    methods = [bench.drag("paper", preset="paper"), bench.default]
+    methods += [bench.drag("mask_weight 40", mask_weight=40.0), bench.drag("no mask", mask_weight=0.0)]
     title = "One landmark dragged within a circle, a third of them of radius <= 15 % of the width"
     return Study("background", title, groups, methods, score, ("background_db", *PIXELS), bench.default)
 
@@ -194,7 +195,7 @@ def ablation(bench: Bench, count: int, seed: int) -> Study:
 
 def mask_study(bench: Bench, count: int, seed: int) -> Study:
     whole = background(bench, count, seed)
-    weights = (0.0, 5.0, 10.0, 20.0, 40.0)
+    weights = (0.0, 10.0, 20.0, 40.0, 80.0)
     methods = [bench.default, *(bench.drag(f"mask_weight {weight:g}", mask_weight=weight) for weight in weights)]
     return Study(
         "mask", "The mask's weight (paper, figure on masks)", whole.groups, methods, whole.score, whole.columns, bench.default

@@ -16,8 +16,9 @@ def resolved(**drag):
     return check_submission({"model": "tiny", "source": {"seed": 1}, "drag": drag}, MANIFEST).spec.drag
 
 
-def test_the_default_preset_is_the_engines():
-    assert drag_options(resolved()) == DragOptions(feature_resolution=16)
+def test_the_default_preset_is_the_reference_with_three_changes():
+    expected = DragOptions(feature_resolution=16, anchor_distance=12, motion_weight="remaining", context_blocks=2)
+    assert drag_options(resolved()) == expected
 
 
 def test_the_paper_preset_stays_on_whole_pixels():

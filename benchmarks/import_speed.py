@@ -1,6 +1,6 @@
 """How long the import of a large checkpoint takes, and how much memory: a random one of full size is written first."""
 
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.writers import WRITERS
+from engine.canonical import write_networks
 from engine.config import GeneratorConfig
-from engine.generator import Generator
+from engine.layouts import read_generator_file
 
 FULL = GeneratorConfig(resolution=1024)  # 30 million parameters
 
@@ -29,14 +29,25 @@ class ImportCost:
 
 def measure_import(layout: str, config: GeneratorConfig = FULL) -> ImportCost:
     """Import a random network of this layout in a process of its own."""
+    from benchmarks.writers import WRITERS
+    from engine.generator import Generator
+
     with tempfile.TemporaryDirectory(prefix="dragqueue-") as folder:
         file = Path(folder) / "random"
         WRITERS[layout](Generator(config).requires_grad_(False), file)
-        command = [sys.executable, "-m", "cli.main", "models", "import", str(file), "--name", "random", "--checkpoints", folder]
         began = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise RuntimeError(f"the import ended with exit code {process.returncode}")
-        return ImportCost(layout, file.stat().st_size, time.perf_counter() - began, used.ru_maxrss * 1024)
+        answer = subprocess.run([sys.executable, "-m", __name__, str(file)], check=True, capture_output=True, text=True)
+        return ImportCost(layout, file.stat().st_size, time.perf_counter() - began, int(answer.stdout))
+
+
+def main() -> None:
+    """Import a file and print the peak of this process's memory in bytes; getrusage would count the parent's."""
+    file = Path(sys.argv[1])
+    write_networks(read_generator_file(file), file.with_suffix(".safetensors"), file.with_suffix(".discriminator.safetensors"))
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    print(int(peak[1]) * 1024)
+
+
+if __name__ == "__main__":
+    main()

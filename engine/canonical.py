@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from engine.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
-from engine.errors import CheckpointDamaged
+from engine.errors import CheckpointDamaged, CheckpointUnsupported
 from engine.layouts import FoundDiscriminator, FoundGenerator, Tensors
 
 W_AVG_SAMPLES = 10_000
@@ -40,6 +40,7 @@ def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> 
 
     Raises:
         CheckpointDamaged: a tensor is missing, has a shape that does not fit the others, or is not finite.
+        CheckpointUnsupported: its pictures are not square.
     """
     config = infer_config(found)
     tensors = dict(canonical_tensors(found.tensors, config))
@@ -68,6 +69,11 @@ def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:
 
 def infer_config(found: FoundGenerator) -> GeneratorConfig:
     """The shape of the generator from its tensors alone."""
+    const = found.tensors.get("synthesis.b4.const")
+    if const is not None and const.shape[-1] != const.shape[-2]:
+        raise CheckpointUnsupported(
+            "the generator's pictures are not square (StyleGAN-Human?); only square ones are computed here"
+        )
     channels = widths(found.tensors, r"synthesis\.b(\d+)\.conv1\.weight")
     layers = [name for name in found.tensors if re.fullmatch(r"mapping\.fc\d+\.weight", name)]
     if not channels or not layers:

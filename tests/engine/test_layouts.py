@@ -141,6 +141,16 @@ def test_what_holds_no_generator_is_said(tmp_path, value, message):
         read_generator_file(tmp_path / "file.pt")
 
 
+def test_a_generator_of_pictures_that_are_not_square_is_refused_by_name(tmp_path):
+    checkpoint = torch.load(DATA / FILES["rosinality"], weights_only=True)
+    const = checkpoint["g_ema"]["input.input"]
+    checkpoint["g_ema"]["input.input"] = torch.cat([const, const], dim=2)  # 8 high, 4 wide, as StyleGAN-Human's
+    torch.save(checkpoint, tmp_path / "file.pt")
+    with pytest.raises(CheckpointUnsupported, match="not square"):
+        write_canonical(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
+
+
 def test_a_generator_that_lacks_a_tensor_is_damaged(tmp_path):
     checkpoint = torch.load(DATA / FILES["rosinality"], weights_only=True)
     del checkpoint["g_ema"]["convs.2.conv.weight"]

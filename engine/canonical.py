@@ -21,14 +21,14 @@ MAX_MAPPING_LAYERS = 64
 
 
 def write_networks(found: FoundGenerator, path: Path, beside: Path, *, bgr: bool = False) -> GeneratorConfig:
-    """Write the generator, and its discriminator beside it if there is one: all or nothing. Raises CheckpointDamaged."""
+    """Write the generator, and its discriminator beside it if there is one: both are checked before either is written.
+
+    Raises as write_canonical does.
+    """
+    eye = None if found.discriminator is None else canonical_discriminator(found.discriminator)
     config = write_canonical(found, path, bgr=bgr)
-    try:
-        if found.discriminator is not None:
-            write_discriminator(found.discriminator, beside)
-    except CheckpointDamaged:
-        path.unlink()
-        raise
+    if eye is not None:
+        write_file(beside, *eye)
     return config
 
 
@@ -53,11 +53,14 @@ def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> 
     return config
 
 
-def write_discriminator(found: FoundDiscriminator, path: Path) -> DiscriminatorConfig:
+def write_discriminator(found: FoundDiscriminator, path: Path) -> None:
     """Write tensors and config; the file appears whole or not at all. Raises CheckpointDamaged."""
+    write_file(path, *canonical_discriminator(found))
+
+
+def canonical_discriminator(found: FoundDiscriminator) -> tuple[Tensors, DiscriminatorConfig]:
     config = infer_discriminator(found)
-    write_file(path, dict(chosen_tensors(found.tensors, discriminator_shapes(config))), config)
-    return config
+    return dict(chosen_tensors(found.tensors, discriminator_shapes(config))), config
 
 
 def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:

@@ -203,6 +203,13 @@ STATEFUL: dict[tuple[str, str], Meaning] = {
 }
 
 
+MALFORMED = (  # what a damaged file makes of reading it
+    ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError,
+    RuntimeError,  # RecursionError, NotImplementedError, and zipfile's word for a member that claims to be encrypted
+    zipfile.BadZipFile,
+)  # fmt: skip
+
+
 def read_checkpoint_file(path: Path) -> Any:
     """The value stored in a checkpoint of any layout: dictionaries, lists, Modules and numpy arrays.
 
@@ -218,17 +225,7 @@ def read_checkpoint_file(path: Path) -> Any:
         # a map, not a file: reading more bytes than there are must not allocate them first
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return read_stream(content)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        OSError,
-        RecursionError,
-        zipfile.BadZipFile,
-    ) as error:
+    except MALFORMED as error:
         raise CheckpointDamaged(f"the file is malformed: {error}") from error
 
 

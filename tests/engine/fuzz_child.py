@@ -6,6 +6,7 @@ Each child may use 1 GB of memory and 5 s, and ends at once when it does what no
 open a connection, import a module, write beside the file. Torch is not here.
 """
 
+import codecs
 import os
 import resource
 import select
@@ -36,6 +37,8 @@ def main() -> None:
 
 def warm_up() -> None:
     """Let libraries import now what they import at first use."""
+    for name in ("cp437", "raw_unicode_escape", "unicode_escape", "latin-1", "ascii"):  # zipfile's and the opcodes'
+        codecs.lookup(name)
     with tempfile.TemporaryDirectory() as folder:
         for file in sorted((Path(__file__).parents[1] / "data").glob("sg2-64-*")):
             if file.suffix != ".npz":

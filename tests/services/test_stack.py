@@ -14,7 +14,8 @@ from cli.errors import CommandError
 from cli.stack import local_stack
 
 HOLD = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 from cli.stack import local_stack
 with local_stack() as stack:
     print(*(child.process.pid for child in stack.children), flush=True)
@@ -42,7 +43,7 @@ def test_no_server_outlives_its_launcher(number):
         assert len(pids) == 3
         assert all(map(alive, pids))
         launcher.send_signal(number)
-        launcher.wait()
+        launcher.wait(20)
         until = time.monotonic() + 10
         while any(map(alive, pids)):
             assert time.monotonic() < until

@@ -91,11 +91,13 @@ def download_(
     if public.sha256 not in (None, sha256):
         file.unlink()
         raise CommandError(f"{public.url} has sha256 {sha256[:12]}..., at the first download it was {str(public.sha256)[:12]}...")
-    entry = convert(file, name, checkpoints, public.licence, bgr=public.channel_order == "bgr")
+    try:
+        entry = convert(file, name, checkpoints, public.licence, bgr=public.channel_order == "bgr")
+    finally:
+        file.unlink()
     manifest.add(entry.model_copy(update={"defaults": public.defaults}))
     if public.sha256 is None:
         manifest.record(name, sha256)
-    file.unlink()
     tell(entry)
     console.print(f"licence: {public.licence}", highlight=False)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from engine.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
@@ -23,12 +24,16 @@ MAX_MAPPING_LAYERS = 64
 def write_networks(found: FoundGenerator, path: Path, beside: Path, *, bgr: bool = False) -> GeneratorConfig:
     """Write the generator, and its discriminator beside it if there is one: both are checked before either is written.
 
-    Raises as write_canonical does.
+    Raises as write_canonical does, and OSError when there is no room.
     """
     eye = None if found.discriminator is None else canonical_discriminator(found.discriminator)
     config = write_canonical(found, path, bgr=bgr)
-    if eye is not None:
-        write_file(beside, *eye)
+    try:
+        if eye is not None:
+            write_file(beside, *eye)
+    except OSError:
+        path.unlink()
+        raise
     return config
 
 
@@ -64,10 +69,15 @@ def canonical_discriminator(found: FoundDiscriminator) -> tuple[Tensors, Discrim
 
 
 def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:
+    """Raises OSError when there is no room; nothing is left then."""
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
-    part.chmod(0o644)  # safetensors writes for its owner alone
-    part.rename(path)
+    try:
+        save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
+        part.chmod(0o644)  # safetensors writes for its owner alone
+        part.rename(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def infer_config(found: FoundGenerator) -> GeneratorConfig:

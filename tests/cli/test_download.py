@@ -129,3 +129,11 @@ def test_a_public_file_that_has_changed_is_refused(files, tmp_path):
     answer = CliRunner().invoke(app, ["models", "download", "faces", *where])
     assert "at the first download it was" in str(answer.exception)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]
+
+
+def test_a_public_file_that_is_no_checkpoint_leaves_nothing(files, tmp_path):
+    where = publish(files, tmp_path / "checkpoints")
+    files.content = b"an error page"
+    answer = CliRunner().invoke(app, ["models", "download", "faces", *where])
+    assert isinstance(answer.exception, CommandError)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -6,6 +8,7 @@ from typer.testing import CliRunner
 
 from cli.errors import CommandError
 from cli.main import app
+from jobs.settings import REPOSITORY
 from tests.generators import DATA
 
 
@@ -120,3 +123,17 @@ def test_a_discriminator_comes_along_and_goes_along(run, tmp_path):
     assert "faces.discriminator.safetensors differs" in str(run("models", "verify").exception)
     assert run("models", "remove", "faces").exit_code == 0
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]
+
+
+def test_an_import_without_room_says_so_and_leaves_nothing(tmp_path):
+    program = (
+        "import resource; from cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # bytes that a file may have\n"
+        "main()"
+    )
+    command = ["models", "import", str(DATA / "sg2-64-nvidia.pkl"), "--name", "faces", "--checkpoints", str(tmp_path)]
+    answer = subprocess.run([sys.executable, "-c", program, *command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert "faces.safetensors cannot be written" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.toml"]

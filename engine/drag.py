@@ -21,9 +21,9 @@ from engine.generator import Generator, modulate
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 REFERENCE_RESOLUTION = 512  # radii are given at this image size
 CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
+USUAL_CHANGE = 0.08  # of a feature, counts alike in both metrics of the mask
 DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
 STALLED_ITERATIONS = 30
-MOST_PULL = 4.0  # times the mean, of one point
 STALLED_GAIN = 0.1  # pixels at 512
 
 
@@ -42,10 +42,11 @@ class DragOptions:
     stop_distance: float = 1.0  # d, pixels of the image at any resolution
     latent_weight: float = 0.0  # of the mean change of w
     tracking_metric: Literal["l1", "l2"] = "l2"  # the paper says L1, its code L2
+    mask_metric: Literal["l1", "l2"] = "l1"  # of the change where the picture must stay; l2 forbids large ones, allows small
     subpixel: bool = True  # refine tracked handles below the pixel
     anchor_distance: float = 0.0  # pixels at 512: nearer to its target a point is pulled by what it looked like at the start
     context_blocks: int = 0  # coarser blocks watched beside the feature block, where no mask is given
-    motion_weight: Literal["equal", "remaining"] = "equal"  # how hard each point is pulled; or by its distance squared
+    overstep: bool = True  # every step of a handle is a whole pixel; else at most what remains, and who arrived is held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class DragStep:
     w: Tensor  # [1, L, D]
     handles: Tensor  # [K, 2] xy pixels
     distance_px: float  # largest distance of a handle to its target
+    mean_distance_px: float  # of all handles; what the best step is chosen by, since one lost handle says little
     loss: float
     stop_reason: StopReason | None = None  # set on the result, which comes last
 
@@ -91,7 +93,7 @@ def iterate(run: "DragRun") -> Iterator[DragStep]:
     record = Record(STALLED_GAIN * run.scale)
     while True:
         step = run.step()
-        best = step if best is None or step.distance_px <= best.distance_px else best
+        best = step if best is None or step.mean_distance_px <= best.mean_distance_px else best
         record.add(step)
         yield step
         if reason := stop_reason(step, record, run.options):
@@ -133,32 +135,36 @@ class DragRun:
         rows = self.options.trainable_layers
         return torch.cat([self.variable.expand(-1, rows, -1), self.start[:, rows:]], dim=1)
 
-    def features(self) -> Tensor:
-        """What is watched, [1, C, f, f]: the feature block, then coarser blocks enlarged to its size.
+    def features(self) -> list[Tensor]:
+        """What is watched: the feature block's output [1, C, f, f], then those of the coarser blocks.
 
         One block's features are alike all along an edge, where points would slide; coarser ones know the place. Not with
         a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
         """
         modulations = self.constant | modulate(self.moving_layers, self.latent())
         *coarse, (_, fine) = self.synthesis.blocks(modulations, self.feature_resolution, "const")
-        watched = coarse[len(coarse) - self.context_blocks :]
-        size = (self.feature_resolution, self.feature_resolution)
-        context = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) * CONTEXT_STRENGTH for _, x in watched]
-        return torch.cat([fine, *context], dim=1) if context else fine
+        return [fine, *(x * CONTEXT_STRENGTH for _, x in coarse[len(coarse) - self.context_blocks :])]
 
     def step(self) -> DragStep:
         """One feature pass: track, then supervise, on the same features."""
         features = self.features()
         if self.iteration > 0:
-            self.handles = self.follow(features.detach())
-        self.loss = self.motion_loss(features) + self.mask_loss(features) + self.latent_loss()
+            self.handles = self.follow([x.detach() for x in features])
+        self.loss = self.motion_loss(features) + self.mask_loss(features[0]) + self.latent_loss()
         loss = self.loss.item()
         if not math.isfinite(loss):
             raise DragDiverged(f"the loss became {loss} at iteration {self.iteration}")
-        distance = (self.targets - self.handles).norm(dim=1).max().item()
-        return DragStep(iteration=self.iteration, w=self.latent().detach(), handles=self.handles, distance_px=distance, loss=loss)
+        distances = (self.targets - self.handles).norm(dim=1)
+        return DragStep(
+            iteration=self.iteration,
+            w=self.latent().detach(),
+            handles=self.handles,
+            distance_px=distances.max().item(),
+            mean_distance_px=distances.mean().item(),
+            loss=loss,
+        )
 
-    def follow(self, features: Tensor) -> Tensor:
+    def follow(self, features: list[Tensor]) -> Tensor:
         """Where the handles are now, [K, 2] xy pixels; other trackers take its place to be compared."""
         return track(features, self.reference, self.handles, self.resolution, self.options)
 
@@ -168,14 +174,13 @@ class DragRun:
         self.optimizer.step()
         self.iteration += 1
 
-    def motion_loss(self, features: Tensor) -> Tensor:
+    def motion_loss(self, features: list[Tensor]) -> Tensor:
         """Descent moves the disc around each handle one pixel towards its target; summed over the points on their way.
 
         What should come there is the disc as it looks now (the paper); near the target, as it looked at the start, so that
         what slid on the way is put right (the idea of GoodDrag, Zhang et al. 2025).
         """
-        steps, weights = self.pull()
-        active = weights > 0
+        steps, active = self.pull()
         offsets = disc(self.options.motion_radius, self.scale, self.handles)
         here = self.handles[active][:, None] + offsets  # [K', P, 2]
         there = here + steps[active][:, None]
@@ -184,32 +189,31 @@ class DragRun:
             wanted = self.read(features, here)
             wanted[near] = self.read(self.start_features, (self.origins[active][:, None] + offsets)[near])
         difference = (wanted - self.read(features, there)).abs()  # [K', P, C]
-        return (difference.mean(dim=(1, 2)) * weights[active]).sum()
+        return difference.mean(dim=(1, 2)).sum()
 
-    def read(self, features: Tensor, points: Tensor) -> Tensor:
+    def read(self, features: list[Tensor], points: Tensor) -> Tensor:
         """Features at points [K, P, 2]: [K, P, C]."""
-        return sample(features, points.reshape(-1, 2), self.resolution).view(*points.shape[:2], features.shape[1])
+        values = sample(features, points.reshape(-1, 2), self.resolution)
+        return values.view(*points.shape[:2], values.shape[1])
 
     def pull(self) -> tuple[Tensor, Tensor]:
-        """Where each point should go next, [K, 2] in image pixels, and how hard it is pulled, [K].
+        """How far each point should go next, [K, 2] in image pixels, and which points are pulled, [K] bool.
 
-        Pulled alike, points let go within the stop distance and drift, and the last pixel is stepped over. Pulled by what
-        remains, the farthest points have the say, and those that have arrived are held.
+        Whole pixels step over targets nearer than that, and points let go within the stop distance drift away again.
         """
         remaining = self.targets - self.handles
         distance = remaining.norm(dim=1)
-        if self.options.motion_weight == "equal":
-            return F.normalize(remaining, dim=1), (distance > self.options.stop_distance).to(distance)
-        steps = remaining / distance.clamp(min=1)[:, None]
-        share = distance.square()
-        return steps, (share / share.mean().clamp(min=1e-6)).clamp(max=MOST_PULL)
+        if self.options.overstep:
+            return F.normalize(remaining, dim=1), distance > self.options.stop_distance
+        return remaining / distance.clamp(min=1)[:, None], distance > 0
 
     def mask_loss(self, features: Tensor) -> Tensor:
-        """Mean change of the features where the picture must stay."""
+        """Mean change of the feature block [1, C, f, f] where the picture must stay."""
         if self.fixed is None:
             return features.new_zeros([])
-        change = F.relu((features - self.start_features).abs() - DEAD_ZONE)
-        return (change * self.fixed).mean() * self.options.mask_weight
+        change = features - self.start_features[0]
+        penalty = change.square() / USUAL_CHANGE if self.options.mask_metric == "l2" else F.relu(change.abs() - DEAD_ZONE)
+        return (penalty * self.fixed).mean() * self.options.mask_weight
 
     def latent_loss(self) -> Tensor:
         if self.options.latent_weight == 0:
@@ -218,11 +222,11 @@ class DragRun:
         return change.abs().mean() * self.options.latent_weight
 
 
-def track(features: Tensor, reference: Tensor, handles: Tensor, resolution: int, options: DragOptions) -> Tensor:
+def track(features: list[Tensor], reference: Tensor, handles: Tensor, resolution: int, options: DragOptions) -> Tensor:
     """Where each handle has gone: the pixel nearby whose features are nearest to what the handle looked like.
 
     Args:
-        features: [1, C, f, f].
+        features: maps [1, C, f, f].
         reference: [K, C], the handles' features at the start.
         handles: [K, 2] xy pixels, where they were last.
 
@@ -267,7 +271,7 @@ def parabola(cost: Tensor, in_image: Tensor, row: Tensor, column: Tensor) -> Ten
 
 
 class Record:
-    """How long the best distance has stood."""
+    """How long the best mean distance has stood."""
 
     def __init__(self, gain_px: float) -> None:
         self.gain_px = gain_px
@@ -275,8 +279,8 @@ class Record:
         self.since = 0
 
     def add(self, step: DragStep) -> None:
-        if step.distance_px <= self.mark_px - self.gain_px:
-            self.mark_px, self.since = step.distance_px, step.iteration
+        if step.mean_distance_px <= self.mark_px - self.gain_px:
+            self.mark_px, self.since = step.mean_distance_px, step.iteration
 
     def stalled(self, iteration: int) -> bool:
         return iteration - self.since >= STALLED_ITERATIONS

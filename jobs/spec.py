@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, fie
 from jobs.checkpoints import ModelEntry
 
 MAX_POINTS = 64
+MANY_POINTS = 16  # from here on the default preset drags in w instead of w+
 MAX_SHAPES = 64
 MAX_METADATA_BYTES = 16 * 2**10
 Coordinate = Annotated[float, Field(ge=-16384, le=16384)]
@@ -137,15 +138,18 @@ class JobSpec(Strict):
 
 
 def default_preset(points: int) -> dict[str, object]:
+    """Many points say what the whole picture should be: the rows of w+ then move as one, and wrong points outweigh less."""
     return {
         "preset": "default", "max_iterations": 200, "learning_rate": 0.002, "mask_weight": 20.0, "motion_radius": 3.0,
-        "tracking_radius": 12.0, "latent_space": "w+", "trainable_layers": 6, "stop_distance": 1.0, "latent_weight": 0.0,
+        "tracking_radius": 12.0, "latent_space": "w" if points >= MANY_POINTS else "w+", "trainable_layers": 6,
+        "stop_distance": 1.0, "latent_weight": 0.0,
     }  # fmt: skip
 
 
 def paper_preset(points: int) -> dict[str, object]:
     """As the paper states it: up to 300 iterations, 1 px for at most five points, else 2 px."""
-    return default_preset(points) | {"preset": "paper", "max_iterations": 300, "stop_distance": 1.0 if points <= 5 else 2.0}
+    stop = 1.0 if points <= 5 else 2.0
+    return default_preset(points) | {"preset": "paper", "max_iterations": 300, "stop_distance": stop, "latent_space": "w+"}
 
 
 PRESETS = {"default": default_preset, "paper": paper_preset}

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from engine.checkpoint import save_generator
+from engine.checkpoint import save_network
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
 from tests.generators import slow_generator, tiny_generator
@@ -26,7 +26,7 @@ def write_tiny_checkpoints(folder: Path) -> Path:
 
 def add_model(folder: Path, name: str, generator: Generator) -> ModelEntry:
     path = folder / f"{name}.safetensors"
-    save_generator(generator, path)
+    save_network(generator, path)
     shape = {"resolution": generator.config.resolution, "num_ws": generator.config.num_ws}
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return TINY.model_copy(update={"name": name, "file": path.name, "sha256": sha256, **shape})

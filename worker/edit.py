@@ -13,13 +13,7 @@ from engine.drag import DragOptions, DragStep, drag, to_points
 from engine.errors import CheckpointDamaged
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
-from jobs.spec import Drag, JobSpec
-
-# What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"anchor_distance": 12.0, "motion_weight": "remaining", "context_blocks": 2},
-    "paper": {"subpixel": False, "tracking_metric": "l1"},  # handles on whole pixels, found in L1
-}
+from jobs.spec import MANY_POINTS, JobSpec
 
 
 def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) -> Generator:
@@ -47,13 +41,30 @@ def steps(spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarra
     handles = to_points([pair.handle for pair in spec.points])
     targets = to_points([pair.target for pair in spec.points])
     mask = None if movable is None else torch.from_numpy(movable)
-    return drag(generator, start, handles, targets, movable=mask, options=drag_options(spec.drag))
+    return drag(generator, start, handles, targets, movable=mask, options=drag_options(spec))
 
 
-def drag_options(drag_spec: Drag) -> DragOptions:
+def drag_options(spec: JobSpec) -> DragOptions:
+    """Of a resolved spec."""
     names = {field.name for field in fields(DragOptions)}
-    given = {name: value for name, value in drag_spec.model_dump(exclude_none=True).items() if name in names}
-    return DragOptions(**PRESETS[drag_spec.preset], **given)
+    given = {name: value for name, value in spec.drag.model_dump(exclude_none=True).items() if name in names}
+    return DragOptions(**PRESETS[spec.drag.preset](len(spec.points)), **given)
+
+
+# What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
+
+
+def default_preset(points: int) -> dict[str, Any]:
+    anchor = 12.0 if points < MANY_POINTS else 0.0
+    return {"anchor_distance": anchor, "overstep": False, "context_blocks": 2, "mask_metric": "l2"}
+
+
+def paper_preset(points: int) -> dict[str, Any]:
+    """Handles on whole pixels, found in L1."""
+    return {"subpixel": False, "tracking_metric": "l1"}
+
+
+PRESETS = {"default": default_preset, "paper": paper_preset}
 
 
 def choose_device(wanted: str) -> torch.device:

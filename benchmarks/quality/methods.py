@@ -47,7 +47,7 @@ def service_options(model: ModelEntry, points: int, **given: object) -> DragOpti
     """What a job for this model with these drag options would run with."""
     pairs = [PointPair(handle=(0, 0), target=(1, 1))] * points
     spec = JobSpec(model=model.name, source=Source(seed=0), points=pairs, drag=Drag.model_validate(given))
-    return drag_options(spec.resolved(model).drag)
+    return drag_options(spec.resolved(model))
 
 
 def dragging(
@@ -81,7 +81,7 @@ def dragging(
 class Untracked(DragRun):
     """Believes that each handle moved by the pixel it was asked to."""
 
-    def follow(self, features: Tensor) -> Tensor:
+    def follow(self, features: list[Tensor]) -> Tensor:
         way = self.targets - self.handles
         moved: Tensor = self.handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
         return moved
@@ -105,9 +105,9 @@ class BlockMatching(DragRun):
 
     def look(self, points: Tensor, picture: Tensor) -> Tensor:
         limited = points.clamp(0, self.resolution - 1)
-        return sample(picture, limited.reshape(-1, 2), self.resolution).view(*points.shape[:-1], 3)
+        return sample([picture], limited.reshape(-1, 2), self.resolution).view(*points.shape[:-1], 3)
 
-    def follow(self, features: Tensor) -> Tensor:
+    def follow(self, features: list[Tensor]) -> Tensor:
         picture = self.picture()
         places = self.handles[:, None] + self.search_offsets  # [K, S, 2]
         found = self.look(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]

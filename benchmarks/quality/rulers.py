@@ -64,7 +64,7 @@ class FeatureRuler:
 
     def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
         resolution = self.generator.config.resolution
-        wanted = sample(self.features(start), torch.from_numpy(handles).to(start), resolution)  # [K, C]
+        wanted = sample([self.features(start)], torch.from_numpy(handles).to(start), resolution)  # [K, C]
         found = self.features(result)[0]  # [C, f, f]
         cost = torch.stack([(found - one[:, None, None]).square().sum(dim=0) for one in wanted])  # [K, f, f]
         size = cost.shape[-1]

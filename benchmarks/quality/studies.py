@@ -35,7 +35,7 @@ from jobs.checkpoints import ModelEntry
 MAX_ITERATIONS = 100
 LOST_PX = 3.0  # tracker and ruler disagree by more: the tracker has lost the point
 ALL_POINTS = len(LANDMARKS)
-PAPER_LOOP = {"anchor_distance": 0.0, "context_blocks": 0, "motion_weight": "equal", "subpixel": False}
+PAPER_LOOP = {"anchor_distance": 0.0, "context_blocks": 0, "overstep": True, "subpixel": False}
 PIXELS = ("true_px", "tracker_px", "gap_px", "within_1_percent", "within_2_percent", "lost_percent", "iterations", "seconds")
 PICTURES = ("mse_x100", "psnr_db", "ssim", "perceptual_x10", "iterations", "seconds")
 
@@ -221,7 +221,7 @@ def choices(bench: Bench, count: int, seed: int, points: list[int]) -> Study:
         bench.drag("one coarser block", beyond={"context_blocks": 1}),
         bench.drag("features now, to the end", beyond={"anchor_distance": 0.0}),
         bench.drag("features of the start, all the way", beyond={"anchor_distance": 1e6}),
-        bench.drag("every point pulled alike", beyond={"motion_weight": "equal"}),
+        bench.drag("steps of whole pixels", beyond={"overstep": True}),
         bench.drag("tracked to whole pixels", beyond={"subpixel": False}),
         bench.drag("stop at 1 px", stop_distance=1.0),
         bench.drag("all five as in the paper", beyond=PAPER_LOOP, stop_distance=1.0),

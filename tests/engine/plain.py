@@ -43,13 +43,14 @@ def plain_features(generator: Generator, w: Tensor, until: int) -> Tensor:
     return x
 
 
-def plain_watched(generator: Generator, w: Tensor, block: int, context: int) -> Tensor:
-    """The features of the block and of coarser ones, at its size."""
-    maps = [plain_features(generator, w, block)]
-    for k in range(context, 0, -1):
-        coarse = plain_features(generator, w, block // 2**k)
-        maps.append(0.5 * F.interpolate(coarse, size=(block, block), mode="bilinear", align_corners=False))
-    return torch.cat(maps, dim=1)
+def plain_watched(generator: Generator, w: Tensor, block: int, context: int) -> list[Tensor]:
+    """The features of the block and of coarser ones, each at its own size."""
+    coarse = [0.5 * plain_features(generator, w, block // 2**k) for k in range(1, context + 1)]
+    return [plain_features(generator, w, block), *coarse]
+
+
+def image_size(maps: list[Tensor], size: int) -> Tensor:
+    return torch.cat([F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False) for x in maps], dim=1)
 
 
 def at_point(image_features: Tensor, x: float, y: float) -> Tensor:
@@ -87,13 +88,6 @@ def vertex(before: float, here: float, after: float) -> float:
     return 0.0 if curvature <= 0 else max(-0.5, min(0.5, 0.5 * (before - after) / curvature))
 
 
-def plain_pull(distance: float, mean: float, options: DragOptions) -> tuple[float, float]:
-    """Length of a point's next step in pixels, and its weight; mean is that of the squared distances."""
-    if options.motion_weight == "equal":
-        return 1.0, float(distance > options.stop_distance)
-    return min(1.0, distance), min(4.0, distance**2 / mean)
-
-
 def plain_drag(
     generator: Generator, w: Tensor, handles: list[list[float]], targets: list[list[float]], fixed: Tensor | None,
     options: DragOptions, iterations: int,
@@ -106,14 +100,14 @@ def plain_drag(
     variable = w[:, : options.trainable_layers].clone().requires_grad_()
     optimizer = torch.optim.Adam([variable], lr=options.learning_rate)
     context = options.context_blocks if fixed is None else 0
-    start = plain_watched(generator, w, block, context).detach()
+    start = [x.detach() for x in plain_watched(generator, w, block, context)]
     span = int(options.motion_radius)
     disc = [(i, j) for i in range(-span, span + 1) for j in range(-span, span + 1) if math.hypot(i, j) < options.motion_radius]
     origins, reference = handles, None
     for iteration in range(iterations + 1):
         latent = torch.cat([variable, w[:, options.trainable_layers :]], dim=1)
         features = plain_watched(generator, latent, block, context)
-        image_features = F.interpolate(features, size=(size, size), mode="bilinear", align_corners=False)
+        image_features = image_size(features, size)
         if reference is None:
             start_image = image_features.detach()
             reference = [at_point(start_image, x, y) for x, y in handles]
@@ -122,22 +116,24 @@ def plain_drag(
             handles = [plain_track(found, r, h, radius, options.subpixel) for r, h in zip(reference, handles, strict=True)]
         if iteration == iterations:
             break
-        loss = features.new_zeros([])
+        loss = image_features.new_zeros([])
         far = [math.hypot(to_x - x, to_y - y) for (x, y), (to_x, to_y) in zip(handles, targets, strict=True)]
         for (x, y), (from_x, from_y), (to_x, to_y), distance in zip(handles, origins, targets, far, strict=True):
-            length, pull = plain_pull(distance, sum(d * d for d in far) / len(far), options)
-            if pull == 0:
+            if options.overstep and distance <= options.stop_distance:
                 continue
+            length = 1.0 if options.overstep else min(1.0, distance)
             ux, uy = length * (to_x - x) / distance, length * (to_y - y) / distance
             for i, j in disc:
                 now, near = (image_features.detach(), x, y), distance <= options.anchor_distance * scale
                 wanted, wanted_x, wanted_y = (start_image, from_x, from_y) if near else now
                 here = at_point(wanted, wanted_x + i * scale, wanted_y + j * scale)
                 there = at_point(image_features, x + i * scale + ux, y + j * scale + uy)
-                loss = loss + pull * (here - there).abs().mean() / len(disc)
+                loss = loss + (here - there).abs().mean() / len(disc)
         if fixed is not None:
             weight = F.avg_pool2d(fixed[None, None], size // block)
-            loss = loss + options.mask_weight * (F.relu((features - start).abs() - 1e-3) * weight).mean()
+            change = (features[0] - start[0]).abs()
+            penalty = F.relu(change - 1e-3) if options.mask_metric == "l1" else change**2 / 0.08
+            loss = loss + options.mask_weight * (penalty * weight).mean()
         if options.latent_weight:
             loss = loss + options.latent_weight * (variable - w[:, : options.trainable_layers]).abs().mean()
         optimizer.zero_grad()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint import load_generator, save_generator
+from engine.checkpoint import load_generator, save_network
 from engine.errors import CheckpointDamaged, CheckpointMissing
 from tests.generators import some_w, tiny_generator
 
@@ -13,7 +13,7 @@ from tests.generators import some_w, tiny_generator
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "tiny.safetensors"
-    save_generator(tiny_generator(), path)
+    save_network(tiny_generator(), path)
     return path
 
 

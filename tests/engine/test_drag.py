@@ -32,7 +32,7 @@ def test_ten_steps_agree_with_the_plain_drag_in_float64(exact, masked, block, pr
     movable[10:51, 7:58] = True
     options = DragOptions(learning_rate=0.01, latent_weight=0.3, stop_distance=0.1, feature_resolution=block)
     if preset == "default":  # both of the points' distances are met: one begins nearer than 11 px
-        options = replace(options, anchor_distance=90.0, motion_weight="remaining", context_blocks=2)
+        options = replace(options, anchor_distance=90.0, overstep=False, context_blocks=2, mask_metric="l2")
     steps = drag(exact, w, to_points(HANDLES), to_points(TARGETS), movable=movable if masked else None, options=options)
     step = after(steps, 10)
     fixed = (~movable).double() if masked else None
@@ -107,19 +107,19 @@ def blob(x: float, y: float, size: int = 64) -> torch.Tensor:
 def test_tracking_finds_a_shifted_blob(metric):
     reference = blob(20, 30)[0, :, 30, 20][None]
     options = DragOptions(tracking_radius=48, tracking_metric=metric, subpixel=False)
-    found = track(blob(25, 27), reference, to_points([[20, 30]]), 64, options)
+    found = track([blob(25, 27)], reference, to_points([[20, 30]]), 64, options)
     assert found.tolist() == [[25, 27]]
 
 
 def test_tracking_finds_a_shift_below_the_pixel():
     reference = blob(20, 30)[0, :, 30, 20][None]
-    found = track(blob(21.3, 29.6), reference, to_points([[20, 30]]), 64, DragOptions(tracking_radius=48))
+    found = track([blob(21.3, 29.6)], reference, to_points([[20, 30]]), 64, DragOptions(tracking_radius=48))
     assert (found - to_points([[21.3, 29.6]])).abs().max() < 0.15
 
 
 def test_tracking_stays_in_the_image():
     reference = blob(1, 62)[0, :, 62, 1][None]
-    found = track(blob(-2, 66), reference, to_points([[1, 62]]), 64, DragOptions(tracking_radius=48))
+    found = track([blob(-2, 66)], reference, to_points([[1, 62]]), 64, DragOptions(tracking_radius=48))
     assert found.tolist() == [[0, 63]]
 
 
@@ -129,7 +129,7 @@ def test_the_result_is_the_best_step_and_comes_last(exact):
     assert [step.iteration for step in steps] == list(range(13))
     assert {step.stop_reason for step in steps} == {None}
     assert result.stop_reason == "max_iterations"
-    best = min(steps, key=lambda step: (step.distance_px, -step.iteration))
+    best = min(steps, key=lambda step: (step.mean_distance_px, -step.iteration))
     assert (result.iteration, result.distance_px) == (best.iteration, best.distance_px)
     assert torch.equal(result.w, best.w)
 

@@ -11,12 +11,12 @@ def test_samples_are_those_of_the_upsampled_map():
     points = torch.rand(200, 2, dtype=torch.float64) * 63
     grid = (points / 63 * 2 - 1)[None, None]
     expected = F.grid_sample(image_size, grid, align_corners=True)[0, :, 0].t()
-    torch.testing.assert_close(sample(features, points, 64), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(sample([features], points, 64), expected, atol=1e-12, rtol=0)
 
 
 def test_beyond_the_border_the_border_counts():
     features = torch.arange(16.0).reshape(1, 1, 4, 4)
-    outside, corner = sample(features, torch.tensor([[-5.0, -5.0], [0.0, 0.0]]), 8)
+    outside, corner = sample([features], torch.tensor([[-5.0, -5.0], [0.0, 0.0]]), 8)
     assert outside == corner == 0
 
 

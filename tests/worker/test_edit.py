@@ -12,13 +12,20 @@ from worker.errors import CODES
 MANIFEST = Manifest(None, {"tiny": TINY})
 
 
-def resolved(**drag):
-    return check_submission({"model": "tiny", "source": {"seed": 1}, "drag": drag}, MANIFEST).spec.drag
+def resolved(points=1, **drag):
+    pairs = [{"handle": [k, 1], "target": [k, 9]} for k in range(points)]
+    return check_submission({"model": "tiny", "source": {"seed": 1}, "points": pairs, "drag": drag}, MANIFEST).spec
 
 
-def test_the_default_preset_is_the_reference_with_three_changes():
-    expected = DragOptions(feature_resolution=16, anchor_distance=12, motion_weight="remaining", context_blocks=2)
+def test_the_default_preset_is_the_reference_with_four_changes():
+    expected = DragOptions(feature_resolution=16, anchor_distance=12, overstep=False, context_blocks=2, mask_metric="l2")
     assert drag_options(resolved()) == expected
+
+
+def test_with_many_points_the_default_preset_drags_in_w_without_an_anchor():
+    few, many = drag_options(resolved(points=15)), drag_options(resolved(points=16))
+    assert (few.latent_space, few.anchor_distance) == ("w+", 12)
+    assert (many.latent_space, many.anchor_distance) == ("w", 0)
 
 
 def test_the_paper_preset_stays_on_whole_pixels():

@@ -197,9 +197,9 @@ def load_weights(path: Path) -> Generator:
 def export(generator: Generator, path: Path) -> None:
     """Write the checkpoint, where safetensors is installed; state.pt holds the same weights."""
     if importlib.util.find_spec("safetensors") is not None:
-        from engine.checkpoint import save_generator
+        from engine.checkpoint import save_network
 
-        save_generator(generator, path)
+        save_network(generator, path)
 
 
 def processes() -> int:

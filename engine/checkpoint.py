@@ -12,19 +12,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.config import DiscriminatorConfig, GeneratorConfig
+from engine.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from engine.discriminator import Discriminator
+from engine.encoder import Encoder
 from engine.errors import CheckpointDamaged, CheckpointMissing
 from engine.generator import Generator, channels_last
 
 N = TypeVar("N", bound=nn.Module)
 
 
-def save_generator(generator: Generator, path: Path) -> None:
+def save_network(network: Generator | Encoder, path: Path) -> None:
     """Write tensors and config; the file appears whole or not at all."""
     part = path.with_name(path.name + ".part")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    save_file(tensors, part, metadata={"config": json.dumps(asdict(generator.config))})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, part, metadata={"config": json.dumps(asdict(network.config))})
     part.chmod(0o644)  # safetensors writes for its owner alone
     part.rename(path)
 
@@ -49,6 +50,13 @@ def load_discriminator(path: Path | str, *, device: torch.device | str = "cpu", 
     path = verified(Path(path), sha256)
     discriminator = read_network(path, lambda config: Discriminator(DiscriminatorConfig(**config)))
     return discriminator.eval().requires_grad_(False).to(device)
+
+
+def load_encoder(path: Path | str, *, device: torch.device | str = "cpu", sha256: str | None = None) -> Encoder:
+    """The encoder that was trained for a generator: frozen, in float32. Raises as load_generator does."""
+    path = verified(Path(path), sha256)
+    encoder = read_network(path, lambda config: Encoder(EncoderConfig(**config)))
+    return encoder.eval().requires_grad_(False).to(device)
 
 
 def verified(path: Path, sha256: str | None) -> Path:

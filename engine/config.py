@@ -69,3 +69,20 @@ class GeneratorConfig(Pyramid):
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(Pyramid):
     """What fixes a discriminator's shape; stored beside its tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """What fixes an encoder's shape; stored beside its tensors."""
+
+    resolution: int  # of the pictures it looks at; others are resized
+    w_dim: int
+    widths: tuple[int, ...] = (32, 64, 96, 128, 160)  # channels at 1/2, 1/4, ... of the size
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
+        if self.resolution % 2 ** len(self.widths):
+            raise ValueError(f"resolution must be a multiple of {2 ** len(self.widths)}, got {self.resolution}")
+        if min(*self.widths, self.w_dim, self.hidden) < 1:
+            raise ValueError("widths, w_dim and hidden must be at least 1")

@@ -5,7 +5,8 @@ EngineError
 ├── CheckpointMissing   the file is not there
 ├── CheckpointDamaged   the file is not what it should be
 ├── CheckpointUnsupported  the file is whole, but holds something else
-└── DragDiverged        the loss or the latent stopped being a number
+├── DragDiverged        the loss or the latent stopped being a number
+└── InversionDiverged   the same, while a photo was inverted
 """
 
 
@@ -31,3 +32,7 @@ class CheckpointUnsupported(EngineError):
 
 class DragDiverged(EngineError):
     """The loss or the latent stopped being a number."""
+
+
+class InversionDiverged(EngineError):
+    """The loss stopped being a number while a photo was inverted."""

@@ -12,25 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.faces.parts import LANDMARKS
+from engine.encoder import Block
 
 WIDTHS = (32, 64, 96, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the picture's size
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
 SIZE = 128  # pixels of the pictures it was trained on
 TOGETHER = 32  # pictures
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions around a short cut."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
-        super().__init__()
-        self.conv0 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-        self.norm = nn.GroupNorm(8, out_channels)
-        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.norm(self.conv0(x)))
-        return F.silu(x + self.conv1(x))
 
 
 class LandmarkDetector(nn.Module):

@@ -1,0 +1,205 @@
+"""From a photo to the generator: projection finds its w (Karras et al. 2020, appendix D), pivotal tuning bends the
+generator around it (Roich et al. 2021).
+
+Both are iterators that may be left between two steps. Pictures are float [1, 3, R, R] in [-1, 1].
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.errors import InversionDiverged
+from engine.generator import Generator
+from engine.perceptual import Similarity, pixel_loss
+
+W_SAMPLES = 10_000
+W_SEED = 123
+RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the projection in which its learning rate rises and falls
+NOISE_LENGTH = 0.75  # share of the projection in which w is shaken
+LOCALITY_EVERY = 4  # steps; each costs two more pictures
+ENOUGH_DB = 40.0  # tuning ends there: what is left is below what 8-bit pictures show
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionOptions:
+    """How to invert."""
+
+    space: Literal["w", "w+"] = "w+"  # one row for all layers, or one each
+    steps: int = 300  # of the projection
+    learning_rate: float = 0.1  # of the projection's Adam, at its plateau
+    exploration: float = 0.05  # how far w is shaken at first, in units of its spread
+    perceptual_weight: float = 0.1  # beside the pixels' loss
+    optimize_noise: bool = False  # the noise images too; they then belong to the tuned generator
+    noise_weight: float = 1e5  # of their autocorrelation
+    tuning_steps: int = 150
+    tuning_learning_rate: float = 1e-3
+    locality_weight: float = 0.1  # of what tuning changes elsewhere; 0 does not look
+    locality_reach: float = 0.3  # how far elsewhere is: share of the way to a random w
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionStep:
+    """One step: the picture's latent as it was."""
+
+    phase: Literal["projection", "tuning"]
+    iteration: int
+    w: Tensor  # [1, L, D]
+    loss: float
+    psnr_db: float
+
+
+class Inversion:
+    """The state of one inversion between steps; `generator` and `w` are what it has found so far."""
+
+    def __init__(
+        self, generator: Generator, target: Tensor, options: InversionOptions, *, perceptual: Similarity | None = None,
+        start: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Args:
+        target: the picture, [1, 3, R, R].
+        perceptual: a loss beside the pixels' own.
+        start: where the projection begins, w [1, D], such as an encoder's guess; None: the mean of w.
+        """
+        self.original = generator
+        self.generator = generator  # a copy of its own as soon as it is changed
+        self.target = target.to(generator.mapping.w_avg)
+        self.options = options
+        self.perceptual = perceptual
+        spread = w_spread(generator)
+        self.exploration = 0.0 if start is not None else spread * options.exploration
+        w = generator.mapping.w_avg[None] if start is None else start.to(generator.mapping.w_avg)
+        self.w = generator.broadcast(w)  # [1, L, D]
+        self.random = torch.Generator().manual_seed(0)
+
+    def run(self) -> Iterator[InversionStep]:
+        """Projection, then tuning.
+
+        Raises:
+            InversionDiverged: the loss stopped being a number; w is the last that was one.
+        """
+        yield from self.project()
+        yield from self.tune()
+
+    def project(self) -> Iterator[InversionStep]:
+        """Move w towards the picture; the generator stays, but for its noise images where they are optimized."""
+        options = self.options
+        variable = self.w[:, : 1 if options.space == "w" else self.w.shape[1]].clone().requires_grad_()
+        noises = self.own_noises() if options.optimize_noise else []
+        optimizer = torch.optim.Adam([variable, *noises], betas=(0.9, 0.999))
+        for iteration in range(options.steps):
+            done = iteration / options.steps
+            optimizer.param_groups[0]["lr"] = options.learning_rate * projection_rate(done)
+            shaken = variable + self.shake(variable, done)
+            loss, psnr_db = self.reconstruction(shaken.expand(-1, self.w.shape[1], -1))
+            if noises:
+                loss = loss + options.noise_weight * torch.stack([autocorrelation(noise) for noise in noises]).sum()
+            step = InversionStep(phase="projection", iteration=iteration, w=self.w, loss=finite(loss), psnr_db=psnr_db)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss, inputs=[variable, *noises])
+            optimizer.step()
+            for noise in noises:
+                renormalize(noise)
+            self.w = variable.detach().expand(-1, self.w.shape[1], -1).clone()
+            yield step
+
+    def tune(self) -> Iterator[InversionStep]:
+        """Bend a copy of the generator until it draws the picture at w; elsewhere it should stay as it was."""
+        options = self.options
+        if options.tuning_steps == 0:
+            return
+        self.generator = copy.deepcopy(self.generator)
+        weights = list(self.generator.synthesis.parameters())
+        optimizer = torch.optim.Adam(weights, lr=options.tuning_learning_rate)
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        try:
+            for iteration in range(options.tuning_steps):
+                loss, psnr_db = self.reconstruction(self.w)
+                if options.locality_weight and iteration % LOCALITY_EVERY == 0:
+                    loss = loss + options.locality_weight * self.change_elsewhere()
+                step = InversionStep(phase="tuning", iteration=iteration, w=self.w, loss=finite(loss), psnr_db=psnr_db)
+                yield step
+                if psnr_db >= ENOUGH_DB:
+                    return
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+        finally:
+            self.generator.requires_grad_(False)
+
+    def reconstruction(self, ws: Tensor) -> tuple[Tensor, float]:
+        """The loss of w+ [1, L, D], and the PSNR of its picture in dB."""
+        image = self.generator.images(ws)
+        loss = pixel_loss(image, self.target)
+        if self.perceptual is not None:
+            loss = loss + self.options.perceptual_weight * self.perceptual(image, self.target)
+        error = (image.detach().clamp(-1, 1) - self.target).square().mean().item() / 4
+        return loss, -10 * math.log10(max(error, 1e-10)) if math.isfinite(error) else math.nan
+
+    def change_elsewhere(self) -> Tensor:
+        """How much tuning has changed the picture of a w some way off (PTI's locality regularizer)."""
+        config = self.original.config
+        z = torch.randn(1, config.z_dim, generator=self.random).to(self.w)
+        with torch.no_grad():
+            label = self.original.label(0 if config.c_dim else None)
+            away = self.w.lerp(self.original.broadcast(self.original.mapping(z, label)), self.options.locality_reach)
+            before = self.original.images(away)
+        return pixel_loss(self.generator.images(away), before)
+
+    def shake(self, w: Tensor, done: float) -> Tensor:
+        """Exploration noise; it fades before the projection ends."""
+        strength = self.exploration * max(0.0, 1 - done / NOISE_LENGTH) ** 2
+        return torch.randn(w.shape, generator=self.random).to(w) * strength
+
+    def own_noises(self) -> list[Tensor]:
+        """The noise images [r, r] of a copy of the generator, ready to be optimized."""
+        self.generator = copy.deepcopy(self.generator)
+        noises = [buffer for name, buffer in self.generator.named_buffers() if name.endswith("noise_const")]
+        return [noise.requires_grad_() for noise in noises]
+
+
+def w_spread(generator: Generator) -> float:
+    """Standard deviation of w around its mean, over 10,000 samples."""
+    config = generator.config
+    z = torch.from_numpy(np.random.RandomState(W_SEED).randn(W_SAMPLES, config.z_dim)).to(generator.mapping.w_avg)
+    with torch.no_grad():
+        label = generator.label(0 if config.c_dim else None)
+        w = generator.mapping(z, None if label is None else label.expand(W_SAMPLES, -1))
+        return float((w - w.mean(dim=0)).square().sum(dim=1).mean().div(config.w_dim).sqrt())
+
+
+def projection_rate(done: float) -> float:
+    """Share of the learning rate: up in a line, down in half a cosine."""
+    falling = min(1.0, (1 - done) / RAMP_DOWN)
+    return (0.5 - 0.5 * math.cos(math.pi * falling)) * min(1.0, (done + 1e-3) / RAMP_UP)
+
+
+def autocorrelation(noise: Tensor) -> Tensor:
+    """How alike a noise image [r, r] is to itself one pixel on, at every scale down to 8."""
+    x, total = noise[None, None], noise.new_zeros([])
+    while True:
+        total = total + sum((x * x.roll(1, dims=dim)).mean().square() for dim in (2, 3))
+        if x.shape[2] <= 8:
+            return total
+        x = F.avg_pool2d(x, 2)
+
+
+@torch.no_grad()
+def renormalize(noise: Tensor) -> None:
+    """Mean 0, mean square 1."""
+    noise -= noise.mean()
+    noise *= noise.square().mean().clamp(min=1e-12).rsqrt()
+
+
+def finite(loss: Tensor) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise InversionDiverged(f"the loss became {value}")
+    return value

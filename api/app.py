@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from api.contract import add_body_schemas
 from api.errors import add_error_handlers
 from api.limits import BodyLimit
-from api.routes import health, jobs, models
+from api.routes import health, jobs, models, uploads
 from jobs.checkpoints import ManifestFile
 from jobs.database import make_sessions
 from jobs.queue import Queue
@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     add_error_handlers(app)
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["jobs"])
+    app.include_router(uploads.router, prefix="/v1/uploads", tags=["uploads"])
     app.include_router(models.router, prefix="/v1/models", tags=["models"])
     app.include_router(health.router, tags=["health"])
     add_body_schemas(app)

@@ -17,10 +17,21 @@ JOB_BODY = {
                     "required": ["job"],
                     "properties": {
                         "job": {"type": "string", "description": "the same JSON"},
+                        "image": {"type": "string", "format": "binary", "description": "a photo, instead of a source"},
                         "movable": {"type": "string", "format": "binary", "description": "PNG; non-zero pixels may change"},
                     },
                 }
             },
+        },
+    }
+}
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
         },
     }
 }

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import Depends, Request
 
 from jobs.checkpoints import Manifest
-from jobs.models import DEFAULT_TENANT
+from jobs.models import DEFAULT_TENANT, Job, Upload
 from jobs.queue import Queue
 from jobs.repository import JobRepository
-from jobs.storage import Storage
+from jobs.storage import Storage, upload_key
+from jobs.uploads import UploadRepository
 
 
 def tenant() -> str:
@@ -35,15 +37,34 @@ class Unit:
     """One request, one transaction; workers are woken after it is committed."""
 
     jobs: JobRepository
+    uploads: UploadRepository
     wake: int = field(default=0)  # messages to send
 
 
 def unit(request: Request) -> Iterator[Unit]:
     with request.app.state.sessions.begin() as session:
-        work = Unit(JobRepository(session))
+        work = Unit(JobRepository(session), UploadRepository(session))
         yield work
     for _ in range(work.wake):
         request.app.state.queue.wake()
+
+
+@dataclass(frozen=True)
+class TenantInputs:
+    """What a tenant's submission may build on."""
+
+    tenant: str
+    unit: Unit
+    storage: Storage
+
+    def upload(self, sha256: str) -> Upload:
+        return self.unit.uploads.get(self.tenant, sha256)
+
+    def content(self, sha256: str) -> bytes:
+        return self.storage.get(upload_key(self.tenant, sha256))
+
+    def job(self, job_id: UUID) -> Job:
+        return self.unit.jobs.get(self.tenant, job_id)
 
 
 TenantDep = Annotated[str, Depends(tenant)]

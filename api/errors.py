@@ -17,6 +17,8 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.ArtifactNotFound: 404,
     errors.ObjectMissing: 404,
     errors.ModelNotFound: 404,
+    errors.UploadNotFound: 404,
+    errors.ParentUnusable: 409,
     errors.StorageUnavailable: 503,
 }
 RETRY_AFTER = {"Retry-After": "5"}

@@ -1,7 +1,7 @@
 """What the API answers."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +22,7 @@ class JobFailure(BaseModel):
 class Links(BaseModel):
     self: str
     cancel: str
+    stop: str
     frames: str
 
 
@@ -49,9 +50,12 @@ class JobView(BaseModel):
     spec: dict[str, Any]  # with every default filled in
     batch: UUID | None
     attempt: int
-    progress: dict[str, Any] | None  # phase, iteration, max_iterations, distance_px, handles
+    progress: dict[str, Any] | None  # phase, iteration, max_iterations; distance_px, handles of a drag; psnr_db of an inversion
     stop_reason: str | None  # reached, max_iterations, stalled, stopped
     cancel_requested: bool
+    stop_requested: bool
+    parent: UUID | None  # the job whose result it went on from
+    root: UUID | None  # the first job of that chain
     error: JobFailure | None
     created_at: datetime
     started_at: datetime | None
@@ -63,13 +67,14 @@ class JobView(BaseModel):
     @classmethod
     def of(cls, job: Job, artifacts: list[Artifact] | None = None) -> Self:
         here = f"/v1/jobs/{job.id}"
-        same = ("id", "state", "model", "spec", "batch", "attempt", "progress", "stop_reason")
+        same = ("id", "state", "model", "spec", "batch", "attempt", "progress", "stop_reason", "parent", "root")
         times = ("created_at", "started_at", "finished_at", "expires_at")
         return cls(
             **{name: getattr(job, name) for name in same + times},
             cancel_requested=job.cancel_requested_at is not None,
             error=failure(job),
-            links=Links(self=here, cancel=f"{here}/cancel", frames=f"{here}/frames"),
+            stop_requested=job.stop_requested_at is not None,
+            links=Links(self=here, cancel=f"{here}/cancel", stop=f"{here}/stop", frames=f"{here}/frames"),
             artifacts=None if artifacts is None else [ArtifactView.of(artifact) for artifact in artifacts],
         )
 
@@ -89,6 +94,19 @@ class JobPage(BaseModel):
 class FramePage(BaseModel):
     frames: list[ArtifactView]  # by iteration
     next_cursor: str | None
+
+
+class UploadView(BaseModel):
+    """Something uploaded; jobs name it by its sha256."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    sha256: str  # of what is kept, not of what was sent
+    kind: Literal["image", "latent"]
+    width: int  # pixels; of a latent the numbers in a row
+    height: int  # pixels; of a latent its rows
+    size_bytes: int
+    created_at: datetime
 
 
 class ModelView(BaseModel):

@@ -1,4 +1,4 @@
-"""Reading a posted job: JSON, or multipart with the parts job (JSON) and movable (PNG)."""
+"""Reading a posted job: JSON, or multipart with the parts job (JSON), image (a photo) and movable (PNG)."""
 
 import json
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from starlette.exceptions import HTTPException
 
 from jobs.errors import InvalidJob, Problem
 
-PARTS = ("job", "movable")
+PARTS = ("job", "image", "movable")
 
 
 @dataclass(frozen=True)
 class PostedJob:
     document: JsonValue
-    movable_png: bytes | None
+    image: bytes | None = None
+    movable_png: bytes | None = None
 
 
 async def posted_job(request: Request) -> PostedJob:
     """Raises InvalidJob when the body is not one of the two forms."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return PostedJob(parse_json(await request.body()), None)
+        return PostedJob(parse_json(await request.body()))
     try:
         async with request.form(max_files=len(PARTS), max_fields=len(PARTS)) as form:
             named = [(name, await read_part(part)) for name, part in form.multi_items()]
@@ -36,7 +37,18 @@ async def posted_job(request: Request) -> PostedJob:
         raise InvalidJob([Problem(field="body", message="a part is there twice")])
     if "job" not in parts:
         raise InvalidJob([Problem(field="job", message="the part job with the JSON is missing")])
-    return PostedJob(parse_json(parts["job"]), parts.get("movable"))
+    return PostedJob(parse_json(parts["job"]), parts.get("image"), parts.get("movable"))
+
+
+def with_upload(document: JsonValue, sha256: str) -> JsonValue:
+    """The job with its part image as source.upload; what it says of the crop stays. Raises InvalidJob."""
+    if not isinstance(document, dict):
+        return document  # refused with everything else that is no job
+    source = document.get("source") or {}
+    if not isinstance(source, dict) or source.keys() - {"crop"}:
+        message = "with the part image it may hold crop and nothing else"
+        raise InvalidJob([Problem(field="source", message=message)])
+    return document | {"source": source | {"upload": sha256}}
 
 
 async def read_part(part: UploadFile | str) -> bytes:

@@ -1,6 +1,5 @@
 """The dragqueue command. Each subcommand imports what it needs when it runs."""
 
-import json
 import os
 import re
 import sys
@@ -10,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from cli import bench, models, quality
+from cli import bench, edits, models, quality
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
 
@@ -22,6 +21,8 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 app.command("eval")(quality.evaluate)
+app.command("edit")(edits.edit)
+app.command("invert")(edits.invert)
 console = Console(stderr=True)
 MAX_SEEDS = 4096
 
@@ -137,58 +138,14 @@ def render(
     numbers = parse_seeds(seeds)
     _, entry, generator = offline.open_model(checkpoints, model)
     psi = entry.defaults.truncation_psi if psi is None else psi
-    with progress_bar("rendering", len(numbers)) as (bar, task):
+    with Progress(*edits.BAR, console=console) as bar:
+        task = bar.add_task("rendering", total=len(numbers))
         ws = offline.map_seeds(generator, numbers, psi, class_)
         images = offline.render(generator, ws, noise.value, lambda count: bar.advance(task, count))
     offline.write_grid(images, out)
     if npz is not None:
         offline.write_npz(images, ws, npz)
     console.print(f"{len(numbers)} pictures in {out}", highlight=False)
-
-
-@app.command()
-def edit(
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)],
-    out: Annotated[Path, typer.Option(help="Folder for the artifacts; may exist.")],
-    point: Annotated[list[str], typer.Option(help="X,Y:X,Y in pixels, handle:target; repeat it.")] = [],  # noqa: B006
-    model: Model = "demo-faces",
-    checkpoints: Checkpoints = CHECKPOINTS,
-    psi: Annotated[float | None, typer.Option(help="Truncation; default the model's.")] = None,
-    class_: Annotated[int | None, typer.Option("--class", min=0, help="Of a conditional model.")] = None,
-    movable: Annotated[Path | None, typer.Option(help="PNG, non-zero where the picture may change.")] = None,
-    movable_circle: Annotated[str | None, typer.Option(help="X,Y,RADIUS in pixels.")] = None,
-    option: Annotated[list[str], typer.Option(help="NAME=VALUE of the drag, such as max_iterations=100.")] = [],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Drag points of one picture with the engine alone; writes what a job would store."""
-    from cli.offline import OfflineEdit
-
-    document: dict[str, Any] = {"model": model, "source": {"seed": seed, "truncation_psi": psi, "class": class_}}
-    document["points"] = [parse_pair(text) for text in point]
-    document["drag"] = dict(parse_option(text) for text in option)
-    if movable_circle is not None:
-        document["movable"] = {"shapes": [{"circle": numbers_of(movable_circle, 3, "--movable-circle")}]}
-    ready = OfflineEdit(document, None if movable is None else movable.read_bytes(), checkpoints)
-    with progress_bar("dragging", ready.spec.drag.max_iterations) as (bar, task):
-        result = ready.run(out, lambda step: bar.update(task, completed=step.iteration))
-    if as_json:
-        print(ready.summary(result))
-    elif result is not None:
-        distance = f"{result.distance_px:.2f} px from the target"
-        console.print(f"{result.stop_reason} at iteration {result.iteration}, {distance}", highlight=False)
-    console.print(f"artifacts in {out}", highlight=False)
-
-
-def progress_bar(what: str, total: int | None) -> Any:
-    from contextlib import contextmanager
-
-    @contextmanager
-    def bar() -> Any:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
-            yield progress, progress.add_task(what, total=total)
-
-    return bar()
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -203,33 +160,6 @@ def parse_seeds(text: str) -> list[int]:
             raise CommandError(f"--seeds must be at most {MAX_SEEDS} numbers, rising, from 0 to 4294967295, got {text!r}")
         seeds += range(first, last + 1)
     return seeds
-
-
-def parse_pair(text: str) -> dict[str, tuple[float, float]]:
-    handle, _, target = text.partition(":")
-    pair = {"handle": numbers_of(handle, 2, "--point"), "target": numbers_of(target, 2, "--point")}
-    return {name: (x, y) for name, (x, y) in pair.items()}
-
-
-def numbers_of(text: str, count: int, option: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise CommandError(f"{option} needs {count} numbers separated by commas, got {text!r}")
-    return numbers
-
-
-def parse_option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; the value as JSON where it is, else as text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise CommandError(f"--option must be NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 if __name__ == "__main__":

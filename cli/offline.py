@@ -4,7 +4,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import numpy as np
 import torch
@@ -16,12 +19,16 @@ from cli.errors import CommandError
 from engine.drag import DragStep
 from engine.errors import EngineError
 from engine.generator import Generator, NoiseMode, to_pixels
+from engine.inversion import InversionStep
 from jobs.checkpoints import Manifest, ModelEntry
-from jobs.errors import InvalidJob, JobError
+from jobs.decoding import Decoded, decode
+from jobs.errors import JobError, JobNotFound, UploadNotFound
+from jobs.models import Job, Upload
 from jobs.repository import StoredObject
 from jobs.submission import check_submission
-from worker.edit import choose_device, open_generator, start_latent, steps
+from worker.edit import choose_device, model_points, open_generator, steps
 from worker.recording import Product, Recording, Timings
+from worker.source import Beginning, Materials, Photo, begin, inversion, invert
 
 RENDER_TOGETHER = 8
 
@@ -55,47 +62,104 @@ def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[Mani
         raise CommandError(str(error)) from error
 
 
+class OfflineInputs:
+    """The photo and the mask that the command line names, as a job would find them uploaded."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Decoded] = {}
+
+    def add(self, decoded: Decoded) -> str:
+        sha256 = hashlib.sha256(decoded.data).hexdigest()
+        self.kept[sha256] = decoded
+        return sha256
+
+    def upload(self, sha256: str) -> Upload:
+        if sha256 not in self.kept:
+            raise UploadNotFound(f"there is no upload {sha256}")
+        kept = self.kept[sha256]
+        return Upload(sha256=sha256, kind=kept.kind, width=kept.width, height=kept.height, size_bytes=len(kept.data))
+
+    def content(self, sha256: str) -> bytes:
+        self.upload(sha256)
+        return self.kept[sha256].data
+
+    def job(self, job_id: UUID) -> Job:
+        raise JobNotFound("without a service there are no earlier jobs; give --latent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Files that the command line names."""
+
+    image: Path | None = None
+    latent: Path | None = None
+    movable: Path | None = None
+
+
+Seen = Callable[[DragStep | InversionStep], None]
+
+
 class OfflineEdit:
     """One edit from a job's document, checked and ready to run here."""
 
-    def __init__(self, document: dict[str, object], movable_png: bytes | None, checkpoints: Path) -> None:
+    def __init__(self, document: dict[str, Any], given: Given, checkpoints: Path, lpips: Path | None = None) -> None:
         """Raises CommandError with everything that is wrong."""
-        began = time.monotonic()
-        manifest, self.model, self.generator = open_model(checkpoints, str(document["model"]))
+        self.began = time.monotonic()
+        self.lpips = lpips
+        self.manifest, self.model, self.generator = open_model(checkpoints, str(document["model"]))
+        self.inputs = OfflineInputs()
         try:
-            submission = check_submission(document, manifest, movable_png)
-        except InvalidJob as error:
+            for name, path in (("upload", given.image), ("latent", given.latent)):
+                if path is not None:
+                    document["source"][name] = self.inputs.add(decode(path.read_bytes(), path.name))
+            mask = None if given.movable is None else given.movable.read_bytes()
+            submission = check_submission(document, self.manifest, mask, self.inputs)
+        except JobError as error:
             raise CommandError(str(error)) from error
         self.spec, self.mask = submission.spec, submission.mask
-        self.load_s = time.monotonic() - began
+        self.targets = model_points(self.spec, submission.framing)[1]  # [K, 2] in pixels of the model's image
 
-    def run(self, out: Path, seen: Callable[[DragStep], None]) -> DragStep | None:
+    def run(self, out: Path, seen: Seen) -> DragStep | None:
         """Write the artifacts to a folder, showing each step to `seen`; returns the result, None if nothing was to drag.
 
         Raises:
             CommandError: the edit cannot be computed.
         """
-        began, result = time.monotonic(), None
-        start = start_latent(self.spec, self.generator)
+        loaded, result = time.monotonic(), None
         try:
-            with Recording(self.spec, self.generator, start, self.mask, FolderSink(ArtifactFolder(out))) as recording:
-                for step in steps(self.spec, self.generator, start, self.mask) if self.spec.points else ():
+            beginning, begun = self.beginning(seen), time.monotonic()
+            with Recording(self.spec, beginning, self.mask, FolderSink(ArtifactFolder(out))) as recording:
+                for step in steps(self.spec, beginning, self.mask) if self.spec.points else ():
                     seen(step)
                     if step.stop_reason is None:
                         recording.add(step)
                     else:
                         result = step
-                recording.finish(result, self.model, Timings(load_s=self.load_s, drag_s=time.monotonic() - began))
-        except EngineError as error:
+                times = {"load_s": loaded - self.began, "inversion_s": begun - loaded, "drag_s": time.monotonic() - begun}
+                recording.finish(result, self.model, Timings(**times))
+        except (EngineError, JobError) as error:
             raise CommandError(str(error)) from error
         return result
+
+    def beginning(self, seen: Seen) -> Beginning:
+        source = self.spec.source
+        if source.upload is None:
+            latent = None if source.latent is None else self.inputs.content(source.latent)
+            return begin(self.spec, self.generator, Materials(latent=latent))
+        photo = Photo.read(self.inputs.content(source.upload), source.crop, self.model.resolution)
+        running = inversion(self.spec, self.manifest, self.model, self.generator, photo, self.lpips)
+
+        def look(step: InversionStep) -> bool:
+            seen(step)
+            return False
+
+        return invert(running, photo, look)
 
     def summary(self, result: DragStep | None) -> str:
         """How it ended, as JSON."""
         if result is None:
             return json.dumps({"stop_reason": None})
-        targets = np.asarray([pair.target for pair in self.spec.points])
-        distances = np.linalg.norm(result.handles.cpu().numpy() - targets, axis=1)
+        distances = np.linalg.norm(result.handles.cpu().numpy() - self.targets, axis=1)
         ending = {"stop_reason": result.stop_reason, "iteration": result.iteration}
         return json.dumps(ending | {"distance_px": [round(float(distance), 3) for distance in distances]})
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.errors import InversionDiverged
+from engine.errors import InvalidEdit, InversionDiverged
 from engine.generator import Generator
 from engine.perceptual import Similarity, pixel_loss
 
@@ -31,7 +31,7 @@ ENOUGH_DB = 40.0  # tuning ends there: what is left is below what 8-bit pictures
 class InversionOptions:
     """How to invert."""
 
-    space: Literal["w", "w+"] = "w+"  # one row for all layers, or one each
+    space: Literal["w", "w+"] = "w"  # one row for all layers, which stays editable; or one each
     steps: int = 300  # of the projection
     learning_rate: float = 0.1  # of the projection's Adam, at its plateau
     exploration: float = 0.05  # how far w is shaken at first, in units of its spread
@@ -93,21 +93,24 @@ class Inversion:
         variable = self.w[:, : 1 if options.space == "w" else self.w.shape[1]].clone().requires_grad_()
         noises = self.own_noises() if options.optimize_noise else []
         optimizer = torch.optim.Adam([variable, *noises], betas=(0.9, 0.999))
-        for iteration in range(options.steps):
-            done = iteration / options.steps
-            optimizer.param_groups[0]["lr"] = options.learning_rate * projection_rate(done)
-            shaken = variable + self.shake(variable, done)
-            loss, psnr_db = self.reconstruction(shaken.expand(-1, self.w.shape[1], -1))
-            if noises:
-                loss = loss + options.noise_weight * torch.stack([autocorrelation(noise) for noise in noises]).sum()
-            step = InversionStep(phase="projection", iteration=iteration, w=self.w, loss=finite(loss), psnr_db=psnr_db)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss, inputs=[variable, *noises])
-            optimizer.step()
+        try:
+            for iteration in range(options.steps):
+                done = iteration / options.steps
+                optimizer.param_groups[0]["lr"] = options.learning_rate * projection_rate(done)
+                shaken = variable + self.shake(variable, done)
+                loss, psnr_db = self.reconstruction(shaken.expand(-1, self.w.shape[1], -1))
+                if noises:
+                    loss = loss + options.noise_weight * torch.stack([autocorrelation(noise) for noise in noises]).sum()
+                yield InversionStep(phase="projection", iteration=iteration, w=self.w, loss=finite(loss), psnr_db=psnr_db)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss, inputs=[variable, *noises])
+                optimizer.step()
+                for noise in noises:
+                    renormalize(noise)
+                self.w = variable.detach().expand(-1, self.w.shape[1], -1).clone()
+        finally:
             for noise in noises:
-                renormalize(noise)
-            self.w = variable.detach().expand(-1, self.w.shape[1], -1).clone()
-            yield step
+                noise.requires_grad_(False)
 
     def tune(self) -> Iterator[InversionStep]:
         """Bend a copy of the generator until it draws the picture at w; elsewhere it should stay as it was."""
@@ -203,3 +206,24 @@ def finite(loss: Tensor) -> float:
     if not math.isfinite(value):
         raise InversionDiverged(f"the loss became {value}")
     return value
+
+
+def changed_tensors(original: Generator, tuned: Generator) -> dict[str, Tensor]:
+    """The tensors in which a tuned generator differs from the one it came from, by name."""
+    before = original.state_dict()
+    return {name: tensor for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def with_tensors(generator: Generator, tensors: dict[str, Tensor]) -> Generator:
+    """A copy of a generator with some of its tensors replaced.
+
+    Raises:
+        InvalidEdit: they are none of this generator's.
+    """
+    known = generator.state_dict()
+    for name, tensor in tensors.items():
+        if name not in known or known[name].shape != tensor.shape:
+            raise InvalidEdit(f"the tuned generator's tensor {name[:100]} does not fit this model")
+    tuned = copy.deepcopy(generator)
+    tuned.load_state_dict(tensors, strict=False)
+    return tuned.requires_grad_(False)

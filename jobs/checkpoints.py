@@ -40,12 +40,15 @@ class ModelEntry(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     resolution: int  # pixels
     num_ws: int  # rows of w+
+    w_dim: int | None = Field(default=None, ge=1)  # width of w; None: imported before that was noted
     c_dim: int = Field(default=0, ge=0)  # classes of a conditional model
     licence: str
     layout: str  # what the file was converted from
     source_sha256: str | None = None  # of the file it was converted from
     discriminator: str | None = None  # its file, of a model that brought one
     discriminator_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    encoder: str | None = None  # its file, of a model that has one: guesses the w of a photo
+    encoder_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     geometry: Literal["faces"] | None = None  # what it draws, where that is known exactly: see benchmarks/faces
     defaults: ModelDefaults = ModelDefaults()
 
@@ -161,6 +164,7 @@ class Manifest:
     def files(self, entry: ModelEntry) -> dict[Path, str]:
         """All files of a model and the sha256 of each."""
         files = {self.path(entry): entry.sha256}
-        if entry.discriminator is not None and entry.discriminator_sha256 is not None:
-            files[self.folder / entry.discriminator] = entry.discriminator_sha256
+        for file, sha256 in ((entry.discriminator, entry.discriminator_sha256), (entry.encoder, entry.encoder_sha256)):
+            if file is not None and sha256 is not None:
+                files[self.folder / file] = sha256
         return files

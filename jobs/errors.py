@@ -4,6 +4,8 @@ JobError
 ├── InvalidJob          invalid_job           the request cannot become a job; lists every problem
 ├── JobNotFound         job_not_found         no such job for this tenant
 ├── ArtifactNotFound    artifact_not_found    no such artifact (yet)
+├── UploadNotFound      upload_not_found      no such upload of this tenant
+├── ParentUnusable      parent_unusable       the job to go on from has no result, or is of another model
 ├── ModelNotFound       model_not_found       no such model in the manifest
 ├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
 ├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
@@ -25,13 +27,14 @@ class ErrorCode(StrEnum):
     INVALID_EDIT = "invalid_edit"
     INPUT_MISSING = "input_missing"
     DIVERGED = "diverged"
+    INVERSION_DIVERGED = "inversion_diverged"
     TIMEOUT = "timeout"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
 
     @property
     def retryable(self) -> bool:
         """Whether the same job might succeed later without being changed."""
-        return self not in (ErrorCode.INVALID_EDIT, ErrorCode.DIVERGED, ErrorCode.INPUT_MISSING)
+        return self not in (ErrorCode.INVALID_EDIT, ErrorCode.DIVERGED, ErrorCode.INVERSION_DIVERGED, ErrorCode.INPUT_MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,14 @@ class JobNotFound(JobError):
 
 class ArtifactNotFound(JobError):
     code = "artifact_not_found"
+
+
+class UploadNotFound(JobError):
+    code = "upload_not_found"
+
+
+class ParentUnusable(JobError):
+    code = "parent_unusable"
 
 
 class ModelNotFound(JobError):

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from jobs.errors import InvalidJob, Problem
-from jobs.spec import Shape
+from jobs.framing import Framing
+from jobs.spec import Movable, Shape
 
 
 def draw_shapes(shapes: Sequence[Shape], resolution: int) -> np.ndarray:
@@ -38,18 +39,23 @@ def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.
     return np.asarray(flips.cumsum(axis=1)[:, :resolution] % 2 == 1)
 
 
-def read_png(data: bytes, resolution: int) -> np.ndarray:
-    """A PNG of the model's size: bool [R, R], True where any channel but alpha is not zero.
+def movable_mask(movable: Movable, framing: Framing, png: bytes = b"") -> np.ndarray:
+    """What may change of the model's image, bool [R, R]; png is the mask that was uploaded. Raises InvalidJob."""
+    if movable.shapes is not None:
+        return draw_shapes([framing.shape(shape) for shape in movable.shapes], framing.resolution)
+    return framing.mask(read_png(png, framing.width, framing.height))
+
+
+def read_png(data: bytes, width: int, height: int) -> np.ndarray:
+    """A PNG of the picture's size: bool [H, W], True where any channel but alpha is not zero.
 
     Raises:
         InvalidJob: it is not a PNG, or has another size. The size is checked before decoding.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (resolution, resolution):
-                raise invalid(
-                    f"must be {resolution} x {resolution} pixels like the model's image, got {image.width} x {image.height}"
-                )
+            if image.size != (width, height):
+                raise invalid(f"must be {width} x {height} pixels like the picture, got {image.width} x {image.height}")
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise invalid("is not a PNG that can be read") from error
@@ -57,7 +63,7 @@ def read_png(data: bytes, resolution: int) -> np.ndarray:
 
 
 def write_png(mask: np.ndarray) -> bytes:
-    """Bool [R, R] as a PNG of one bit a pixel; equal masks give equal bytes."""
+    """Bool [H, W] as a PNG of one bit a pixel; equal masks give equal bytes."""
     out = io.BytesIO()
     Image.fromarray(mask).save(out, format="PNG")
     return out.getvalue()

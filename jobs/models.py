@@ -54,6 +54,9 @@ class Job(Base):
     worker: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]  # a wish, not a state
+    stop_requested_at: Mapped[datetime | None]  # another: end the drag, keep the picture
+    parent: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)  # went on from
+    root: Mapped[UUID | None]  # where its chain began; may be gone
     progress: Mapped[dict[str, Any] | None]
     stop_reason: Mapped[str | None]
     error_code: Mapped[str | None]
@@ -87,3 +90,19 @@ class Artifact(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Upload(Base):
+    """A photo, mask or latent that a tenant sent, checked and re-encoded; named by its content."""
+
+    __tablename__ = "uploads"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)  # of what is stored, not of what was sent
+    kind: Mapped[str]  # image or latent
+    width: Mapped[int]  # pixels; of a latent the numbers in a row
+    height: Mapped[int]  # pixels; of a latent its rows
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (CheckConstraint("kind IN ('image', 'latent')", name="kind"),)

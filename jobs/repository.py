@@ -65,7 +65,17 @@ class StoredObject:
 class Wishes:
     """What clients have asked of a running job."""
 
-    cancel: bool
+    cancel: bool = False
+    stop: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestry:
+    """Where the results lie that a job goes on from."""
+
+    latent_key: str
+    changes_key: str | None  # of a tuned generator's tensors, where the chain began with a photo
+    root_spec: dict[str, Any] | None  # of the chain's first job, while it is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +101,8 @@ class JobRepository:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def add(self, job_id: UUID, tenant: str, spec: JobSpec) -> Job:
-        """Store a job, queued."""
+    def add(self, job_id: UUID, tenant: str, spec: JobSpec, parent: Job | None = None) -> Job:
+        """Store a job, queued; parent is the one whose result it goes on from."""
         job = Job(
             id=job_id,
             tenant=tenant,
@@ -100,6 +110,8 @@ class JobRepository:
             spec=spec.model_dump(mode="json"),
             priority=spec.priority,
             start_before=spec.start_before,
+            parent=None if parent is None else parent.id,
+            root=None if parent is None else parent.root or parent.id,
         )
         self.session.add(job)
         self.session.flush()
@@ -143,11 +155,16 @@ class JobRepository:
         values: dict[str, Any] = {"lease_expires_at": func.clock_timestamp() + lease}
         if progress is not None:
             values["progress"] = func.coalesce(Job.progress, cast({}, JSONB)).op("||")(cast(progress, JSONB))
-        statement = update(Job).where(*mine(job_id, attempt)).values(values).returning(Job.cancel_requested_at)
+        statement = (
+            update(Job)
+            .where(*mine(job_id, attempt))
+            .values(values)
+            .returning(Job.cancel_requested_at.is_not(None).label("cancel"), Job.stop_requested_at.is_not(None).label("stop"))
+        )
         row = self.session.execute(statement).one_or_none()
         if row is None:
             raise lease_lost(job_id, attempt)
-        return Wishes(cancel=row.cancel_requested_at is not None)
+        return Wishes(cancel=row.cancel, stop=row.stop)
 
     def add_artifacts(self, job_id: UUID, attempt: int, objects: Sequence[StoredObject]) -> None:
         """Record uploaded objects. Raises LeaseLost."""
@@ -183,6 +200,18 @@ class JobRepository:
         self.session.refresh(job)
         return job
 
+    def request_stop(self, tenant: str, job_id: UUID) -> Job:
+        """Ask the worker to end the drag and keep the picture; what still waits will end at its first step.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        job = self.get(tenant, job_id, lock=True)
+        if job.state in (JobState.QUEUED, JobState.RUNNING) and job.stop_requested_at is None:
+            self.session.execute(update(Job).where(Job.id == job_id).values(stop_requested_at=func.clock_timestamp()))
+        self.session.refresh(job)
+        return job
+
     def requeue_expired_leases(self, max_attempts: int) -> tuple[int, int]:
         """Jobs whose worker has gone silent: (back to the queue, failed because that was the last attempt).
 
@@ -213,6 +242,20 @@ class JobRepository:
         """Artifacts of the job's latest attempt by name, without the frames: a dozen at most."""
         query = self.artifacts_of(job).where(Artifact.name.not_like("frames/%"))
         return list(self.session.scalars(query.order_by(Artifact.name)))
+
+    def ancestry(self, job: Job) -> "Ancestry":
+        """What a job that goes on from another builds on. Raises ArtifactNotFound, JobNotFound."""
+        if job.parent is None:
+            raise JobNotFound("the job to go on from is gone")
+        parent = self.get(job.tenant, job.parent)
+        latent = self.artifact(parent, "latent.safetensors")
+        changes = self.session.scalar(self.artifacts_of(parent).where(Artifact.name == "generator.safetensors"))
+        root = self.session.get(Job, job.root)
+        return Ancestry(
+            latent_key=latent.key,
+            changes_key=None if changes is None else changes.key,
+            root_spec=None if root is None else root.spec,
+        )
 
     def frames(self, job: Job, *, after: str, limit: int) -> list[Artifact]:
         """Frames of the job's latest attempt by iteration, those whose name comes after `after`."""

@@ -26,9 +26,10 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     presigned_url_s: int = Field(default=300, ge=1, le=900)
     checkpoints: Path = REPOSITORY / "checkpoints"  # folder with manifest.toml
+    lpips_file: Path | None = None  # the lpips package's state dict of LPIPS(net="squeeze"); for inversions
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = Field(default=None, ge=1)  # of one worker's arithmetic; default all cores
-    max_body_bytes: int = Field(default=8 * 2**20, ge=1024)
+    max_body_bytes: int = Field(default=32 * 10**6, ge=1024)  # photos of up to 30 MB
     lease_s: float = Field(default=60.0, gt=0)
     beat_s: float = Field(default=10.0, gt=0)  # renewals while a phase is silent
     sweep_s: float = Field(default=10.0, gt=0)  # between two looks of the reconciler

@@ -1,12 +1,14 @@
 """What a client asks for, as posted in JSON and as stored with the job.
 
-Points are (x, y) in pixels of the model's image, pixel centers at integers. Radii are pixels of a 512-pixel image.
+Points are (x, y) in pixels of the picture to edit (the photo's own, where there is one), pixel centers at integers. Radii
+are pixels of a 512-pixel image.
 A field left out takes the model's default from its manifest entry, else the preset's; `resolved` fills them in.
 """
 
 import json
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
+from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -18,20 +20,76 @@ MAX_SHAPES = 64
 MAX_METADATA_BYTES = 16 * 2**10
 Coordinate = Annotated[float, Field(ge=-16384, le=16384)]
 Point = tuple[Coordinate, Coordinate]
+UploadId = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+COLD_STEPS, WARM_STEPS, TUNING_STEPS = 300, 100, 150  # of an inversion, from the mean of w or an encoder's guess
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Box(Strict):
+    """A square of the photo, in pixels from its upper left corner."""
+
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]  # left, top, right, bottom
+
+
+class FivePoints(Strict):
+    """Of a face; left and right as the viewer sees them."""
+
+    left_eye: Point
+    right_eye: Point
+    nose: Point
+    mouth_left: Point
+    mouth_right: Point
+
+
+class Landmarks(Strict):
+    """The square that FFHQ would cut around a face."""
+
+    landmarks: FivePoints
+
+
+Crop = Literal["center"] | Box | Landmarks
+
+
 class Source(Strict):
-    """Which picture to edit."""
+    """Which picture to edit: a seed, an uploaded photo or latent, or the result of another job. Exactly one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
-    seed: int = Field(ge=0, le=2**32 - 1)
-    class_index: int | None = Field(default=None, alias="class", ge=0)  # of a conditional model
-    truncation_psi: float | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1)
+    class_index: int | None = Field(default=None, alias="class", ge=0)  # of a conditional model, with a seed
+    truncation_psi: float | None = Field(default=None, ge=-2, le=2)  # with a seed
+    upload: UploadId | None = None  # a photo, inverted first
+    crop: Crop | None = None  # of the photo; default its center
+    latent: UploadId | None = None  # w or w+
+    job: UUID | None = None  # go on from its result
+
+    @model_validator(mode="after")
+    def exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.seed, self.upload, self.latent, self.job)) != 1:
+            raise ValueError("give exactly one of seed, upload, latent, job")
+        if self.seed is None and (self.class_index is not None or self.truncation_psi is not None):
+            raise ValueError("class and truncation_psi go with a seed")
+        if self.upload is None and self.crop is not None:
+            raise ValueError("crop goes with a photo")
+        return self
+
+
+class Inversion(Strict):
+    """How a photo becomes a latent; see engine.inversion.InversionOptions."""
+
+    space: Literal["w", "w+"] | None = None
+    steps: int | None = Field(default=None, ge=1, le=5000)  # of the projection
+    tuning_steps: int | None = Field(default=None, ge=0, le=5000)
+    perceptual: Literal["auto", "none", "discriminator", "lpips"] | None = None
+
+    def resolved(self, model: ModelEntry) -> "Inversion":
+        """With nothing left to defaults; a model with an encoder starts near its end."""
+        steps = WARM_STEPS if model.encoder is not None else COLD_STEPS
+        defaults = {"space": "w", "steps": steps, "tuning_steps": TUNING_STEPS, "perceptual": "auto"}
+        return Inversion.model_validate(defaults | self.model_dump(exclude_none=True))
 
 
 class PointPair(Strict):
@@ -59,7 +117,7 @@ class Movable(Strict):
     """The movable mask, True where the picture may change: shapes whose union it is, or a PNG that was uploaded."""
 
     shapes: list[Shape] | None = Field(default=None, min_length=1, max_length=MAX_SHAPES)
-    upload: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    upload: UploadId | None = None
 
     @model_validator(mode="after")
     def exactly_one(self) -> Self:
@@ -101,13 +159,14 @@ class Output(Strict):
 
 
 class JobSpec(Strict):
-    """One requested edit. Without points the picture is only rendered."""
+    """One requested edit. Without points the picture is only rendered, or inverted."""
 
     model: str = Field(min_length=1, max_length=100)
     source: Source
     points: list[PointPair] = Field(default=[], max_length=MAX_POINTS)
     movable: Movable | None = None
     drag: Drag = Drag()
+    inversion: Inversion | None = None  # of a photo
     output: Output = Output()
     priority: int = Field(default=0, ge=-100, le=100)
     start_before: AwareDatetime | None = Field(
@@ -116,6 +175,12 @@ class JobSpec(Strict):
     run_timeout_s: float = Field(default=900, ge=1, le=86_400)
     retain_for_s: int = Field(default=604_800, ge=60, le=31_536_000)
     metadata: dict[str, JsonValue] = {}
+
+    @model_validator(mode="after")
+    def inversion_needs_a_photo(self) -> Self:
+        if self.inversion is not None and self.source.upload is None:
+            raise ValueError("inversion goes with a photo")
+        return self
 
     @field_validator("metadata")
     @classmethod
@@ -132,9 +197,12 @@ class JobSpec(Strict):
         chosen = self.drag.model_dump(exclude_none=True)
         options = PRESETS[self.drag.preset](len(self.points)) | model.defaults.drag(self.drag.preset) | chosen
         options.setdefault("feature_resolution", min(128, model.resolution // 2))
-        psi = self.source.truncation_psi
-        source = self.source.model_copy(update={"truncation_psi": model.defaults.truncation_psi if psi is None else psi})
-        return self.model_copy(update={"drag": Drag.model_validate(options), "source": source})
+        update: dict[str, object] = {"drag": Drag.model_validate(options)}
+        if self.source.seed is not None and self.source.truncation_psi is None:
+            update["source"] = self.source.model_copy(update={"truncation_psi": model.defaults.truncation_psi})
+        if self.source.upload is not None:
+            update["inversion"] = (self.inversion or Inversion()).resolved(model)
+        return self.model_copy(update=update)
 
 
 def default_preset(points: int) -> dict[str, object]:

@@ -2,17 +2,51 @@
 
 import json
 from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
 
 import numpy as np
 from pydantic import ValidationError
 
 from jobs.checkpoints import Manifest, ModelEntry
-from jobs.errors import InvalidJob, Problem
-from jobs.mask import draw_shapes, read_png
-from jobs.spec import JobSpec, Movable
+from jobs.errors import InvalidJob, JobNotFound, ParentUnusable, Problem, UploadNotFound
+from jobs.framing import Framing
+from jobs.mask import movable_mask, read_png
+from jobs.models import Job, Upload
+from jobs.spec import JobSpec
+from jobs.states import JobState
 
 MAX_PROBLEMS = 100  # told of one request
 MAX_FIELD_LENGTH = 200
+
+
+class Inputs(Protocol):
+    """What the client has here already: uploads and earlier jobs."""
+
+    def upload(self, sha256: str) -> Upload:
+        """Raises UploadNotFound."""
+        ...
+
+    def content(self, sha256: str) -> bytes:
+        """An upload's bytes. Raises ObjectMissing."""
+        ...
+
+    def job(self, job_id: UUID) -> Job:
+        """Raises JobNotFound."""
+        ...
+
+
+class NoInputs:
+    """Where nothing can have been sent before."""
+
+    def upload(self, sha256: str) -> Upload:
+        raise UploadNotFound(f"there is no upload {sha256}")
+
+    def content(self, sha256: str) -> bytes:
+        raise UploadNotFound(f"there is no upload {sha256}")
+
+    def job(self, job_id: UUID) -> Job:
+        raise JobNotFound(f"there is no job {job_id}")
 
 
 @dataclass(frozen=True)
@@ -20,23 +54,58 @@ class Submission:
     """A job that passed every check."""
 
     spec: JobSpec  # resolved
-    mask: np.ndarray | None  # the movable mask, bool [R, R]
-    mask_posted: bool  # it came as a PNG beside the spec and has yet to be stored
+    framing: Framing
+    mask: np.ndarray | None  # the movable mask as the model sees it, bool [R, R]
+    posted_mask: np.ndarray | None = None  # in the picture's size; it came beside the spec and has yet to be stored
+    parent: Job | None = None  # whose result it goes on from
 
 
-def check_submission(document: object, manifest: Manifest, movable_png: bytes | None = None) -> Submission:
-    """Raises InvalidJob with every problem found."""
-    spec = parse_spec(document)
+def check_submission(
+    document: object, manifest: Manifest, movable_png: bytes | None = None, inputs: Inputs | None = None
+) -> Submission:
+    """Every check that can be made before the job runs.
+
+    Raises:
+        InvalidJob: with every problem found.
+        UploadNotFound, JobNotFound, ParentUnusable: what it builds on is not there, or cannot be built on.
+    """
+    spec, inputs = parse_spec(document), inputs or NoInputs()
     model = manifest.get(spec.model)
-    problems = [*point_problems(spec, model), *option_problems(spec, model)]
+    parent = None if spec.source.job is None else usable_parent(inputs.job(spec.source.job), model)
+    framing = framing_of(spec, model, inputs)
+    problems = [*point_problems(spec, framing), *option_problems(spec, model), *latent_problems(spec, model, inputs)]
     if movable_png is not None and spec.movable is not None:
         problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
-    mask = shapes_mask(spec.movable, model) if movable_png is None else read_png(movable_png, model.resolution)
+    posted = None if movable_png is None else read_png(movable_png, framing.width, framing.height)
+    mask = framing.mask(posted) if posted is not None else spec_mask(spec, framing, inputs)
     if mask is not None and not mask.any():
         problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
     if problems:
         raise InvalidJob(problems)
-    return Submission(spec.resolved(model), mask, mask_posted=movable_png is not None)
+    return Submission(spec.resolved(model), framing, mask, posted, parent)
+
+
+def usable_parent(parent: Job, model: ModelEntry) -> Job:
+    """Raises ParentUnusable."""
+    if parent.state != JobState.SUCCEEDED:
+        raise ParentUnusable(f"job {parent.id} is {parent.state}: only a job that succeeded can be gone on from")
+    if parent.model != model.name:
+        raise ParentUnusable(f"job {parent.id} is of model {parent.model}, not {model.name}")
+    return parent
+
+
+def framing_of(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> Framing:
+    """How the picture that points and mask are given for lies in the model's image."""
+    if spec.source.upload is None:
+        return Framing.whole(model.resolution)
+    return Framing.of_upload(spec.source.crop, inputs.upload(spec.source.upload), model.resolution)
+
+
+def spec_mask(spec: JobSpec, framing: Framing, inputs: Inputs) -> np.ndarray | None:
+    if spec.movable is None:
+        return None
+    upload = spec.movable.upload
+    return movable_mask(spec.movable, framing, b"" if upload is None else inputs.content(inputs.upload(upload).sha256))
 
 
 def parse_spec(document: object) -> JobSpec:
@@ -55,26 +124,44 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return path.removeprefix(".")[:MAX_FIELD_LENGTH] or "job"
 
 
-def point_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
-    last = model.resolution - 1
+def point_problems(spec: JobSpec, framing: Framing) -> list[Problem]:
+    right, bottom = framing.width - 1, framing.height - 1
     problems = []
     for k, pair in enumerate(spec.points):
-        for name, point in (("handle", pair.handle), ("target", pair.target)):
-            if not all(0 <= value <= last for value in point):
-                message = f"({point[0]:g}, {point[1]:g}) is outside the image: x and y must be 0 to {last} pixels"
-                problems.append(Problem(field=f"points[{k}].{name}", message=message))
+        for name, (x, y) in (("handle", pair.handle), ("target", pair.target)):
+            if not (0 <= x <= right and 0 <= y <= bottom):
+                message = f"({x:g}, {y:g}) is outside the image: x must be 0 to {right}, y 0 to {bottom} pixels"
+            elif not framing.shows(x, y):
+                message = f"({x:g}, {y:g}) is outside the crop that the model sees"
+            else:
+                continue
+            problems.append(Problem(field=f"points[{k}].{name}", message=message))
         if pair.handle == pair.target:
             problems.append(Problem(field=f"points[{k}].target", message="equals its handle: there is nothing to drag"))
     return problems
 
 
+def latent_problems(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> list[Problem]:
+    if spec.source.latent is None:
+        return []
+    latent = inputs.upload(spec.source.latent)
+    if latent.kind != "latent":
+        return [Problem(field="source.latent", message="is a picture; photos go into source.upload")]
+    if latent.height not in (1, model.num_ws) or latent.width != (model.w_dim or latent.width):
+        wanted = f"1 or {model.num_ws} rows of {model.w_dim or 'w_dim'} numbers for {model.name}"
+        return [Problem(field="source.latent", message=f"must have {wanted}, has {latent.height} of {latent.width}")]
+    return []
+
+
 def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
     problems = []
     label = spec.source.class_index
-    if model.c_dim > 0 and (label is None or label >= model.c_dim):
+    if spec.source.seed is not None and model.c_dim > 0 and (label is None or label >= model.c_dim):
         problems.append(Problem(field="source.class", message=f"must be 0 to {model.c_dim - 1} for {model.name}, got {label}"))
     if model.c_dim == 0 and label is not None:
         problems.append(Problem(field="source.class", message=f"{model.name} has no classes"))
+    if spec.inversion is not None and spec.inversion.perceptual == "discriminator" and model.discriminator is None:
+        problems.append(Problem(field="inversion.perceptual", message=f"{model.name} was imported without a discriminator"))
     rows, block = spec.drag.trainable_layers, spec.drag.feature_resolution
     if rows is not None and rows > model.num_ws:
         problems.append(
@@ -86,11 +173,3 @@ def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
             Problem(field="drag.feature_resolution", message=f"must be one of {blocks} for {model.name}, got {block}")
         )
     return problems
-
-
-def shapes_mask(movable: Movable | None, model: ModelEntry) -> np.ndarray | None:
-    if movable is None:
-        return None
-    if movable.shapes is None:
-        raise InvalidJob([Problem(field="movable.upload", message="uploads are not offered; send the PNG as the part movable")])
-    return draw_shapes(movable.shapes, model.resolution)

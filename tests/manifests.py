@@ -27,6 +27,7 @@ def write_tiny_checkpoints(folder: Path) -> Path:
 def add_model(folder: Path, name: str, generator: Generator) -> ModelEntry:
     path = folder / f"{name}.safetensors"
     save_network(generator, path)
-    shape = {"resolution": generator.config.resolution, "num_ws": generator.config.num_ws}
+    config = generator.config
+    shape = {"resolution": config.resolution, "num_ws": config.num_ws, "w_dim": config.w_dim}
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return TINY.model_copy(update={"name": name, "file": path.name, "sha256": sha256, **shape})

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from engine.checkpoint import load_generator
 from engine.drag import DragOptions, DragStep, drag, to_points
 from engine.errors import CheckpointDamaged
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
+from jobs.framing import Framing
 from jobs.spec import MANY_POINTS, JobSpec
+from worker.source import Beginning
 
 
 def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) -> Generator:
@@ -29,19 +30,20 @@ def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) 
     return generator
 
 
-def start_latent(spec: JobSpec, generator: Generator) -> Tensor:
-    """w+ [1, L, D] of the picture to edit; spec must be resolved."""
-    psi = spec.source.truncation_psi
-    assert psi is not None
-    return generator.map(seed=spec.source.seed, truncation_psi=psi, class_index=spec.source.class_index)
-
-
-def steps(spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarray | None) -> Iterator[DragStep]:
+def steps(spec: JobSpec, beginning: Beginning, movable: np.ndarray | None) -> Iterator[DragStep]:
     """The drag of a resolved spec that has points."""
-    handles = to_points([pair.handle for pair in spec.points])
-    targets = to_points([pair.target for pair in spec.points])
+    handles, targets = model_points(spec, beginning.framing)
     mask = None if movable is None else torch.from_numpy(movable)
-    return drag(generator, start, handles, targets, movable=mask, options=drag_options(spec))
+    return drag(
+        beginning.generator, beginning.w, to_points(handles), to_points(targets), movable=mask, options=drag_options(spec)
+    )
+
+
+def model_points(spec: JobSpec, framing: Framing) -> tuple[np.ndarray, np.ndarray]:
+    """Handles and targets [K, 2] in pixels of the model's image."""
+    pairs = np.array([(pair.handle, pair.target) for pair in spec.points], dtype=np.float64).reshape(-1, 2, 2)
+    placed = framing.to_model(pairs)
+    return placed[:, 0], placed[:, 1]
 
 
 def drag_options(spec: JobSpec) -> DragOptions:

@@ -1,7 +1,14 @@
 """Which code a job fails with. The same job would end the same way, so none of these is tried again."""
 
-from engine.errors import CheckpointDamaged, CheckpointMissing, CheckpointUnsupported, DragDiverged, InvalidEdit
-from jobs.errors import ErrorCode, InvalidJob, ManifestInvalid, ObjectMissing
+from engine.errors import (
+    CheckpointDamaged,
+    CheckpointMissing,
+    CheckpointUnsupported,
+    DragDiverged,
+    InvalidEdit,
+    InversionDiverged,
+)
+from jobs.errors import ArtifactNotFound, ErrorCode, InvalidJob, JobNotFound, ManifestInvalid, ObjectMissing
 
 
 class TimedOut(Exception):
@@ -16,6 +23,9 @@ CODES: dict[type[Exception], ErrorCode] = {
     InvalidEdit: ErrorCode.INVALID_EDIT,
     InvalidJob: ErrorCode.INVALID_EDIT,
     ObjectMissing: ErrorCode.INPUT_MISSING,
+    JobNotFound: ErrorCode.INPUT_MISSING,  # the parent, purged meanwhile
+    ArtifactNotFound: ErrorCode.INPUT_MISSING,
     DragDiverged: ErrorCode.DIVERGED,
+    InversionDiverged: ErrorCode.INVERSION_DIVERGED,
     TimedOut: ErrorCode.TIMEOUT,
 }

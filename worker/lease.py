@@ -35,7 +35,7 @@ class Lease:
         self.attempt = attempt
         self.pace = pace
         self.written = time.monotonic() - pace.progress_interval_s  # when the lease was last renewed
-        self.wishes = Wishes(cancel=False)
+        self.wishes = Wishes()
 
     def progress(self, progress: dict[str, Any]) -> Wishes:
         """Say how far the attempt is, unless that was said a moment ago; returns what clients want.

@@ -20,11 +20,13 @@ from torch import Tensor
 
 from engine.animation import write_animation
 from engine.drag import DragStep
-from engine.generator import Generator, to_pixels
+from engine.generator import to_pixels
 from engine.overlay import draw_overlay
 from jobs.checkpoints import ModelEntry
 from jobs.repository import StoredObject
 from jobs.spec import JobSpec
+from worker.edit import model_points
+from worker.source import Beginning
 
 GROUP = 8  # frames are rendered in fixed groups, so that their bytes do not depend on when a group was full
 MEDIA_TYPES = {
@@ -60,24 +62,32 @@ class Timings:
     """Where an attempt's time went, in seconds."""
 
     load_s: float
+    inversion_s: float = 0.0
     drag_s: float
 
 
 class Recording:
     """Watches one edit and hands its artifacts to a sink."""
 
-    def __init__(self, spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarray | None, sink: Sink) -> None:
+    def __init__(self, spec: JobSpec, beginning: Beginning, movable: np.ndarray | None, sink: Sink) -> None:
         self.spec = spec
-        self.generator = generator
+        self.beginning = beginning
+        self.generator = beginning.generator
         self.movable = movable
         self.sink = sink
-        self.start = start
+        self.start = beginning.w
+        self.targets = model_points(spec, beginning.framing)[1]  # [K, 2]
         self.trajectory: list[dict[str, Any]] = []
         self.waiting: list[DragStep] = []  # frames not rendered yet
-        self.frames = FrameFile(generator.config.resolution)
+        self.frames = FrameFile(self.generator.config.resolution)
 
     def __enter__(self) -> Self:
-        self.put_image("source.png", self.generator.render(self.start))
+        begun = self.generator.render(self.start)
+        if self.beginning.curve and self.beginning.photo is not None:
+            self.put_image("source.png", self.beginning.photo.crop())
+            self.put_image("inverted.png", begun)
+        else:
+            self.put_image("source.png", begun)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -121,7 +131,13 @@ class Recording:
         w = self.start if result is None else result.w
         pixels = self.generator.render(w)
         self.put_image("result.png", pixels)
-        self.sink.put(Product("latent.safetensors", lambda: save({"w": w.cpu().contiguous()})))
+        self.put_tensors("latent.safetensors", {"w": w})
+        if self.beginning.changes:
+            self.put_tensors("generator.safetensors", self.beginning.changes)
+        if self.beginning.photo is not None:
+            self.put_image("photo.png", self.beginning.photo.with_crop(pixels))
+        if result is not None or self.beginning.curve:
+            self.sink.put(Product("trajectory.json", lambda: to_json(self.story(result))))
         if result is not None:
             self.finish_drag(result, pixels)
         manifest = self.manifest(model, timings)
@@ -129,7 +145,6 @@ class Recording:
         self.sink.drain()
 
     def finish_drag(self, result: DragStep, pixels: np.ndarray) -> None:
-        self.sink.put(Product("trajectory.json", lambda: to_json(self.story(result))))
         if self.spec.output.overlay:
             self.put_image("overlay.png", self.overlay(pixels, result.iteration))
         for kind in self.spec.output.animation if self.spec.output.frames_every else ():
@@ -148,23 +163,32 @@ class Recording:
             "artifacts": {artifact.name: {"sha256": artifact.sha256, "size_bytes": artifact.size_bytes} for artifact in stored},
         }
 
-    def story(self, result: DragStep) -> dict[str, Any]:
+    def story(self, result: DragStep | None) -> dict[str, Any]:
+        """Of inversion and drag; points in pixels of the model's image."""
+        curve = [
+            {"phase": step.phase, "iteration": step.iteration, "loss": step.loss, "psnr_db": round(step.psnr_db, 3)}
+            for step in self.beginning.curve
+        ]
         return {
-            "targets": [list(pair.target) for pair in self.spec.points],
-            "stop_reason": result.stop_reason,
-            "result_iteration": result.iteration,
+            "targets": self.targets.tolist(),
+            "stop_reason": None if result is None else result.stop_reason,
+            "result_iteration": None if result is None else result.iteration,
             "steps": self.trajectory,
+            "inversion": curve,
         }
 
     def overlay(self, pixels: np.ndarray, result_iteration: int) -> np.ndarray:
         ways = [step["handles"] for step in self.trajectory[: result_iteration + 1]]
-        return draw_overlay(pixels, ways, [pair.target for pair in self.spec.points], self.movable)
+        return draw_overlay(pixels, ways, [(x, y) for x, y in self.targets.tolist()], self.movable)
 
     def animation(self, kind: str, last: np.ndarray) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"animation.{kind}"
             write_animation(self.frames.then(last), path)
             return path.read_bytes()
+
+    def put_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        self.sink.put(Product(name, lambda: save({key: value.cpu().contiguous() for key, value in tensors.items()})))
 
     def put_image(self, name: str, pixels: np.ndarray) -> None:
         self.sink.put(Product(name, lambda: encode_image(pixels, Path(name).suffix)))

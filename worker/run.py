@@ -6,32 +6,35 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sqlalchemy.exc import OperationalError
-from torch import Tensor
 
 from engine.drag import DragStep
+from engine.errors import InversionDiverged
 from engine.generator import Generator
+from engine.inversion import InversionStep
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.database import Sessions, make_sessions
 from jobs.errors import LeaseLost, StorageUnavailable
-from jobs.mask import draw_shapes, read_png
+from jobs.framing import Framing
+from jobs.mask import movable_mask
 from jobs.models import Job
 from jobs.queue import Queue
-from jobs.repository import JobRepository, Outcome
+from jobs.repository import JobRepository, Outcome, Wishes
 from jobs.settings import Settings
-from jobs.spec import JobSpec
+from jobs.spec import Crop, JobSpec
 from jobs.states import JobState
 from jobs.storage import Storage, upload_key
-from worker.edit import choose_device, open_generator, start_latent, steps
+from worker.edit import choose_device, open_generator, steps
 from worker.errors import CODES, TimedOut
 from worker.lease import Lease, Pace
-from worker.recording import Recording, Timings
+from worker.recording import Product, Recording, Timings, encode_image
+from worker.source import Beginning, Materials, Photo, begin, inversion, invert
 from worker.upload import Uploader
 
 logger = logging.getLogger(__name__)
@@ -124,24 +127,69 @@ class Runner:
 
     def edit(self, job: Job) -> str | None:
         """Compute and store everything; returns the drag's stop reason, None when there was nothing to drag."""
-        began = time.monotonic()
-        spec = JobSpec.model_validate(job.spec)
-        lease = Lease(self.sessions, job.id, job.attempt, self.pace)
-        with self.silent(lease, "load"):
+        attempt = Attempt(job, Lease(self.sessions, job.id, job.attempt, self.pace))
+        spec = attempt.spec
+        with self.silent(attempt.lease, "load"):
             manifest = Manifest.load(self.settings.checkpoints)
             model = manifest.get(spec.model)
             generator = self.load(manifest, model)
-            movable = self.movable(spec, job.tenant, model.resolution)
-        start, loaded = start_latent(spec, generator), time.monotonic()
-        with (
-            Uploader(job, self.storage, self.sessions) as uploader,
-            Recording(spec, generator, start, movable, uploader) as recording,
-        ):
-            result = self.drag(spec, generator, start, movable, recording, lease, began) if spec.points else None
-            timings = Timings(load_s=loaded - began, drag_s=time.monotonic() - loaded)
-            with self.silent(lease, "upload"):
-                recording.finish(result, model, timings)
+            materials = self.materials(job, spec, model)
+        loaded = time.monotonic()
+        with Uploader(job, self.storage, self.sessions) as uploader:
+            if spec.source.upload is None:
+                beginning = begin(spec, generator, materials)
+            else:
+                beginning = self.invert(attempt, manifest, model, generator, materials, uploader)
+            movable, begun = self.movable(spec, job.tenant, beginning.framing), time.monotonic()
+            with Recording(spec, beginning, movable, uploader) as recording:
+                result = self.drag(attempt, beginning, movable, recording) if spec.points else None
+                timings = Timings(load_s=loaded - attempt.began, inversion_s=begun - loaded, drag_s=time.monotonic() - begun)
+                with self.silent(attempt.lease, "upload"):
+                    recording.finish(result, model, timings)
         return None if result is None else result.stop_reason
+
+    def materials(self, job: Job, spec: JobSpec, model: ModelEntry) -> Materials:
+        """What the job builds on. Raises ObjectMissing, InvalidJob."""
+        source = spec.source
+        if source.upload is not None:
+            return Materials(photo=self.photo(job.tenant, source.upload, source.crop, model.resolution))
+        if source.latent is not None:
+            return Materials(latent=self.storage.get(upload_key(job.tenant, source.latent)))
+        if source.job is None:
+            return Materials()
+        with self.sessions() as session:
+            ancestry = JobRepository(session).ancestry(job)
+        latent = self.storage.get(ancestry.latent_key)
+        changes = None if ancestry.changes_key is None else self.storage.get(ancestry.changes_key)
+        root = None if ancestry.root_spec is None else JobSpec.model_validate(ancestry.root_spec).source
+        photo = None
+        if root is not None and root.upload is not None:
+            photo = self.photo(job.tenant, root.upload, root.crop, model.resolution)
+        return Materials(photo=photo, latent=latent, changes=changes)
+
+    def photo(self, tenant: str, upload: str, crop: Crop | None, resolution: int) -> Photo:
+        return Photo.read(self.storage.get(upload_key(tenant, upload)), crop, resolution)
+
+    def invert(
+        self, attempt: "Attempt", manifest: Manifest, model: ModelEntry, generator: Generator, materials: Materials,
+        uploader: Uploader,
+    ) -> Beginning:  # fmt: skip
+        """Raises Canceled, TimedOut, LeaseLost, InversionDiverged; of the last the latent so far is kept as a picture."""
+        photo = materials.photo
+        assert photo is not None
+        with self.silent(attempt.lease, "load"):
+            running = inversion(attempt.spec, manifest, model, generator, photo, self.settings.lpips_file)
+
+        def look(step: InversionStep) -> bool:
+            return self.look(attempt, inversion_progress(step, attempt.spec)).stop
+
+        try:
+            return invert(running, photo, look)
+        except InversionDiverged:
+            pixels = generator.render(running.w)
+            uploader.put(Product("inverted.png", lambda: encode_image(pixels, ".png")))
+            uploader.drain()
+            raise
 
     @contextmanager
     def silent(self, lease: Lease, phase: str) -> Iterator[None]:
@@ -159,31 +207,48 @@ class Runner:
             self.warm = Warm(name=model.name, sha256=model.sha256, generator=generator)
         return self.warm.generator
 
-    def movable(self, spec: JobSpec, tenant: str, resolution: int) -> np.ndarray | None:
+    def movable(self, spec: JobSpec, tenant: str, framing: Framing) -> np.ndarray | None:
         if spec.movable is None:
             return None
-        if spec.movable.shapes is not None:
-            return draw_shapes(spec.movable.shapes, resolution)
-        assert spec.movable.upload is not None
-        return read_png(self.storage.get(upload_key(tenant, spec.movable.upload)), resolution)
+        upload = spec.movable.upload
+        return movable_mask(spec.movable, framing, b"" if upload is None else self.storage.get(upload_key(tenant, upload)))
 
-    def drag(
-        self, spec: JobSpec, generator: Generator, start: Tensor, movable: np.ndarray | None, recording: Recording,
-        lease: Lease, began: float,
-    ) -> DragStep:  # fmt: skip
+    def drag(self, attempt: "Attempt", beginning: Beginning, movable: np.ndarray | None, recording: Recording) -> DragStep:
         """Raises Canceled, TimedOut, LeaseLost."""
-        for step in steps(spec, generator, start, movable):
+        spec = attempt.spec
+        for step in steps(spec, beginning, movable):
             if step.stop_reason is not None:
-                lease.renew(progress_of(step, spec))
+                attempt.lease.renew(progress_of(step, spec))
                 return step
             recording.add(step)
-            if lease.progress(progress_of(step, spec)).cancel:
-                raise Canceled
-            if time.monotonic() - began > spec.run_timeout_s:
-                with self.silent(lease, "upload"):
+            try:
+                wishes = self.look(attempt, progress_of(step, spec))
+            except TimedOut:
+                with self.silent(attempt.lease, "upload"):
                     recording.keep_frames()
-                raise TimedOut(f"the job ran longer than its run_timeout_s of {spec.run_timeout_s:g} s")
+                raise
+            if wishes.stop:
+                return replace(step, stop_reason="stopped")
         raise AssertionError("a drag ends with its result")
+
+    def look(self, attempt: "Attempt", progress: dict[str, Any]) -> Wishes:
+        """Between two steps: say how far the attempt is, learn what clients want. Raises Canceled, TimedOut, LeaseLost."""
+        wishes = attempt.lease.progress(progress)
+        if wishes.cancel:
+            raise Canceled
+        limit_s = attempt.spec.run_timeout_s
+        if time.monotonic() - attempt.began > limit_s:
+            raise TimedOut(f"the job ran longer than its run_timeout_s of {limit_s:g} s")
+        return wishes
+
+
+class Attempt:
+    """One run of one job."""
+
+    def __init__(self, job: Job, lease: Lease) -> None:
+        self.spec = JobSpec.model_validate(job.spec)
+        self.lease = lease
+        self.began = time.monotonic()
 
 
 def progress_of(step: DragStep, spec: JobSpec) -> dict[str, Any]:
@@ -193,4 +258,15 @@ def progress_of(step: DragStep, spec: JobSpec) -> dict[str, Any]:
         "max_iterations": spec.drag.max_iterations,
         "distance_px": step.distance_px,
         "handles": step.handles.tolist(),
+    }
+
+
+def inversion_progress(step: InversionStep, spec: JobSpec) -> dict[str, Any]:
+    assert spec.inversion is not None
+    steps_of = {"projection": spec.inversion.steps, "tuning": spec.inversion.tuning_steps}
+    return {
+        "phase": step.phase,
+        "iteration": step.iteration,
+        "max_iterations": steps_of[step.phase],
+        "psnr_db": round(step.psnr_db, 2),
     }

@@ -1,6 +1,5 @@
 """/v1/jobs: submit, look, cancel, download."""
 
-import hashlib
 from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
@@ -9,17 +8,18 @@ from fastapi.responses import RedirectResponse
 from pydantic import StringConstraints
 
 from api.contract import JOB_BODY
-from api.dependencies import ManifestDep, StorageDep, TenantDep, UnitDep
+from api.dependencies import ManifestDep, StorageDep, TenantDep, TenantInputs, Unit, UnitDep
 from api.problems import ProblemDocument
 from api.schemas import ArtifactView, FramePage, JobPage, JobView
-from api.submissions import PostedJob, posted_job
+from api.submissions import PostedJob, posted_job, with_upload
+from jobs.decoding import Decoded, decode
 from jobs.mask import write_png
 from jobs.spec import JobSpec, Movable
 from jobs.states import JobState
-from jobs.storage import Storage, upload_key
+from jobs.storage import Storage
 from jobs.submission import Submission, check_submission
 
-ERRORS = {status: {"model": ProblemDocument} for status in (404, 413, 422, 503)}
+ERRORS = {status: {"model": ProblemDocument} for status in (404, 409, 413, 422, 503)}
 Limit = Annotated[int, Query(ge=1, le=200)]
 Text = StringConstraints(max_length=200, pattern="^[^\x00]*$")  # Postgres has no NUL
 router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]
@@ -31,21 +31,25 @@ def submit(
     unit: UnitDep, response: Response,
 ) -> JobView:  # fmt: skip
     """Accept an edit and return at once; poll the job for its outcome."""
-    submission = check_submission(posted.document, manifest, posted.movable_png)
-    job = unit.jobs.add(uuid4(), tenant, store_mask(submission, tenant, storage))
+    document = posted.document
+    if posted.image is not None:
+        photo = unit.uploads.add(tenant, decode(posted.image, "image"), storage)
+        document = with_upload(document, photo.sha256)
+    submission = check_submission(document, manifest, posted.movable_png, TenantInputs(tenant, unit, storage))
+    job = unit.jobs.add(uuid4(), tenant, store_mask(submission, tenant, unit, storage), submission.parent)
     unit.wake += 1
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobView.of(job)
 
 
-def store_mask(submission: Submission, tenant: str, storage: Storage) -> JobSpec:
+def store_mask(submission: Submission, tenant: str, unit: Unit, storage: Storage) -> JobSpec:
     """The spec, with a posted mask in the store under its hash."""
-    if submission.mask is None or not submission.mask_posted:
+    mask = submission.posted_mask
+    if mask is None:
         return submission.spec
-    png = write_png(submission.mask)
-    sha256 = hashlib.sha256(png).hexdigest()
-    storage.put(upload_key(tenant, sha256), png, "image/png")
-    return submission.spec.model_copy(update={"movable": Movable(upload=sha256)})
+    decoded = Decoded(kind="image", width=mask.shape[1], height=mask.shape[0], data=write_png(mask))
+    upload = unit.uploads.add(tenant, decoded, storage)
+    return submission.spec.model_copy(update={"movable": Movable(upload=upload.sha256)})
 
 
 @router.get("")
@@ -70,6 +74,12 @@ def get(job_id: UUID, tenant: TenantDep, unit: UnitDep, expand: Literal["artifac
 def cancel(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
     """Throw the job away: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
     return JobView.of(unit.jobs.request_cancel(tenant, job_id))
+
+
+@router.post("/{job_id}/stop")
+def stop(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
+    """End a running drag and keep its picture as the result, to look and go on from. Repeating it changes nothing."""
+    return JobView.of(unit.jobs.request_stop(tenant, job_id))
 
 
 @router.get("/{job_id}/frames")

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from cli.edits import parse_option
 from cli.errors import CommandError
-from cli.main import app, parse_option, parse_seeds
+from cli.main import app, parse_seeds
 from tests.manifests import write_tiny_checkpoints
 
 
@@ -80,4 +81,4 @@ def test_seeds_that_are_none_are_refused(text):
 
 
 def test_options_are_json_where_they_can_be():
-    assert [parse_option("a=3"), parse_option("b=w+"), parse_option("c=null")] == [("a", 3), ("b", "w+"), ("c", None)]
+    assert [parse_option(text, "--option") for text in ("a=3", "b=w+", "c=null")] == [("a", 3), ("b", "w+"), ("c", None)]

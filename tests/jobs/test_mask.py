@@ -36,5 +36,5 @@ def test_a_polygon_that_crosses_itself_is_even_odd():
 
 def test_a_mask_survives_its_png():
     mask = np.random.RandomState(0).rand(32, 32) > 0.5
-    assert (read_png(write_png(mask), 32) == mask).all()
+    assert (read_png(write_png(mask), 32, 32) == mask).all()
     assert write_png(mask) == write_png(mask)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from cli.offline import OfflineEdit
+from cli.offline import Given, OfflineEdit
 from jobs.checkpoints import Manifest
 from tests.manifests import write_tiny_checkpoints
 
@@ -20,7 +20,7 @@ KEPT = ["animation.gif", "animation.mp4", "animation.webp", "latent.safetensors"
 
 
 def edit(document, checkpoints, out, seen=lambda step: None):
-    return OfflineEdit(document, None, checkpoints).run(out, seen)
+    return OfflineEdit(document, Given(), checkpoints).run(out, seen)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,194 @@
+"""The square of a photo that the model sees: points, shapes, masks and pixels between the photo and the model's image.
+
+Coordinates are (x, y) in pixels, pixel centers at integers, in both.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from PIL import Image
+
+from jobs.errors import InvalidJob, Problem
+from jobs.models import Upload
+from jobs.spec import Box, Crop, FivePoints, Landmarks, Shape
+
+MIN_CROP = 16  # pixels of the photo
+FEATHER = 0.06  # share of the crop's side over which it fades into the photo
+EYE_SPAN, MOUTH_SPAN = 2.0, 1.8  # FFHQ: half the side is the larger of these times eye-eye and eye-mouth distance
+DOWN = 0.1  # FFHQ: the center lies below the eyes by this share of the way to the mouth
+
+
+@dataclass(frozen=True)
+class Framing:
+    """A square of a picture, perhaps tilted: its center and half its upper edge, both in the picture's pixels."""
+
+    resolution: int  # R of the model's image
+    width: int  # of the picture
+    height: int
+    center: tuple[float, float]
+    half: tuple[float, float]  # from the center to the middle of the right edge
+
+    @classmethod
+    def whole(cls, resolution: int) -> "Framing":
+        """The model's own image."""
+        middle = (resolution - 1) / 2
+        return cls(resolution, resolution, resolution, (middle, middle), (resolution / 2, 0.0))
+
+    @classmethod
+    def of_photo(cls, crop: Crop | None, width: int, height: int, resolution: int) -> "Framing":
+        """Raises InvalidJob, naming source.crop."""
+        if isinstance(crop, Landmarks):
+            center, half = aligned(crop.landmarks)
+        elif isinstance(crop, Box):
+            center, half = boxed(crop, width, height)
+        else:
+            center, half = ((width - 1) / 2, (height - 1) / 2), (min(width, height) / 2, 0.0)
+        if math.hypot(*half) * 2 < MIN_CROP:
+            raise refusal("source.crop", f"must be at least {MIN_CROP} pixels wide, is {math.hypot(*half) * 2:.0f}")
+        if not (0 <= center[0] < width and 0 <= center[1] < height):
+            raise refusal("source.crop", f"has its center outside the photo of {width} x {height} pixels")
+        return cls(resolution, width, height, center, half)
+
+    @classmethod
+    def of_upload(cls, crop: Crop | None, upload: Upload, resolution: int) -> "Framing":
+        """Of a photo that was uploaded. Raises InvalidJob."""
+        if upload.kind != "image":
+            raise refusal("source.upload", "is no picture; latents go into source.latent")
+        return cls.of_photo(crop, upload.width, upload.height, resolution)
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the picture for one of the model's."""
+        return 2 * math.hypot(*self.half) / self.resolution
+
+    @property
+    def upright(self) -> bool:
+        return self.half[1] == 0 and self.half[0] > 0
+
+    def to_model(self, points: np.ndarray) -> np.ndarray:
+        """Points [..., 2] of the picture in the model's pixels."""
+        across, down = self.axes()
+        offset = points - np.array(self.center)
+        middle = (self.resolution - 1) / 2
+        return np.stack([offset @ across, offset @ down], axis=-1) / self.scale + middle
+
+    def shows(self, x: float, y: float) -> bool:
+        """Whether the model's image holds this point of the picture."""
+        place = self.to_model(np.array([x, y]))
+        return bool((place >= 0).all() and (place <= self.resolution - 1).all())
+
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors along the square's upper edge and down its side."""
+        across = np.array(self.half) / math.hypot(*self.half)
+        return across, np.array([-across[1], across[0]])
+
+    def shape(self, shape: Shape) -> Shape:
+        """The shape in the model's pixels."""
+        if shape.circle is not None:
+            x, y = self.to_model(np.array(shape.circle[:2])).tolist()
+            return Shape.model_construct(circle=(x, y, shape.circle[2] / self.scale))
+        if shape.polygon is not None:
+            return Shape.model_construct(polygon=[(x, y) for x, y in self.to_model(np.array(shape.polygon)).tolist()])
+        left, top, right, bottom = cast(tuple[float, float, float, float], shape.box)
+        corners = self.to_model(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]))
+        if self.upright:
+            return Shape.model_construct(box=(*corners[0].tolist(), *corners[2].tolist()))
+        return Shape.model_construct(polygon=[(x, y) for x, y in corners.tolist()])
+
+    def mask(self, movable: np.ndarray) -> np.ndarray:
+        """A mask of the picture, bool [H, W], as the model sees it: bool [R, R]."""
+        if self == Framing.whole(self.resolution):
+            return movable
+        picture = Image.fromarray(movable.astype(np.uint8) * 255)
+        return np.asarray(self.cut(picture)) > 127
+
+    def cut(self, picture: Image.Image) -> Image.Image:
+        """The square at the model's size, smoothed as it shrinks; beyond the picture's edge the edge repeats."""
+        finer = max(1, math.ceil(self.scale))
+        size = self.resolution * finer
+        step = self.scale / finer
+        across, down = (axis * step for axis in self.axes())
+        first = np.array(self.center) + 0.5 - (across + down) * size / 2  # PIL counts from the picture's corner
+        margin = math.ceil(max(0.0, *self.overhang())) + 2
+        padded = pad(picture, margin)
+        x, y = first + margin
+        matrix = (across[0], down[0], x, across[1], down[1], y)
+        large = padded.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+        return large.resize((self.resolution, self.resolution), Image.Resampling.BOX) if finer > 1 else large
+
+    def overhang(self) -> list[float]:
+        """How far the square's corners lie beyond each side of the picture, pixels; negative inside."""
+        x, y = self.corners().T
+        return [-x.min(), -y.min(), x.max() - self.width, y.max() - self.height]
+
+    def corners(self) -> np.ndarray:
+        """[4, 2], in coordinates that count from the picture's corner."""
+        across, down = (axis * math.hypot(*self.half) for axis in self.axes())
+        middle = np.array(self.center) + 0.5
+        return np.stack([middle - across - down, middle + across - down, middle + across + down, middle - across + down])
+
+    def put_back(self, photo: Image.Image, edited: np.ndarray) -> Image.Image:
+        """The photo with the model's image [R, R, 3] in its square, feathered inside it; elsewhere the photo's own pixels."""
+        across, down = (axis / self.scale for axis in self.axes())
+        x, y = self.corners()[0]
+        matrix = (across[0], across[1], -(across @ [x, y]), down[0], down[1], -(down @ [x, y]))
+        content = pad(Image.fromarray(edited), 2)
+        shifted = (*matrix[:2], matrix[2] + 2, *matrix[3:5], matrix[5] + 2)
+        laid = content.transform(photo.size, Image.Transform.AFFINE, shifted, Image.Resampling.BICUBIC)
+        share = Image.fromarray(feather(self.resolution))
+        alpha = share.transform(photo.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+        return Image.composite(laid, photo, alpha)
+
+
+def aligned(landmarks: FivePoints) -> tuple[tuple[float, float], tuple[float, float]]:
+    """FFHQ's square around a face: upright with it, eyes and mouth where the faces of that dataset have them."""
+    left_eye, right_eye, left_mouth, right_mouth = (
+        np.array(point) for point in (landmarks.left_eye, landmarks.right_eye, landmarks.mouth_left, landmarks.mouth_right)
+    )
+    check_quadrilateral(np.stack([left_eye, right_eye, right_mouth, left_mouth]))
+    eyes, mouth = (left_eye + right_eye) / 2, (left_mouth + right_mouth) / 2
+    eye_line, face_line = right_eye - left_eye, mouth - eyes
+    across = eye_line + np.array([face_line[1], -face_line[0]])  # the mean of both directions
+    across = across / np.linalg.norm(across)
+    reach = max(EYE_SPAN * np.linalg.norm(eye_line), MOUTH_SPAN * np.linalg.norm(face_line))
+    center = eyes + DOWN * face_line
+    return (float(center[0]), float(center[1])), (float(across[0] * reach), float(across[1] * reach))
+
+
+def check_quadrilateral(corners: np.ndarray) -> None:
+    """Eyes and mouth corners [4, 2], clockwise from the left eye, must turn the same way at each corner."""
+    sides = np.roll(corners, -1, axis=0) - corners
+    following = np.roll(sides, -1, axis=0)
+    turns = sides[:, 0] * following[:, 1] - sides[:, 1] * following[:, 0]
+    if not (turns > 1).all():
+        message = "eyes and mouth corners do not make a quadrilateral (left and right are as the viewer sees them)"
+        raise refusal("source.crop.landmarks", message)
+
+
+def boxed(crop: Box, width: int, height: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    left, top, right, bottom = crop.box
+    if left < 0 or top < 0 or right > width or bottom > height:
+        raise refusal("source.crop.box", f"must lie within the photo of {width} x {height} pixels")
+    if abs((right - left) - (bottom - top)) > 1 or right <= left:
+        raise refusal("source.crop.box", f"must be a square, is {right - left:g} x {bottom - top:g} pixels")
+    return ((left + right - 1) / 2, (top + bottom - 1) / 2), ((right - left) / 2, 0.0)
+
+
+def pad(picture: Image.Image, margin: int) -> Image.Image:
+    """The picture with its edge repeated."""
+    pixels = np.asarray(picture)
+    return Image.fromarray(np.pad(pixels, [(margin, margin)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="edge"))
+
+
+def feather(resolution: int) -> np.ndarray:
+    """How much of the edited square shows, uint8 [R, R]: nothing at its edge, all of it from FEATHER inwards."""
+    position = np.arange(resolution)
+    edge = np.minimum(position, resolution - 1 - position) / (FEATHER * resolution)
+    line = np.clip(edge, 0, 1)
+    return np.asarray(np.round(255 * np.minimum(line[:, None], line[None])), dtype=np.uint8)
+
+
+def refusal(field: str, message: str) -> InvalidJob:
+    return InvalidJob([Problem(field=field, message=message)])

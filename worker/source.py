@@ -1,0 +1,158 @@
+"""Where an edit begins: a seed, a latent, another job's result, or a photo that is inverted first."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from engine.checkpoint import load_discriminator, load_encoder
+from engine.errors import InvalidEdit
+from engine.generator import Generator
+from engine.inversion import Inversion, InversionOptions, InversionStep, changed_tensors, with_tensors
+from engine.perceptual import DiscriminatorLoss, Similarity, load_lpips
+from jobs.checkpoints import Manifest, ModelEntry
+from jobs.framing import Framing
+from jobs.spec import Crop, JobSpec
+from jobs.spec import Inversion as InversionSpec
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo and the square of it that the model sees."""
+
+    image: Image.Image
+    framing: Framing
+
+    @classmethod
+    def read(cls, png: bytes, crop: Crop | None, resolution: int) -> "Photo":
+        """Of an upload. Raises InvalidJob."""
+        image = Image.open(io.BytesIO(png)).convert("RGB")
+        return cls(image, Framing.of_photo(crop, image.width, image.height, resolution))
+
+    def crop(self) -> np.ndarray:
+        """uint8 [R, R, 3]."""
+        return np.asarray(self.framing.cut(self.image))
+
+    def with_crop(self, pixels: np.ndarray) -> np.ndarray:
+        """The photo, uint8 [H, W, 3], with the edited crop put back."""
+        return np.asarray(self.framing.put_back(self.image, pixels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What a job builds on, as stored."""
+
+    photo: Photo | None = None
+    latent: bytes | None = None  # safetensors with w
+    changes: bytes | None = None  # safetensors with a tuned generator's tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """An edit about to begin."""
+
+    generator: Generator  # the model's, or one tuned to a photo
+    w: Tensor  # w+ [1, L, D]
+    framing: Framing  # of points and mask
+    photo: Photo | None = None  # to put the result back into
+    changes: dict[str, Tensor] = field(default_factory=dict)  # tensors in which the generator is not the model's
+    curve: list[InversionStep] = field(default_factory=list)  # of the inversion just done
+
+
+def begin(spec: JobSpec, generator: Generator, materials: Materials) -> Beginning:
+    """Where an edit that needs no inversion begins; spec must be resolved. Raises InvalidEdit."""
+    framing = Framing.whole(generator.config.resolution)
+    if spec.source.seed is not None:
+        return Beginning(generator=generator, w=seed_latent(spec, generator), framing=framing)
+    assert materials.latent is not None
+    w = read_latent(materials.latent, generator)
+    changes = {} if materials.changes is None else read_tensors(materials.changes)
+    tuned = with_tensors(generator, changes) if changes else generator
+    return Beginning(generator=tuned, w=w, framing=framing, photo=materials.photo, changes=changes)
+
+
+def seed_latent(spec: JobSpec, generator: Generator) -> Tensor:
+    """w+ [1, L, D] of a seed."""
+    assert spec.source.seed is not None
+    assert spec.source.truncation_psi is not None
+    return generator.map(seed=spec.source.seed, truncation_psi=spec.source.truncation_psi, class_index=spec.source.class_index)
+
+
+def read_latent(data: bytes, generator: Generator) -> Tensor:
+    """w+ [1, L, D] of stored w or w+. Raises InvalidEdit."""
+    w = read_tensors(data)["w"]
+    rows, width = generator.config.num_ws, generator.config.w_dim
+    if w.ndim != 3 or w.shape[1] not in (1, rows) or w.shape[2] != width:
+        raise InvalidEdit(f"the latent has {list(w.shape)} numbers, this model's w+ has [1, {rows}, {width}]")
+    return w.to(generator.mapping.w_avg).expand(-1, rows, -1).clone()
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise InvalidEdit(f"what the job builds on cannot be read: {error}") from error
+
+
+def inversion(
+    spec: JobSpec, manifest: Manifest, model: ModelEntry, generator: Generator, photo: Photo, lpips: Path | None
+) -> Inversion:
+    """The inversion of a photo, ready to run; spec must be resolved. Raises CheckpointMissing, CheckpointDamaged."""
+    assert spec.inversion is not None
+    pixels = torch.from_numpy(photo.crop().copy()).permute(2, 0, 1)[None].to(generator.device)
+    target = pixels.float() / 127.5 - 1
+    start = None
+    if model.encoder is not None:
+        encoder = load_encoder(manifest.folder / model.encoder, device=generator.device, sha256=model.encoder_sha256)
+        start = encoder(target)
+    perceptual = choose_perceptual(spec.inversion, manifest, model, generator.device, lpips)
+    return Inversion(generator, target, inversion_options(spec.inversion), perceptual=perceptual, start=start)
+
+
+def inversion_options(spec: InversionSpec) -> InversionOptions:
+    chosen = spec.model_dump(exclude={"perceptual"})
+    return InversionOptions(**chosen)
+
+
+def choose_perceptual(
+    spec: InversionSpec, manifest: Manifest, model: ModelEntry, device: torch.device, lpips: Path | None
+) -> Similarity | None:
+    """auto is LPIPS where the operator gave it, else the model's own discriminator, else pixels alone."""
+    wanted = spec.perceptual
+    if wanted == "auto":
+        wanted = "lpips" if lpips is not None else "discriminator" if model.discriminator is not None else "none"
+    if wanted == "lpips":
+        if lpips is None:
+            raise InvalidEdit("inversion.perceptual: this service has no LPIPS file (DRAGQUEUE_LPIPS_FILE)")
+        return load_lpips(lpips).to(device)
+    if wanted == "discriminator":
+        if model.discriminator is None:
+            raise InvalidEdit(f"inversion.perceptual: {model.name} has no discriminator")
+        path = manifest.folder / model.discriminator
+        return DiscriminatorLoss(load_discriminator(path, device=device, sha256=model.discriminator_sha256))
+    return None
+
+
+Look = Callable[[InversionStep], bool]  # shows a step; True asks to stop there
+
+
+def invert(done: Inversion, photo: Photo, look: Look) -> Beginning:
+    """Run an inversion to its end, or until `look` asks to stop; what it has found by then is the beginning.
+
+    Raises:
+        InversionDiverged: done.w is the last latent that was one.
+    """
+    curve = []
+    for step in done.run():
+        curve.append(step)
+        if look(step):
+            break
+    changes = changed_tensors(done.original, done.generator) if done.generator is not done.original else {}
+    return Beginning(generator=done.generator, w=done.w, framing=photo.framing, photo=photo, changes=changes, curve=curve)

@@ -33,6 +33,7 @@ class Protocol(StrEnum):
     CYCLE = "cycle"
     BACKGROUND = "background"
     CHOICES = "choices"
+    INVERSION = "inversion"
     FIDELITY = "fidelity"
 
 
@@ -82,15 +83,16 @@ def open_bench(checkpoints: Path, model: str, device: str, perceptual: Path | No
     from benchmarks.quality.rulers import choose_ruler
     from benchmarks.quality.studies import Bench
     from cli.offline import open_model
+    from worker.source import open_encoder
 
-    _, entry, generator = open_model(checkpoints, model, device)
+    manifest, entry, generator = open_model(checkpoints, model, device)
     distance = None
     if perceptual is not None:
         try:
             distance = PerceptualDistance(perceptual).to(generator.device)
         except (OSError, KeyError, RuntimeError) as error:
             raise CommandError(f"--perceptual: {perceptual} does not hold SqueezeNet's and LPIPS' weights: {error}") from error
-    return Bench(generator, entry, choose_ruler(generator, entry), distance)
+    return Bench(generator, entry, choose_ruler(generator, entry), distance, open_encoder(manifest, entry, generator.device))
 
 
 def choose_study(
@@ -104,13 +106,16 @@ def choose_study(
     wanted: list[str],
 ) -> "Study":
     """The study with the rows that are wanted."""
-    from benchmarks.quality import predictor, studies
+    from benchmarks.quality import inversion, predictor, studies
 
     if protocol is Protocol.LANDMARKS:
         methods = studies.comparison_methods(bench)
         if studies.has_geometry(bench) and (not wanted or predictor.NAME in wanted):
             methods.append(trained_predictor(bench, out))
         study = studies.landmarks(bench, pairs, comparisons, seed, points, methods)
+    elif protocol is Protocol.INVERSION:
+        geometry(bench, protocol.value)
+        study = inversion.inversion_study(bench, pairs, comparisons, seed)
     elif protocol is Protocol.CHOICES:
         study = studies.choices(bench, pairs, seed, points)
     else:

@@ -13,6 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from engine.checkpoint import load_discriminator, load_encoder
+from engine.encoder import Encoder
 from engine.errors import InvalidEdit
 from engine.generator import Generator
 from engine.inversion import Inversion, InversionOptions, InversionStep, changed_tensors, with_tensors
@@ -108,12 +109,17 @@ def inversion(
     assert spec.inversion is not None
     pixels = torch.from_numpy(photo.crop().copy()).permute(2, 0, 1)[None].to(generator.device)
     target = pixels.float() / 127.5 - 1
-    start = None
-    if model.encoder is not None:
-        encoder = load_encoder(manifest.folder / model.encoder, device=generator.device, sha256=model.encoder_sha256)
-        start = encoder(target)
+    encoder = open_encoder(manifest, model, generator.device)
+    start = None if encoder is None else encoder(target)
     perceptual = choose_perceptual(spec.inversion, manifest, model, generator.device, lpips)
     return Inversion(generator, target, inversion_options(spec.inversion), perceptual=perceptual, start=start)
+
+
+def open_encoder(manifest: Manifest, model: ModelEntry, device: torch.device) -> Encoder | None:
+    """Raises CheckpointMissing, CheckpointDamaged."""
+    if model.encoder is None:
+        return None
+    return load_encoder(manifest.folder / model.encoder, device=device, sha256=model.encoder_sha256)
 
 
 def inversion_options(spec: InversionSpec) -> InversionOptions:

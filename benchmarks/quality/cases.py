@@ -29,6 +29,7 @@ class Case:
     targets: np.ndarray  # [K, 2] xy pixels
     labels: list[int]  # which landmarks the handles are; empty for points that are none
     goal: Tensor | None = None  # w+ of the picture that has its points at the targets
+    picture: Tensor | None = None  # what is to be found in the generator first, [1, 3, R, R]
     circle: tuple[float, float, float] | None = None  # x, y, radius of what may change, pixels
 
     def movable(self, resolution: int) -> np.ndarray | None:

@@ -29,6 +29,7 @@ class Ending:
     iterations: int
     stop_reason: str
     seconds: float
+    generator: Generator | None = None  # one tuned to the case's picture; None: the model's
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from benchmarks.quality.bootstrap import Interval, interval, paired
 from benchmarks.quality.cases import Case
 from benchmarks.quality.methods import Ending
 from benchmarks.quality.runs import Outcome
 from benchmarks.quality.studies import Study
-from engine.generator import Generator
+from engine.generator import Generator, to_pixels
 from engine.overlay import draw_overlay
 
 SHOWN = 4  # cases of each kind on the sheet
@@ -31,7 +30,14 @@ class Column:
     statistic: Callable[..., np.ndarray] = np.mean
 
 
+def p5(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """What 95 % of the values reach."""
+    return np.asarray(np.quantile(values, 0.05, axis=axis))
+
+
 COLUMNS = {
+    "psnr_median_db": Column("PSNR, median dB", lambda o: o.psnr_db, np.median),
+    "psnr_p5_db": Column("reached by 95 %, dB", lambda o: o.psnr_db, p5),
     "true_px": Column("true distance, px", lambda o: o.true_px),
     "tracker_px": Column("tracker's distance, px", lambda o: o.tracker_px),
     "gap_px": Column("|true - tracker|, median px", lambda o: gap(o), np.median),
@@ -139,7 +145,7 @@ def choose_cases(study: Study, outcomes: Sequence[Outcome]) -> dict[str, list[tu
     """(group, case) of the plain row's best, median and worst outcomes, by the study's first column."""
     value = COLUMNS[study.columns[0]].value
     ranked = [(v, o.group, o.case) for o in outcomes if o.row == study.plain.name and (v := value(o)) is not None]
-    ranked.sort(reverse=study.columns[0] in ("background_db", "psnr_db", "ssim"))
+    ranked.sort(reverse=study.columns[0] in ("background_db", "psnr_db", "psnr_median_db", "ssim"))
     middle = max(0, (len(ranked) - SHOWN) // 2)
     parts = {"best": ranked[:SHOWN], "median": ranked[middle : middle + SHOWN], "worst": ranked[-SHOWN:][::-1]}
     return {name: [(group, case) for _, group, case in part] for name, part in parts.items() if part}
@@ -172,14 +178,16 @@ def label(name: str, study: Study, outcome: Outcome) -> str:
 
 def draw_case(generator: Generator, case: Case, ending: Ending, text: str) -> np.ndarray:
     movable = case.movable(generator.config.resolution)
-    before = marked(generator, case.start, [case.handles], case.targets, movable)
-    after = marked(generator, ending.w, [case.handles, ending.handles], case.targets, movable)
+    begun = generator.render(case.start) if case.picture is None else to_pixels(case.picture)[0]
+    ended = (ending.generator or generator).render(ending.w)
+    before = marked(begun, [case.handles], case.targets, movable)
+    after = marked(ended, [case.handles, ending.handles], case.targets, movable)
     both = Image.fromarray(np.concatenate([before, after]))
     ImageDraw.Draw(both).text((4, 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(both)
 
 
-def marked(generator: Generator, w: Tensor, way: list[np.ndarray], targets: np.ndarray, movable: np.ndarray | None) -> np.ndarray:
+def marked(pixels: np.ndarray, way: list[np.ndarray], targets: np.ndarray, movable: np.ndarray | None) -> np.ndarray:
     trajectory = [[(float(x), float(y)) for x, y in handles] for handles in way]
-    overlay = draw_overlay(generator.render(w), trajectory, [(float(x), float(y)) for x, y in targets], movable)
+    overlay = draw_overlay(pixels, trajectory, [(float(x), float(y)) for x, y in targets], movable)
     return np.asarray(Image.fromarray(overlay).resize((PICTURE, PICTURE)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.faces.parts import LANDMARKS
 from benchmarks.quality.cases import (
@@ -74,6 +74,7 @@ class Bench:
     model: ModelEntry
     ruler: Ruler
     perceptual: PerceptualDistance | None = None
+    encoder: nn.Module | None = None  # guesses the w of a picture
 
     @property
     def psi(self) -> float:

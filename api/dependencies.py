@@ -8,11 +8,12 @@ from uuid import UUID
 from fastapi import Depends, Request
 
 from jobs.checkpoints import Manifest
+from jobs.decoding import Decoded
 from jobs.models import DEFAULT_TENANT, Job, Upload
 from jobs.queue import Queue
 from jobs.repository import JobRepository
 from jobs.storage import Storage, upload_key
-from jobs.uploads import UploadRepository
+from jobs.uploads import UploadRepository, row_of
 
 
 def tenant() -> str:
@@ -56,8 +57,11 @@ class TenantInputs:
     tenant: str
     unit: Unit
     storage: Storage
+    posted: Decoded | None = None  # the photo that came with the job and is not stored yet
 
     def upload(self, sha256: str) -> Upload:
+        if self.posted is not None and sha256 == self.posted.sha256:
+            return Upload(**row_of(self.tenant, self.posted))
         return self.unit.uploads.get(self.tenant, sha256)
 
     def content(self, sha256: str) -> bytes:

@@ -1,5 +1,6 @@
 """A client of the HTTP API."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,14 @@ class Client:
     def submit(self, spec: dict[str, Any]) -> Job:
         """Raises CommandError with the service's reasons."""
         return self.json("POST", "/v1/jobs", json=spec)
+
+    def submit_parts(self, spec: dict[str, Any], parts: dict[str, bytes]) -> Job:
+        """The same with files: `image`, a photo, and `movable`, a mask."""
+        return self.json("POST", "/v1/jobs", files={"job": json.dumps(spec).encode()} | parts)
+
+    def upload(self, data: bytes) -> str:
+        """Keep a photo, mask or latent there; returns the sha256 that jobs name it by."""
+        return str(self.json("POST", "/v1/uploads", content=data)["sha256"])
 
     def get(self, job_id: str) -> Job:
         return self.json("GET", f"/v1/jobs/{job_id}")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cli import bench, edits, models, quality
+from cli import bench, edits, models, quality, submit
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
 
@@ -23,6 +23,7 @@ app.add_typer(bench.app, name="bench")
 app.command("eval")(quality.evaluate)
 app.command("edit")(edits.edit)
 app.command("invert")(edits.invert)
+app.command("submit")(submit.submit)
 console = Console(stderr=True)
 MAX_SEEDS = 4096
 

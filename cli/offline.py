@@ -26,6 +26,7 @@ from jobs.errors import JobError, JobNotFound, UploadNotFound
 from jobs.models import Job, Upload
 from jobs.repository import StoredObject
 from jobs.submission import check_submission
+from jobs.uploads import row_of
 from worker.edit import choose_device, model_points, open_generator, steps
 from worker.recording import Product, Recording, Timings
 from worker.source import Beginning, Materials, Photo, begin, inversion, invert
@@ -69,15 +70,13 @@ class OfflineInputs:
         self.kept: dict[str, Decoded] = {}
 
     def add(self, decoded: Decoded) -> str:
-        sha256 = hashlib.sha256(decoded.data).hexdigest()
-        self.kept[sha256] = decoded
-        return sha256
+        self.kept[decoded.sha256] = decoded
+        return decoded.sha256
 
     def upload(self, sha256: str) -> Upload:
         if sha256 not in self.kept:
             raise UploadNotFound(f"there is no upload {sha256}")
-        kept = self.kept[sha256]
-        return Upload(sha256=sha256, kind=kept.kind, width=kept.width, height=kept.height, size_bytes=len(kept.data))
+        return Upload(**row_of("offline", self.kept[sha256]))
 
     def content(self, sha256: str) -> bytes:
         self.upload(sha256)

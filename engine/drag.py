@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.errors import DragDiverged, InvalidEdit
 from engine.features import disc, sample, sample_pixels
 from engine.generator import Generator, modulate
+from engine.latent import choose_region
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 REFERENCE_RESOLUTION = 512  # radii are given at this image size
@@ -36,7 +37,7 @@ class DragOptions:
     mask_weight: float = 20.0  # lambda
     motion_radius: float = 3.0  # r1, pixels at 512
     tracking_radius: float = 12.0  # r2, pixels at 512
-    latent_space: Literal["w", "w+"] = "w+"
+    latent_space: str = "w+"  # w+: each row by itself; w: all alike; pca:K: alike, along the K principal directions of w
     trainable_layers: int = 6  # the first rows of w+; the others keep their values
     feature_resolution: int | None = None  # block to watch; None: 128, or the largest of at most half the image
     stop_distance: float = 1.0  # d, pixels of the image at any resolution
@@ -118,7 +119,8 @@ class DragRun:
         self.handles, self.targets = handles.to(like), targets.to(like)
         self.origins = self.handles  # where the handles were at the start
         self.start = w.to(like).detach()
-        self.variable = self.start[:, : 1 if options.latent_space == "w" else options.trainable_layers].clone().requires_grad_()
+        self.region = choose_region(generator, self.start[:, : options.trainable_layers], options.latent_space)
+        self.variable = self.region.origin.clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.variable], lr=options.learning_rate)
         layers = self.synthesis.layers(until=self.feature_resolution, rgb=False)
         self.moving_layers = [layer for layer in layers if layer.row < options.trainable_layers]
@@ -133,7 +135,7 @@ class DragRun:
     def latent(self) -> Tensor:
         """w+ as it is now, [1, L, D]."""
         rows = self.options.trainable_layers
-        return torch.cat([self.variable.expand(-1, rows, -1), self.start[:, rows:]], dim=1)
+        return torch.cat([self.region.rows(self.variable), self.start[:, rows:]], dim=1)
 
     def features(self) -> list[Tensor]:
         """What is watched: the feature block's output [1, C, f, f], then those of the coarser blocks.
@@ -218,7 +220,8 @@ class DragRun:
     def latent_loss(self) -> Tensor:
         if self.options.latent_weight == 0:
             return self.start.new_zeros([])
-        change = self.variable - self.start[:, : self.variable.shape[1]]
+        rows = self.options.trainable_layers
+        change = self.region.rows(self.variable) - self.start[:, :rows]
         return change.abs().mean() * self.options.latent_weight
 
 

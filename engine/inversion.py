@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import InvalidEdit, InversionDiverged
 from engine.generator import Generator
+from engine.latent import latent_statistics
 from engine.perceptual import Similarity, pixel_loss
 
-W_SAMPLES = 10_000
-W_SEED = 123
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the projection in which its learning rate rises and falls
 NOISE_LENGTH = 0.75  # share of the projection in which w is shaken
 LOCALITY_EVERY = 4  # steps; each costs two more pictures
@@ -72,8 +70,7 @@ class Inversion:
         self.target = target.to(generator.mapping.w_avg)
         self.options = options
         self.perceptual = perceptual
-        spread = w_spread(generator)
-        self.exploration = 0.0 if start is not None else spread * options.exploration
+        self.exploration = 0.0 if start is not None else latent_statistics(generator).spread * options.exploration
         w = generator.mapping.w_avg[None] if start is None else start.to(generator.mapping.w_avg)
         self.w = generator.broadcast(w)  # [1, L, D]
         self.random = torch.Generator().manual_seed(0)
@@ -166,16 +163,6 @@ class Inversion:
         self.generator = copy.deepcopy(self.generator)
         noises = [buffer for name, buffer in self.generator.named_buffers() if name.endswith("noise_const")]
         return [noise.requires_grad_() for noise in noises]
-
-
-def w_spread(generator: Generator) -> float:
-    """Standard deviation of w around its mean, over 10,000 samples."""
-    config = generator.config
-    z = torch.from_numpy(np.random.RandomState(W_SEED).randn(W_SAMPLES, config.z_dim)).to(generator.mapping.w_avg)
-    with torch.no_grad():
-        label = generator.label(0 if config.c_dim else None)
-        w = generator.mapping(z, None if label is None else label.expand(W_SAMPLES, -1))
-        return float((w - w.mean(dim=0)).square().sum(dim=1).mean().div(config.w_dim).sqrt())
 
 
 def projection_rate(done: float) -> float:

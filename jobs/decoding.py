@@ -4,6 +4,7 @@
 its standard output; or exit status 2 and a sentence.
 """
 
+import hashlib
 import io
 import json
 import resource
@@ -42,6 +43,11 @@ class Decoded:
     width: int  # pixels; of a latent the numbers in a row
     height: int  # pixels; of a latent its rows
     data: bytes  # PNG without metadata, or safetensors with w [1, L, D]
+
+    @property
+    def sha256(self) -> str:
+        """The name of this upload."""
+        return hashlib.sha256(self.data).hexdigest()
 
     @property
     def media_type(self) -> str:

@@ -135,7 +135,7 @@ class Drag(Strict):
     mask_weight: float | None = Field(default=None, ge=0, le=10_000)
     motion_radius: float | None = Field(default=None, ge=1, le=32)
     tracking_radius: float | None = Field(default=None, ge=1, le=64)
-    latent_space: Literal["w", "w+"] | None = None
+    latent_space: Annotated[str, Field(pattern=r"^(w|w\+|pca:[1-9]\d{0,3})$")] | None = None
     trainable_layers: int | None = Field(default=None, ge=1, le=18)
     feature_resolution: int | None = Field(default=None, ge=4, le=1024)
     stop_distance: float | None = Field(default=None, ge=0.1, le=64)

@@ -162,6 +162,10 @@ def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
         problems.append(Problem(field="source.class", message=f"{model.name} has no classes"))
     if spec.inversion is not None and spec.inversion.perceptual == "discriminator" and model.discriminator is None:
         problems.append(Problem(field="inversion.perceptual", message=f"{model.name} was imported without a discriminator"))
+    space = spec.drag.latent_space or ""
+    if space.startswith("pca:") and int(space[4:]) > (model.w_dim or int(space[4:])):
+        message = f"pca:K takes K from 1 to {model.w_dim} for {model.name}, got {space}"
+        problems.append(Problem(field="drag.latent_space", message=message))
     rows, block = spec.drag.trainable_layers, spec.drag.feature_resolution
     if rows is not None and rows > model.num_ws:
         problems.append(

@@ -1,6 +1,6 @@
 """What tenants have uploaded: rows in Postgres, bytes in the store under their own hash."""
 
-import hashlib
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -20,12 +20,10 @@ class UploadRepository:
 
     def add(self, tenant: str, decoded: Decoded, storage: Storage) -> Upload:
         """Store bytes and row; the same content again is the same upload."""
-        sha256 = hashlib.sha256(decoded.data).hexdigest()
-        storage.put(upload_key(tenant, sha256), decoded.data, decoded.media_type)
-        described = {"kind": decoded.kind, "width": decoded.width, "height": decoded.height, "size_bytes": len(decoded.data)}
-        row = insert(Upload).values(tenant=tenant, sha256=sha256, **described).on_conflict_do_nothing()
-        self.session.execute(row)
-        return self.get(tenant, sha256)
+        storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
+        row = row_of(tenant, decoded)
+        self.session.execute(insert(Upload).values(**row).on_conflict_do_nothing())
+        return self.get(tenant, decoded.sha256)
 
     def get(self, tenant: str, sha256: str) -> Upload:
         """Raises UploadNotFound, also for other tenants' uploads."""
@@ -33,3 +31,9 @@ class UploadRepository:
         if upload is None:
             raise UploadNotFound(f"there is no upload {sha256}")
         return upload
+
+
+def row_of(tenant: str, decoded: Decoded) -> dict[str, Any]:
+    """The columns of an upload's row."""
+    described = {"kind": decoded.kind, "width": decoded.width, "height": decoded.height, "size_bytes": len(decoded.data)}
+    return {"tenant": tenant, "sha256": decoded.sha256} | described

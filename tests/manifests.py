@@ -9,7 +9,7 @@ from jobs.checkpoints import Manifest, ModelEntry
 from tests.generators import slow_generator, tiny_generator
 
 TINY = ModelEntry(
-    name="tiny", file="tiny.safetensors", sha256="0" * 64, resolution=32, num_ws=8, licence="CC0-1.0", layout="test"
+    name="tiny", file="tiny.safetensors", sha256="0" * 64, resolution=32, num_ws=8, w_dim=16, licence="CC0-1.0", layout="test"
 )
 
 

@@ -31,11 +31,12 @@ def submit(
     unit: UnitDep, response: Response,
 ) -> JobView:  # fmt: skip
     """Accept an edit and return at once; poll the job for its outcome."""
-    document = posted.document
-    if posted.image is not None:
-        photo = unit.uploads.add(tenant, decode(posted.image, "image"), storage)
-        document = with_upload(document, photo.sha256)
-    submission = check_submission(document, manifest, posted.movable_png, TenantInputs(tenant, unit, storage))
+    photo = None if posted.image is None else decode(posted.image, "image")
+    document = posted.document if photo is None else with_upload(posted.document, photo.sha256)
+    inputs = TenantInputs(tenant, unit, storage, photo)
+    submission = check_submission(document, manifest, posted.movable_png, inputs)
+    if photo is not None:
+        unit.uploads.add(tenant, photo, storage)
     job = unit.jobs.add(uuid4(), tenant, store_mask(submission, tenant, unit, storage), submission.parent)
     unit.wake += 1
     response.headers["Location"] = f"/v1/jobs/{job.id}"

@@ -8,6 +8,7 @@ import torch
 from engine.drag import DragOptions, DragRun, drag, fixed_weight, to_points, track
 from engine.errors import DragDiverged, InvalidEdit
 from engine.generator import modulate
+from engine.latent import latent_statistics
 from tests.engine.plain import plain_drag, plain_features
 from tests.generators import reference_generator, some_w, tiny_generator
 
@@ -170,3 +171,26 @@ def test_arguments_that_do_not_fit_are_refused(change, message):
     arguments = {"w": some_w(generator), "handles": to_points([[5, 5]]), "targets": to_points([[9, 9]])} | change
     with pytest.raises(InvalidEdit, match=message):
         next(drag(generator, **arguments))
+
+
+def test_principal_directions_keep_w_where_it_varies_most(exact):
+    w = some_w(exact)
+    step = after(drag(exact, w, to_points(HANDLES), to_points(TARGETS), options=DragOptions(latent_space="pca:3")), 5)
+    change = (step.w - w)[0, :6]
+    torch.testing.assert_close(change, change[:1].expand(6, -1))
+    directions = latent_statistics(exact).directions
+    along = directions @ change[0]
+    assert along[:3].abs().min() > 1e-4
+    assert along[3:].abs().max() < 1e-12
+
+
+def test_in_w_rows_keep_the_differences_they_began_with(exact):
+    w = some_w(exact) + torch.arange(10)[None, :, None] / 10
+    first = next(drag(exact, w, to_points(HANDLES), to_points(TARGETS), options=DragOptions(latent_space="w")))
+    torch.testing.assert_close(first.w, w)
+
+
+@pytest.mark.parametrize("latent_space", ["z", "pca:0", "pca:65", "pca:"])
+def test_an_unknown_latent_space_is_refused(exact, latent_space):
+    with pytest.raises(InvalidEdit, match=r"w, w\+ or pca:K with K from 1 to 64"):
+        next(drag(exact, some_w(exact), to_points(HANDLES), to_points(TARGETS), options=DragOptions(latent_space=latent_space)))

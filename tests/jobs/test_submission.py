@@ -76,6 +76,8 @@ def test_no_points_is_a_picture_to_render():
         ({"drag": {"speed": 3}}, "drag.speed", "not permitted"),
         ({"drag": {"max_iterations": 0}}, "drag.max_iterations", "greater than or equal to 1"),
         ({"drag": {"trainable_layers": 9}}, "drag.trainable_layers", "1 to 8"),
+        ({"drag": {"latent_space": "z"}}, "drag.latent_space", "pattern"),
+        ({"drag": {"latent_space": "pca:17"}}, "drag.latent_space", "K from 1 to 16 for tiny"),
         ({"drag": {"feature_resolution": 48}}, "drag.feature_resolution", "[4, 8, 16, 32]"),
         ({"movable": {"shapes": []}}, "movable.shapes", "at least 1"),
         ({"movable": {"shapes": [{"circle": [-9, -9, 2]}]}}, "movable", "at least one pixel"),

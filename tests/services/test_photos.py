@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
+from jobs.decoding import read
+from jobs.errors import ObjectMissing
+from jobs.models import Upload
+from jobs.storage import upload_key
 from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT
 from worker.run import Runner
@@ -18,10 +22,10 @@ QUICK = {"steps": 4, "tuning_steps": 3}
 DRAG = {"points": [{"handle": [30, 30], "target": [50, 36]}], "drag": {"max_iterations": 4, "stop_distance": 0.1}}
 
 
-def photo(width=96, height=80, kind="PNG"):
+def photo(width=96, height=80, kind="PNG", seed=2):
     """A JPEG or PNG of something that the tiny generator can draw, roughly."""
     generator = tiny_generator()
-    face = Image.fromarray(generator.render(generator.map(seed=2, truncation_psi=0.7)))
+    face = Image.fromarray(generator.render(generator.map(seed=seed, truncation_psi=0.7)))
     out = io.BytesIO()
     face.resize((width, height), Image.Resampling.BICUBIC).save(out, format=kind)
     return out.getvalue()
@@ -161,6 +165,14 @@ def test_bad_photos_latents_and_crops_are_refused_with_their_field(client):
     assert refused(client, good, image=b"hello") == (422, "invalid_job", ["image"])
     outside = {"points": [{"handle": [1, 40], "target": [50, 40]}]}
     assert refused(client, good | outside, image=photo()) == (422, "invalid_job", ["points[0].handle"])
+
+
+def test_a_refused_job_leaves_no_photo_behind(client, sessions, storage):
+    assert refused(client, {"model": "tiny", "points": [{"handle": [-1, 0], "target": [5, 5]}]}, image=photo(seed=77))[0] == 422
+    with sessions() as session:
+        assert session.query(Upload).count() == 0
+    with pytest.raises(ObjectMissing):
+        storage.get(upload_key("default", read(photo(seed=77)).sha256))
 
 
 def test_an_inversion_that_diverges_has_its_own_code(client, runner, storage, monkeypatch):

@@ -22,8 +22,8 @@ demo: install  ## Run two real edits through the whole service, pictures in demo
 test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
 	$(BIN)/python -m pytest
 
-unit: install  ## Run the tests that need no server
-	$(BIN)/python -m pytest --ignore tests/services
+unit: install  ## Run the quick tests: no server, no trained model
+	$(BIN)/python -m pytest --ignore tests/services --ignore tests/test_demo_checkpoint.py
 
 fuzz: install  ## Read 2,000 mutated checkpoints
 	DRAGQUEUE_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine/test_fuzz.py

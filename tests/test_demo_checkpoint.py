@@ -1,5 +1,7 @@
 """The checkpoint that we ship: it draws what its recipe says, and it can be dragged."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from benchmarks.quality.rulers import LandmarkRuler
 from benchmarks.quality.studies import LOST_PX
 from benchmarks.train_demo import evaluate
 from cli.demo import EDITS
-from cli.offline import OfflineEdit
+from cli.offline import Given, OfflineEdit
 from engine.drag import drag, to_points
 from jobs.checkpoints import Manifest
 from jobs.settings import REPOSITORY
@@ -57,7 +59,7 @@ def test_truncated_samples_are_the_faces_of_truncated_factors(generator):
 
 def test_the_demos_edits_reach_their_targets_and_leave_alone_what_is_masked(tmp_path):
     for name, document in EDITS.items():
-        edit = OfflineEdit(document | {"output": {"frames_every": 0}}, None, REPOSITORY / "checkpoints")
+        edit = OfflineEdit(document | {"output": {"frames_every": 0}}, Given(), REPOSITORY / "checkpoints")
         result = edit.run(tmp_path, lambda step: None)
         assert (name, result.stop_reason, result.distance_px <= 1) == (name, "reached", True)
     before, after = (np.asarray(Image.open(tmp_path / f"{part}.png")).astype(float)[~edit.mask] for part in ("source", "result"))
@@ -74,3 +76,37 @@ def test_the_nose_can_be_dragged_sideways(generator, ruler, model, seed):
     *_, result = drag(generator, w, handle, target, options=service_options(model, 1, max_iterations=100))
     assert result.stop_reason == "reached"
     assert np.linalg.norm(ruler.landmarks(result.w)[nose] - target.numpy()) < LOST_PX  # by the detector
+
+
+def inverted(image, crop, out, **edit):
+    """Artifacts of an inversion, perhaps with a drag, with the options that a job would have."""
+    document = {"model": "demo-faces", "source": {} if crop is None else {"crop": {"box": crop}}, "output": {"frames_every": 0}}
+    OfflineEdit(document | edit, Given(image=image), REPOSITORY / "checkpoints").run(out, lambda step: None)
+    return {path.stem: np.asarray(Image.open(path)).astype(float) for path in out.glob("*.png")}
+
+
+def test_a_held_out_drawing_is_found_and_fitted(tmp_path):
+    z = torch.randn(1, 64, generator=torch.Generator().manual_seed(99))
+    picture = (render(factors_of(z, psi=0.7), 128).images[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    Image.fromarray(picture.round().clip(0, 255).astype(np.uint8)).save(tmp_path / "drawing.png")
+    pictures = inverted(tmp_path / "drawing.png", None, tmp_path / "out", inversion={"steps": 50, "tuning_steps": 30})
+    assert psnr_db(pictures["inverted"], pictures["source"]) > 32
+
+
+def test_a_photograph_is_fitted_dragged_and_left_alone_outside_the_mask(tmp_path):
+    astronaut = REPOSITORY.parent / "shared" / "photos" / "astronaut.png"
+    if not astronaut.exists():
+        pytest.skip(f"{astronaut} is not there: photographs of others are not part of this project")
+    edit = {"points": [{"handle": [229, 113], "target": [221, 113]}], "movable": {"shapes": [{"circle": [227, 106, 50]}]}}
+    pictures = inverted(astronaut, [150, 20, 310, 180], tmp_path, **edit)
+    found = psnr_db(pictures["inverted"], pictures["source"])
+    story = json.loads((tmp_path / "trajectory.json").read_text())
+    y, x = np.mgrid[:128, :128]
+    fixed = np.hypot(x - (227 - 150) / 1.25, y - (106 - 20) / 1.25) > 50 / 1.25 + 1
+    outside = [psnr_db(pictures[name][fixed], pictures["source"][fixed]) for name in ("inverted", "result")]
+    assert (found > 25, story["stop_reason"]) == (True, "reached")
+    assert outside[1] > outside[0] - 1.5
+
+
+def psnr_db(one, other):
+    return 10 * np.log10(255**2 / np.square(one - other).mean())

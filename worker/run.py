@@ -70,6 +70,7 @@ class Runner:
     def from_settings(cls, settings: Settings) -> Self:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds: not under a lease
         return cls(settings, make_sessions(settings.database_url), Storage.from_settings(settings), Queue(settings.redis_url))
 
     def run_next(self) -> None:
@@ -204,6 +205,7 @@ class Runner:
         if self.warm is None or (self.warm.name, self.warm.sha256) != (model.name, model.sha256):
             self.warm = None  # two models at once may be too many
             generator = open_generator(manifest, model, self.device)
+            generator.render(generator.broadcast(generator.mapping.w_avg[None]))  # a process's first takes a second or two
             self.warm = Warm(name=model.name, sha256=model.sha256, generator=generator)
         return self.warm.generator
 

@@ -186,6 +186,11 @@ class JobRepository:
         ):
             raise lease_lost(job_id, attempt)
 
+    def hand_back(self, job_id: UUID, attempt: int) -> None:
+        """Put a job back into the queue whose worker ends; no failure of the job's. Raises LeaseLost."""
+        if self.count(self.move(JobState.QUEUED, *mine(job_id, attempt))) == 0:
+            raise lease_lost(job_id, attempt)
+
     def request_cancel(self, tenant: str, job_id: UUID) -> Job:
         """Cancel at once what waits; ask the worker to stop what runs; leave alone what has ended.
 

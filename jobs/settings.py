@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     sweep_s: float = Field(default=10.0, gt=0)  # between two looks of the reconciler
     progress_interval_s: float = Field(default=0.5, ge=0)  # between two progress writes
     load_limit_s: float = Field(default=300.0, gt=0)  # a silent phase longer than this loses the lease
+    drain_grace_s: float = Field(default=5.0, ge=0)  # for the job at hand, once a worker is asked to end
     max_attempts: int = Field(default=3, ge=1)  # failures a job may have
 
     @field_validator("database_url")

@@ -9,10 +9,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_shutting_down
 
 from jobs.queue import CONNECTION_OPTIONS, QUEUE, RUN_NEXT
 from jobs.settings import Settings
+from worker.drain import Drain
 
 if TYPE_CHECKING:
     from worker.run import Runner
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 TIME_LIMIT_S = 90_000  # a backstop behind run_timeout_s, which may be a day
 PR_SET_PDEATHSIG = 1
 OPTIONS = ["--pool=prefork", "--concurrency=1", f"--queues={QUEUE}", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
+
+
+DRAIN = Drain()
 
 
 def create_app(settings: Settings) -> Celery:
@@ -44,8 +48,12 @@ def create_app(settings: Settings) -> Celery:
 
 
 def main(settings: Settings, name: str) -> None:
-    """Serve until SIGTERM, then finish the job at hand. The name tells the workers of one machine apart."""
+    """Serve until SIGTERM; the job at hand is then finished within the grace time, or handed back to the queue.
+
+    The name tells the workers of one machine apart.
+    """
     worker_process_init.connect(die_with_parent, weak=False)
+    worker_shutting_down.connect(drain, weak=False)
     create_app(settings).worker_main(["worker", *OPTIONS, f"--hostname={name}@%h"])
 
 
@@ -54,9 +62,14 @@ def runner(settings: Settings) -> "Runner":
     """The child's one runner, with clients of its own: none of them survives a fork."""
     from worker.run import Runner
 
-    return Runner.from_settings(settings)
+    signal.signal(signal.SIGTERM, drain)  # one to the whole process group must not kill us mid-job; Celery's own exits
+    return Runner.from_settings(settings, DRAIN)
 
 
 def die_with_parent(**_: Any) -> None:
     """A child whose parent was killed must not go on unseen."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def drain(*_: Any, **__: Any) -> None:
+    DRAIN.ask()

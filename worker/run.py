@@ -30,6 +30,7 @@ from jobs.settings import Settings
 from jobs.spec import Crop, JobSpec
 from jobs.states import JobState
 from jobs.storage import Storage, upload_key
+from worker.drain import Drain
 from worker.edit import choose_device, open_generator, steps
 from worker.errors import CODES, TimedOut
 from worker.lease import Lease, Pace
@@ -44,6 +45,10 @@ class Canceled(Exception):
     """A client wants the job gone."""
 
 
+class Drained(Exception):
+    """The worker has to end before the job can."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Warm:
     """The model in memory."""
@@ -56,8 +61,11 @@ class Warm:
 class Runner:
     """Runs one job after another in one process."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, storage: Storage, queue: Queue) -> None:
+    def __init__(
+        self, settings: Settings, sessions: Sessions, storage: Storage, queue: Queue, drain: Drain | None = None
+    ) -> None:
         self.settings = settings
+        self.draining = drain or Drain()
         self.sessions = sessions
         self.storage = storage
         self.queue = queue
@@ -67,14 +75,18 @@ class Runner:
         self.warm: Warm | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings, drain: Drain) -> Self:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds: not under a lease
-        return cls(settings, make_sessions(settings.database_url), Storage.from_settings(settings), Queue(settings.redis_url))
+        sessions, storage = make_sessions(settings.database_url), Storage.from_settings(settings)
+        return cls(settings, sessions, storage, Queue(settings.redis_url), drain)
 
     def run_next(self) -> None:
         """Run the job whose turn it is, if there is one."""
+        if self.draining.asked:
+            self.queue.wake()  # the message was for somebody who stays
+            return
         job = self.claim() or (self.claim() if self.waiting() else None)  # another claim may just have hidden it
         if job is None:
             return
@@ -107,6 +119,9 @@ class Runner:
             outcome = self.outcome(job)
         except (LeaseLost, StorageUnavailable, OperationalError):
             raise
+        except Drained:
+            self.hand_back(job)
+            return
         except Exception as error:
             logger.exception("job %s attempt %d broke down", job.id, job.attempt)
             with self.sessions.begin() as session:
@@ -116,6 +131,13 @@ class Runner:
         with self.sessions.begin() as session:
             JobRepository(session).finish(job.id, job.attempt, outcome)
         logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
+
+    def hand_back(self, job: Job) -> None:
+        """Give the job to another worker at once. Raises LeaseLost."""
+        with self.sessions.begin() as session:
+            JobRepository(session).hand_back(job.id, job.attempt)
+        self.queue.wake()
+        logger.info("job %s attempt %d handed back: the worker ends", job.id, job.attempt)
 
     def outcome(self, job: Job) -> Outcome:
         """Run the job; its known ways to end are outcomes, all others errors."""
@@ -234,10 +256,16 @@ class Runner:
         raise AssertionError("a drag ends with its result")
 
     def look(self, attempt: "Attempt", progress: dict[str, Any]) -> Wishes:
-        """Between two steps: say how far the attempt is, learn what clients want. Raises Canceled, TimedOut, LeaseLost."""
+        """Between two steps: say how far the attempt is, learn what clients want.
+
+        Raises:
+            Canceled, TimedOut, Drained, LeaseLost: there is no next step.
+        """
         wishes = attempt.lease.progress(progress)
         if wishes.cancel:
             raise Canceled
+        if self.draining.overdue(self.settings.drain_grace_s):
+            raise Drained
         limit_s = attempt.spec.run_timeout_s
         if time.monotonic() - attempt.began > limit_s:
             raise TimedOut(f"the job ran longer than its run_timeout_s of {limit_s:g} s")

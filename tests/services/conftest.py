@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from jobs.storage import Storage
 from tests.manifests import write_tiny_checkpoints
 
-QUICK = {"LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1"}
+QUICK = {"LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1", "DRAIN_GRACE_S": "0.3"}
 
 
 @pytest.fixture(scope="session")

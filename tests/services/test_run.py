@@ -11,6 +11,7 @@ from jobs.models import Job
 from jobs.repository import JobRepository
 from jobs.spec import Movable
 from tests.services.jobs import DOCUMENT, add_job, read_job
+from worker.drain import Drain
 from worker.lease import Lease, Pace
 from worker.run import Runner
 
@@ -69,6 +70,23 @@ def test_a_wish_to_cancel_is_heard_in_the_silent_phases(runner, sessions, points
     wish_to_cancel(sessions)
     runner.run(job)
     assert ended(sessions, job_id) == ("canceled", None)
+
+
+def test_a_worker_that_ends_claims_nothing_and_passes_the_message_on(settings, sessions, storage, queue):
+    job_id, drain = add_job(sessions), Drain()
+    drain.ask()
+    Runner(settings, sessions, storage, queue, drain).run_next()
+    assert (read_job(sessions, job_id).state, queue.length()) == ("queued", 1)
+
+
+def test_a_job_handed_back_has_not_failed(settings, sessions, storage, queue):
+    job_id, drain = add_job(sessions), Drain()
+    runner = Runner(settings.model_copy(update={"drain_grace_s": 0.0}), sessions, storage, queue, drain)
+    job = runner.claim()
+    drain.ask()
+    runner.run(job)
+    waiting = read_job(sessions, job_id)
+    assert (waiting.state, waiting.attempt, waiting.failures, queue.length()) == ("queued", 1, 0, 1)
 
 
 def test_a_posted_mask_that_is_gone_fails_the_job(runner, sessions):

@@ -116,6 +116,23 @@ def test_a_worker_killed_mid_drag_leaves_its_job_to_another(client, stack, clean
     assert download(client, job, "result.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_worker_that_is_asked_to_end_hands_its_job_back(client, stack, cleanup, whole_group):
+    first = start_worker(stack, cleanup, 1)
+    job = client.post("/v1/jobs", json=SLOW).json()
+    dragging(client, job)
+    if whole_group:
+        os.killpg(first.process.pid, signal.SIGTERM)
+    else:
+        first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(LIMIT_S) == 0
+    waiting = client.get(f"/v1/jobs/{job['id']}").json()
+    assert (waiting["state"], waiting["attempt"]) == ("queued", 1)
+    start_worker(stack, cleanup, 2)
+    done = ended(client, job)
+    assert (done["state"], done["attempt"]) == ("succeeded", 2)
+
+
 def alive(pid):
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()

@@ -19,6 +19,7 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.ModelNotFound: 404,
     errors.UploadNotFound: 404,
     errors.ParentUnusable: 409,
+    errors.DecoderBusy: 503,
     errors.StorageUnavailable: 503,
 }
 RETRY_AFTER = {"Retry-After": "5"}

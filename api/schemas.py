@@ -102,7 +102,7 @@ class UploadView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     sha256: str  # of what is kept, not of what was sent
-    kind: Literal["image", "latent"]
+    kind: Literal["image", "mask", "latent"]
     width: int  # pixels; of a latent the numbers in a row
     height: int  # pixels; of a latent its rows
     size_bytes: int

@@ -5,7 +5,7 @@ from pathlib import Path
 
 NAMES = (
     "result.png", "source.png", "overlay.png", "animation.mp4", "animation.webp", "animation.gif", "latent.safetensors",
-    "trajectory.json", "manifest.json",
+    "trajectory.json", "manifest.json", "inverted.png", "photo.png", "generator.safetensors",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from engine.errors import EngineError
 from engine.generator import Generator, NoiseMode, to_pixels
 from engine.inversion import InversionStep
 from jobs.checkpoints import Manifest, ModelEntry
-from jobs.decoding import Decoded, decode
+from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import JobError, JobNotFound, UploadNotFound
 from jobs.models import Job, Upload
 from jobs.repository import StoredObject
@@ -111,7 +111,9 @@ class OfflineEdit:
             for name, path in (("upload", given.image), ("latent", given.latent)):
                 if path is not None:
                     document["source"][name] = self.inputs.add(decode(path.read_bytes(), path.name))
-            mask = None if given.movable is None else given.movable.read_bytes()
+            mask = None if given.movable is None else decode_mask(given.movable.read_bytes(), given.movable.name)
+            if mask is not None:
+                self.inputs.add(mask)
             submission = check_submission(document, self.manifest, mask, self.inputs)
         except JobError as error:
             raise CommandError(str(error)) from error

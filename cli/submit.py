@@ -58,4 +58,6 @@ def read_latent(path: Path) -> bytes:
         found = next((found[name] for name in LATENT_NAMES if name in found), None)
     if not isinstance(found, torch.Tensor):
         raise CommandError(f"{path} must hold a tensor, or one under a name of: {', '.join(LATENT_NAMES)}")
+    if not found.is_floating_point() or found.layout is not torch.strided:
+        raise CommandError(f"{path}: w must be dense floating-point numbers, is {found.dtype}, {found.layout}")
     return save({"w": found.float().contiguous()})

@@ -95,16 +95,21 @@ class Inversion:
                 done = iteration / options.steps
                 optimizer.param_groups[0]["lr"] = options.learning_rate * projection_rate(done)
                 shaken = variable + self.shake(variable, done)
+                candidate = variable.detach().expand(-1, self.w.shape[1], -1).clone()
                 loss, psnr_db = self.reconstruction(shaken.expand(-1, self.w.shape[1], -1))
                 if noises:
                     loss = loss + options.noise_weight * torch.stack([autocorrelation(noise) for noise in noises]).sum()
-                yield InversionStep(phase="projection", iteration=iteration, w=self.w, loss=finite(loss), psnr_db=psnr_db)
+                value = finite(loss)
+                self.w = candidate
+                yield InversionStep(phase="projection", iteration=iteration, w=self.w, loss=value, psnr_db=psnr_db)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss, inputs=[variable, *noises])
                 optimizer.step()
                 for noise in noises:
                     renormalize(noise)
-                self.w = variable.detach().expand(-1, self.w.shape[1], -1).clone()
+            candidate = variable.detach().expand(-1, self.w.shape[1], -1).clone()
+            self.check(candidate)
+            self.w = candidate
         finally:
             for noise in noises:
                 noise.requires_grad_(False)
@@ -131,8 +136,14 @@ class Inversion:
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
+            self.check(self.w)
         finally:
             self.generator.requires_grad_(False)
+
+    @torch.no_grad()
+    def check(self, ws: Tensor) -> None:
+        """Raises InversionDiverged when the last step led to a picture that is none."""
+        finite(self.reconstruction(ws)[0])
 
     def reconstruction(self, ws: Tensor) -> tuple[Tensor, float]:
         """The loss of w+ [1, L, D], and the PSNR of its picture in dB."""

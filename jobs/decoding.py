@@ -1,34 +1,37 @@
 """Reads what clients upload, in a child process with limits of its own: no decoder runs beside the API's memory.
 
-`python -m jobs.decoding` is that child: bytes on its standard input, what they were as JSON and the re-encoded bytes on
-its standard output; or exit status 2 and a sentence.
+`python -m jobs.decoding picture|mask` is that child: bytes on its standard input, what they were as JSON and the re-encoded
+bytes on its standard output; or exit status 2 and a sentence.
 """
 
 import hashlib
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as save_safetensors
 
-from jobs.errors import InvalidJob, Problem
+from jobs.errors import DecoderBusy, InvalidJob, Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 30 * 10**6
 MAX_PIXELS = 50 * 10**6
+NUMBERS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 MAX_LATENT_NUMBERS = 2**20
 MEMORY_BYTES = 2 * 2**30  # of the child: 50 megapixels a few times over
 CPU_S = 30
 REFUSED = 2
+CHILDREN = threading.BoundedSemaphore(os.cpu_count() or 1)  # at once, of one API process
 
 
 class Refused(Exception):
@@ -39,10 +42,10 @@ class Refused(Exception):
 class Decoded:
     """An upload, checked and re-encoded: equal pictures give equal bytes."""
 
-    kind: Literal["image", "latent"]
+    kind: Literal["image", "mask", "latent"]
     width: int  # pixels; of a latent the numbers in a row
     height: int  # pixels; of a latent its rows
-    data: bytes  # PNG without metadata, or safetensors with w [1, L, D]
+    data: bytes  # PNG without metadata, of a mask with one bit a pixel; or safetensors with w [1, L, D]
 
     @property
     def sha256(self) -> str:
@@ -51,24 +54,43 @@ class Decoded:
 
     @property
     def media_type(self) -> str:
-        return "image/png" if self.kind == "image" else "application/octet-stream"
+        return "application/octet-stream" if self.kind == "latent" else "image/png"
 
 
 def decode(data: bytes, field: str) -> Decoded:
-    """Raises InvalidJob, naming the field."""
+    """A photo or a latent. Raises InvalidJob, naming the field; DecoderBusy."""
+    return run_child("picture", data, field)
+
+
+def decode_mask(data: bytes, field: str) -> Decoded:
+    """A movable mask: a PNG, set where any channel but alpha is not zero. Raises InvalidJob, naming the field; DecoderBusy."""
+    return run_child("mask", data, field)
+
+
+def run_child(what: str, data: bytes, field: str) -> Decoded:
     if len(data) > MAX_BYTES:
         raise refusal(field, f"may have {MAX_BYTES / 1e6:g} MB, has {len(data) / 1e6:.1f} MB")
-    command = [sys.executable, "-m", "jobs.decoding"]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "jobs.decoding", what]
+    if not CHILDREN.acquire(timeout=CPU_S):
+        raise DecoderBusy(f"more pictures are being read than this server can: no turn within {CPU_S} s")
     try:
-        child = subprocess.run(command, input=data, capture_output=True, timeout=2 * CPU_S, check=False)
+        child = subprocess.run(command, input=data, capture_output=True, timeout=2 * CPU_S, check=False, env=environment())
     except subprocess.TimeoutExpired:
         raise refusal(field, f"takes longer than {2 * CPU_S} s to read") from None
+    finally:
+        CHILDREN.release()
     if child.returncode == REFUSED:
-        raise refusal(field, child.stderr.decode().strip())
+        raise refusal(field, child.stderr.decode().splitlines()[-1])
     if child.returncode != 0:
         raise refusal(field, "cannot be read within the limits of memory and time")
     head, _, body = child.stdout.partition(b"\n")
     return Decoded(**json.loads(head), data=body)
+
+
+def environment() -> dict[str, str]:
+    """The child's: no secrets, and one thread, since each reserves memory that counts against the limit."""
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def refusal(field: str, message: str) -> InvalidJob:
@@ -82,25 +104,45 @@ def read(data: bytes) -> Decoded:
         return latent(reader(data))
     if data[8:10] == b'{"':
         return latent(read_safetensors(data))
-    picture = read_picture(data)
+    return as_png("image", read_picture(data))
+
+
+def read_mask(data: bytes) -> Decoded:
+    """What the child does with a mask. Raises Refused."""
+    picture = open_picture(data, ("PNG",))
+    colors = picture if picture.mode.startswith("I") else picture.convert("RGB")
+    moving = np.asarray(colors).reshape(picture.height, picture.width, -1).any(axis=2)
+    return as_png("mask", Image.fromarray(moving))
+
+
+def as_png(kind: Literal["image", "mask"], picture: Image.Image) -> Decoded:
     out = io.BytesIO()
     picture.save(out, format="PNG", compress_level=3)
-    return Decoded(kind="image", width=picture.width, height=picture.height, data=out.getvalue())
+    return Decoded(kind=kind, width=picture.width, height=picture.height, data=out.getvalue())
 
 
 def read_picture(data: bytes) -> Image.Image:
     """Upright, in sRGB, without alpha (white shows where it was clear)."""
+    picture = open_picture(data, FORMATS)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return flattened(in_srgb(ImageOps.exif_transpose(picture)))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Refused("has metadata that cannot be read") from error
+
+
+def open_picture(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """Decoded once its size is known to be within the limit."""
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise Refused(f"may have {MAX_PIXELS / 1e6:g} megapixels, has {size} pixels")
-            if getattr(image, "n_frames", 1) > 1:
+            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # phones put previews beside the photo
                 raise Refused("is animated: send a single picture")
             image.load()
-            return flattened(in_srgb(ImageOps.exif_transpose(image)))
+            return image
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise Refused(f"is not a picture that can be read; known formats: {', '.join(FORMATS)}") from error
+        raise Refused(f"is not a picture that can be read; known formats: {', '.join(formats)}") from error
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
@@ -108,6 +150,8 @@ def in_srgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits a channel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("P", "PA", "LA") or (profile and "transparency" in image.info):
+        image = image.convert("RGBA")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
         return image
     try:
@@ -151,11 +195,15 @@ def read_npy(data: bytes) -> np.ndarray:
 
 def read_safetensors(data: bytes) -> np.ndarray:
     try:
-        return load_safetensors(data)["w"]
-    except KeyError as error:
-        raise Refused("a .safetensors must hold a tensor named w") from error
+        tensors = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, TypeError) as error:
         raise Refused("is not a .safetensors that can be read") from error
+    if "w" not in tensors:
+        raise Refused("a .safetensors must hold a tensor named w")
+    w = tensors["w"]
+    if w["dtype"] not in NUMBERS:
+        raise Refused(f"w must be {', '.join(NUMBERS)} in a .safetensors, is {w['dtype']}")
+    return np.frombuffer(w["data"], dtype=NUMBERS[w["dtype"]]).reshape(w["shape"])
 
 
 def latent(array: np.ndarray) -> Decoded:
@@ -175,7 +223,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     Image.MAX_IMAGE_PIXELS = None  # ours is checked before anything is decoded
     try:
-        decoded = read(sys.stdin.buffer.read())
+        data = sys.stdin.buffer.read()
+        decoded = read_mask(data) if sys.argv[1:] == ["mask"] else read(data)
     except Refused as error:
         sys.stderr.write(str(error))
         sys.exit(REFUSED)

@@ -8,6 +8,7 @@ JobError
 ├── ParentUnusable      parent_unusable       the job to go on from has no result, or is of another model
 ├── ModelNotFound       model_not_found       no such model in the manifest
 ├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
+├── DecoderBusy         decoder_busy          too many pictures are being read at once
 ├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
 ├── ObjectMissing       object_missing        the store has no such object
 └── StorageUnavailable  storage_unavailable   the store does not answer
@@ -79,6 +80,10 @@ class ModelNotFound(JobError):
 
 class ManifestInvalid(JobError):
     code = "manifest_invalid"
+
+
+class DecoderBusy(JobError):
+    code = "decoder_busy"
 
 
 class LeaseLost(JobError):

@@ -15,6 +15,7 @@ from jobs.models import Upload
 from jobs.spec import Box, Crop, FivePoints, Landmarks, Shape
 
 MIN_CROP = 16  # pixels of the photo
+MAX_OVERSIZE = 1.5  # of a square around a face, by the photo's shorter side; beyond the photo its edge repeats
 FEATHER = 0.06  # share of the crop's side over which it fades into the photo
 EYE_SPAN, MOUTH_SPAN = 2.0, 1.8  # FFHQ: half the side is the larger of these times eye-eye and eye-mouth distance
 DOWN = 0.1  # FFHQ: the center lies below the eyes by this share of the way to the mouth
@@ -40,6 +41,7 @@ class Framing:
     def of_photo(cls, crop: Crop | None, width: int, height: int, resolution: int) -> "Framing":
         """Raises InvalidJob, naming source.crop."""
         if isinstance(crop, Landmarks):
+            check_inside(crop.landmarks, width, height)
             center, half = aligned(crop.landmarks)
         elif isinstance(crop, Box):
             center, half = boxed(crop, width, height)
@@ -47,8 +49,9 @@ class Framing:
             center, half = ((width - 1) / 2, (height - 1) / 2), (min(width, height) / 2, 0.0)
         if math.hypot(*half) * 2 < MIN_CROP:
             raise refusal("source.crop", f"must be at least {MIN_CROP} pixels wide, is {math.hypot(*half) * 2:.0f}")
-        if not (0 <= center[0] < width and 0 <= center[1] < height):
-            raise refusal("source.crop", f"has its center outside the photo of {width} x {height} pixels")
+        if math.hypot(*half) * 2 > MAX_OVERSIZE * min(width, height):
+            limit = f"{MAX_OVERSIZE:g} times the shorter side of the photo of {width} x {height} pixels"
+            raise refusal("source.crop", f"may be {limit} wide, is {math.hypot(*half) * 2:.0f}")
         return cls(resolution, width, height, center, half)
 
     @classmethod
@@ -77,7 +80,7 @@ class Framing:
     def shows(self, x: float, y: float) -> bool:
         """Whether the model's image holds this point of the picture."""
         place = self.to_model(np.array([x, y]))
-        return bool((place >= 0).all() and (place <= self.resolution - 1).all())
+        return bool((place >= -0.5).all() and (place <= self.resolution - 0.5).all())
 
     def axes(self) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors along the square's upper edge and down its side."""
@@ -111,17 +114,21 @@ class Framing:
         step = self.scale / finer
         across, down = (axis * step for axis in self.axes())
         first = np.array(self.center) + 0.5 - (across + down) * size / 2  # PIL counts from the picture's corner
-        margin = math.ceil(max(0.0, *self.overhang())) + 2
-        padded = pad(picture, margin)
-        x, y = first + margin
+        padded, corner = self.surroundings(picture)
+        x, y = first - corner
         matrix = (across[0], down[0], x, across[1], down[1], y)
         large = padded.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
         return large.resize((self.resolution, self.resolution), Image.Resampling.BOX) if finer > 1 else large
 
-    def overhang(self) -> list[float]:
-        """How far the square's corners lie beyond each side of the picture, pixels; negative inside."""
-        x, y = self.corners().T
-        return [-x.min(), -y.min(), x.max() - self.width, y.max() - self.height]
+    def surroundings(self, picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
+        """The upright part of the picture that holds the square, its edge repeated where it ends, and that part's corner."""
+        low = np.floor(self.corners().min(axis=0)).astype(int) - 2
+        high = np.ceil(self.corners().max(axis=0)).astype(int) + 2
+        inside = [int(v) for v in (*np.maximum(low, 0), *np.minimum(high, [self.width, self.height]))]
+        pixels = np.asarray(picture.crop((inside[0], inside[1], inside[2], inside[3])))
+        columns, rows = ((inside[k] - int(low[k]), int(high[k]) - inside[k + 2]) for k in (0, 1))
+        padded = np.pad(pixels, [rows, columns] + [(0, 0)] * (pixels.ndim - 2), mode="edge")
+        return Image.fromarray(padded), low
 
     def corners(self) -> np.ndarray:
         """[4, 2], in coordinates that count from the picture's corner."""
@@ -131,13 +138,15 @@ class Framing:
 
     def put_back(self, photo: Image.Image, edited: np.ndarray) -> Image.Image:
         """The photo with the model's image [R, R, 3] in its square, feathered inside it; elsewhere the photo's own pixels."""
-        across, down = (axis / self.scale for axis in self.axes())
+        side = 2 * math.hypot(*self.half)
+        size = min(self.resolution, math.ceil(side))  # a crop smaller than the model's image is shrunk first, smoothly
+        across, down = (axis * size / side for axis in self.axes())
         x, y = self.corners()[0]
         matrix = (across[0], across[1], -(across @ [x, y]), down[0], down[1], -(down @ [x, y]))
-        content = pad(Image.fromarray(edited), 2)
+        content = Image.fromarray(np.pad(fit(edited, size), ((2, 2), (2, 2), (0, 0)), mode="edge"))
         shifted = (*matrix[:2], matrix[2] + 2, *matrix[3:5], matrix[5] + 2)
         laid = content.transform(photo.size, Image.Transform.AFFINE, shifted, Image.Resampling.BICUBIC)
-        share = Image.fromarray(feather(self.resolution))
+        share = Image.fromarray(feather(size))
         alpha = share.transform(photo.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
         return Image.composite(laid, photo, alpha)
 
@@ -155,6 +164,12 @@ def aligned(landmarks: FivePoints) -> tuple[tuple[float, float], tuple[float, fl
     reach = max(EYE_SPAN * np.linalg.norm(eye_line), MOUTH_SPAN * np.linalg.norm(face_line))
     center = eyes + DOWN * face_line
     return (float(center[0]), float(center[1])), (float(across[0] * reach), float(across[1] * reach))
+
+
+def check_inside(landmarks: FivePoints, width: int, height: int) -> None:
+    for name, (x, y) in landmarks:
+        if not (0 <= x < width and 0 <= y < height):
+            raise refusal(f"source.crop.landmarks.{name}", f"({x:g}, {y:g}) is outside the photo of {width} x {height} pixels")
 
 
 def check_quadrilateral(corners: np.ndarray) -> None:
@@ -176,16 +191,15 @@ def boxed(crop: Box, width: int, height: int) -> tuple[tuple[float, float], tupl
     return ((left + right - 1) / 2, (top + bottom - 1) / 2), ((right - left) / 2, 0.0)
 
 
-def pad(picture: Image.Image, margin: int) -> Image.Image:
-    """The picture with its edge repeated."""
-    pixels = np.asarray(picture)
-    return Image.fromarray(np.pad(pixels, [(margin, margin)] * 2 + [(0, 0)] * (pixels.ndim - 2), mode="edge"))
+def fit(pixels: np.ndarray, size: int) -> np.ndarray:
+    """A picture [R, R, 3] at another size."""
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def feather(resolution: int) -> np.ndarray:
-    """How much of the edited square shows, uint8 [R, R]: nothing at its edge, all of it from FEATHER inwards."""
-    position = np.arange(resolution)
-    edge = np.minimum(position, resolution - 1 - position) / (FEATHER * resolution)
+def feather(size: int) -> np.ndarray:
+    """How much of the edited square shows, uint8 [size, size]: nothing at its edge, all of it from FEATHER inwards."""
+    position = np.arange(size)
+    edge = np.minimum(position, size - 1 - position) / (FEATHER * size)
     line = np.clip(edge, 0, 1)
     return np.asarray(np.round(255 * np.minimum(line[:, None], line[None])), dtype=np.uint8)
 

@@ -43,30 +43,16 @@ def movable_mask(movable: Movable, framing: Framing, png: bytes = b"") -> np.nda
     """What may change of the model's image, bool [R, R]; png is the mask that was uploaded. Raises InvalidJob."""
     if movable.shapes is not None:
         return draw_shapes([framing.shape(shape) for shape in movable.shapes], framing.resolution)
-    return framing.mask(read_png(png, framing.width, framing.height))
+    return uploaded_mask(png, framing)
 
 
-def read_png(data: bytes, width: int, height: int) -> np.ndarray:
-    """A PNG of the picture's size: bool [H, W], True where any channel but alpha is not zero.
-
-    Raises:
-        InvalidJob: it is not a PNG, or has another size. The size is checked before decoding.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (width, height):
-                raise invalid(f"must be {width} x {height} pixels like the picture, got {image.width} x {image.height}")
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise invalid("is not a PNG that can be read") from error
-    return np.asarray(pixels.any(axis=2))
-
-
-def write_png(mask: np.ndarray) -> bytes:
-    """Bool [H, W] as a PNG of one bit a pixel; equal masks give equal bytes."""
-    out = io.BytesIO()
-    Image.fromarray(mask).save(out, format="PNG")
-    return out.getvalue()
+def uploaded_mask(png: bytes, framing: Framing) -> np.ndarray:
+    """What may change of the model's image, bool [R, R], by a mask as uploads keep it: one bit a pixel. Raises InvalidJob."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        if image.size != (framing.width, framing.height):
+            wanted = f"{framing.width} x {framing.height} pixels like the picture"
+            raise invalid(f"must be {wanted}, got {image.width} x {image.height}")
+        return framing.mask(np.asarray(image.convert("1")))
 
 
 def invalid(message: str) -> InvalidJob:

@@ -99,10 +99,10 @@ class Upload(Base):
 
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
     sha256: Mapped[str] = mapped_column(primary_key=True)  # of what is stored, not of what was sent
-    kind: Mapped[str]  # image or latent
+    kind: Mapped[str]  # image, mask or latent
     width: Mapped[int]  # pixels; of a latent the numbers in a row
     height: Mapped[int]  # pixels; of a latent its rows
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (CheckConstraint("kind IN ('image', 'latent')", name="kind"),)
+    __table_args__ = (CheckConstraint("kind IN ('image', 'mask', 'latent')", name="kind"),)

@@ -18,7 +18,7 @@ MAX_POINTS = 64
 MANY_POINTS = 16  # from here on the default preset drags in w instead of w+
 MAX_SHAPES = 64
 MAX_METADATA_BYTES = 16 * 2**10
-Coordinate = Annotated[float, Field(ge=-16384, le=16384)]
+Coordinate = Annotated[float, Field(ge=-65536, le=65536)]
 Point = tuple[Coordinate, Coordinate]
 UploadId = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 COLD_STEPS, WARM_STEPS, TUNING_STEPS = 300, 100, 150  # of an inversion, from the mean of w or an encoder's guess
@@ -103,7 +103,7 @@ class Shape(Strict):
     """One region that may change: exactly one of box, circle, polygon."""
 
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = None  # left, top, right, bottom; inclusive
-    circle: tuple[Coordinate, Coordinate, Annotated[float, Field(gt=0, le=16384)]] | None = None  # x, y, radius
+    circle: tuple[Coordinate, Coordinate, Annotated[float, Field(gt=0, le=65536)]] | None = None  # x, y, radius
     polygon: list[Point] | None = Field(default=None, min_length=3, max_length=256)
 
     @model_validator(mode="after")

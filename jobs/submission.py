@@ -9,15 +9,17 @@ import numpy as np
 from pydantic import ValidationError
 
 from jobs.checkpoints import Manifest, ModelEntry
+from jobs.decoding import Decoded
 from jobs.errors import InvalidJob, JobNotFound, ParentUnusable, Problem, UploadNotFound
 from jobs.framing import Framing
-from jobs.mask import movable_mask, read_png
+from jobs.mask import movable_mask, uploaded_mask
 from jobs.models import Job, Upload
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Movable
 from jobs.states import JobState
 
 MAX_PROBLEMS = 100  # told of one request
 MAX_FIELD_LENGTH = 200
+CROP_FORMS = ("literal['center']", "Box", "Landmarks")  # pydantic's names of what source.crop may be; no part of the request
 
 
 class Inputs(Protocol):
@@ -56,14 +58,13 @@ class Submission:
     spec: JobSpec  # resolved
     framing: Framing
     mask: np.ndarray | None  # the movable mask as the model sees it, bool [R, R]
-    posted_mask: np.ndarray | None = None  # in the picture's size; it came beside the spec and has yet to be stored
     parent: Job | None = None  # whose result it goes on from
 
 
 def check_submission(
-    document: object, manifest: Manifest, movable_png: bytes | None = None, inputs: Inputs | None = None
+    document: object, manifest: Manifest, posted_mask: Decoded | None = None, inputs: Inputs | None = None
 ) -> Submission:
-    """Every check that can be made before the job runs.
+    """Every check that can be made before the job runs; posted_mask is one that came beside the document.
 
     Raises:
         InvalidJob: with every problem found.
@@ -74,15 +75,16 @@ def check_submission(
     parent = None if spec.source.job is None else usable_parent(inputs.job(spec.source.job), model)
     framing = framing_of(spec, model, inputs)
     problems = [*point_problems(spec, framing), *option_problems(spec, model), *latent_problems(spec, model, inputs)]
-    if movable_png is not None and spec.movable is not None:
+    if posted_mask is not None and spec.movable is not None:
         problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
-    posted = None if movable_png is None else read_png(movable_png, framing.width, framing.height)
-    mask = framing.mask(posted) if posted is not None else spec_mask(spec, framing, inputs)
+    mask = spec_mask(spec, framing, inputs) if posted_mask is None else uploaded_mask(posted_mask.data, framing)
     if mask is not None and not mask.any():
         problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
     if problems:
         raise InvalidJob(problems)
-    return Submission(spec.resolved(model), framing, mask, posted, parent)
+    if posted_mask is not None:
+        spec = spec.model_copy(update={"movable": Movable(upload=posted_mask.sha256)})
+    return Submission(spec.resolved(model), framing, mask, parent)
 
 
 def usable_parent(parent: Job, model: ModelEntry) -> Job:
@@ -104,8 +106,12 @@ def framing_of(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> Framing:
 def spec_mask(spec: JobSpec, framing: Framing, inputs: Inputs) -> np.ndarray | None:
     if spec.movable is None:
         return None
-    upload = spec.movable.upload
-    return movable_mask(spec.movable, framing, b"" if upload is None else inputs.content(inputs.upload(upload).sha256))
+    if spec.movable.upload is None:
+        return movable_mask(spec.movable, framing)
+    upload = inputs.upload(spec.movable.upload)
+    if upload.kind != "mask":
+        raise InvalidJob([Problem(field="movable.upload", message="is no mask: upload it with ?kind=mask")])
+    return movable_mask(spec.movable, framing, inputs.content(upload.sha256))
 
 
 def parse_spec(document: object) -> JobSpec:
@@ -120,7 +126,8 @@ def parse_spec(document: object) -> JobSpec:
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """("points", 0, "target", 1) -> points[0].target[1]."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    named = [part for part in location if part not in CROP_FORMS]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named)
     return path.removeprefix(".")[:MAX_FIELD_LENGTH] or "job"
 
 

@@ -42,7 +42,7 @@ def steps(spec: JobSpec, beginning: Beginning, movable: np.ndarray | None) -> It
 def model_points(spec: JobSpec, framing: Framing) -> tuple[np.ndarray, np.ndarray]:
     """Handles and targets [K, 2] in pixels of the model's image."""
     pairs = np.array([(pair.handle, pair.target) for pair in spec.points], dtype=np.float64).reshape(-1, 2, 2)
-    placed = framing.to_model(pairs)
+    placed = framing.to_model(pairs).clip(0, framing.resolution - 1)  # half a pixel more is the edge's
     return placed[:, 0], placed[:, 1]
 
 

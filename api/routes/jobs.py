@@ -8,16 +8,13 @@ from fastapi.responses import RedirectResponse
 from pydantic import StringConstraints
 
 from api.contract import JOB_BODY
-from api.dependencies import ManifestDep, StorageDep, TenantDep, TenantInputs, Unit, UnitDep
+from api.dependencies import ManifestDep, StorageDep, TenantDep, TenantInputs, UnitDep
 from api.problems import ProblemDocument
 from api.schemas import ArtifactView, FramePage, JobPage, JobView
 from api.submissions import PostedJob, posted_job, with_upload
-from jobs.decoding import Decoded, decode
-from jobs.mask import write_png
-from jobs.spec import JobSpec, Movable
+from jobs.decoding import decode, decode_mask
 from jobs.states import JobState
-from jobs.storage import Storage
-from jobs.submission import Submission, check_submission
+from jobs.submission import check_submission
 
 ERRORS = {status: {"model": ProblemDocument} for status in (404, 409, 413, 422, 503)}
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -32,25 +29,16 @@ def submit(
 ) -> JobView:  # fmt: skip
     """Accept an edit and return at once; poll the job for its outcome."""
     photo = None if posted.image is None else decode(posted.image, "image")
+    mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
     document = posted.document if photo is None else with_upload(posted.document, photo.sha256)
-    inputs = TenantInputs(tenant, unit, storage, photo)
-    submission = check_submission(document, manifest, posted.movable_png, inputs)
-    if photo is not None:
-        unit.uploads.add(tenant, photo, storage)
-    job = unit.jobs.add(uuid4(), tenant, store_mask(submission, tenant, unit, storage), submission.parent)
+    submission = check_submission(document, manifest, mask, TenantInputs(tenant, unit, storage, photo))
+    for part in (photo, mask):
+        if part is not None:
+            unit.uploads.add(tenant, part, storage)
+    job = unit.jobs.add(uuid4(), tenant, submission.spec, submission.parent)
     unit.wake += 1
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobView.of(job)
-
-
-def store_mask(submission: Submission, tenant: str, unit: Unit, storage: Storage) -> JobSpec:
-    """The spec, with a posted mask in the store under its hash."""
-    mask = submission.posted_mask
-    if mask is None:
-        return submission.spec
-    decoded = Decoded(kind="image", width=mask.shape[1], height=mask.shape[0], data=write_png(mask))
-    upload = unit.uploads.add(tenant, decoded, storage)
-    return submission.spec.model_copy(update={"movable": Movable(upload=upload.sha256)})
 
 
 @router.get("")

@@ -18,7 +18,7 @@ def upgrade() -> None:
         sa.Column("height", sa.Integer(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("kind IN ('image', 'latent')", name=op.f("ck_uploads_kind")),
+        sa.CheckConstraint("kind IN ('image', 'mask', 'latent')", name=op.f("ck_uploads_kind")),
         sa.ForeignKeyConstraint(["tenant"], ["tenants.id"], name=op.f("fk_uploads_tenant")),
         sa.PrimaryKeyConstraint("tenant", "sha256", name=op.f("pk_uploads")),
     )

@@ -65,7 +65,12 @@ def test_a_photo_goes_as_a_part(service, tmp_path):
 
 @pytest.mark.parametrize(
     ("saved", "reason"),
-    [({"other": torch.ones(3)}, "must hold a tensor"), ({"w": 3}, "must hold a tensor"), (print, "tensors alone")],
+    [
+        ({"other": torch.ones(3)}, "must hold a tensor"),
+        ({"w": 3}, "must hold a tensor"),
+        (print, "tensors alone"),
+        ({"w": torch.eye(3).to_sparse()}, "dense"),
+    ],
 )
 def test_what_is_no_saved_latent_is_refused(tmp_path, saved, reason):
     torch.save(saved, tmp_path / "w.pt")

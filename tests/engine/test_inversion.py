@@ -120,6 +120,27 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_latent(generator, target
     assert inversion.w.isfinite().all()
 
 
+def test_a_gradient_that_is_no_number_does_not_end_as_a_result(generator, target):
+    class Spoiled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, image):
+            return image.sum() * 0
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.full((1, 3, 64, 64), torch.nan)
+
+    for options in (
+        InversionOptions(steps=1, tuning_steps=0),
+        InversionOptions(steps=3),
+        InversionOptions(steps=0, tuning_steps=1),
+    ):
+        inversion = Inversion(generator, target, options, perceptual=lambda image, wanted: Spoiled.apply(image))
+        with pytest.raises(InversionDiverged):
+            list(inversion.run())
+        assert inversion.w.isfinite().all()
+
+
 def test_a_perceptual_loss_is_part_of_it(generator, target):
     asked = []
 
@@ -129,7 +150,7 @@ def test_a_perceptual_loss_is_part_of_it(generator, target):
 
     inversion = Inversion(generator, target, InversionOptions(steps=2, tuning_steps=2, locality_weight=0), perceptual=perceptual)
     assert [step.phase for step in inversion.run()] == ["projection"] * 2 + ["tuning"] * 2
-    assert asked == [(1, 3, 64, 64)] * 4
+    assert asked == [(1, 3, 64, 64)] * 6  # after each phase once more
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image, ImageCms
 from safetensors.numpy import load, save
 
@@ -83,11 +85,22 @@ def animated():
         (save({"v": np.zeros((1, 4), dtype=np.float32)}), "a tensor named w"),
         (save({"w": np.zeros((2, 3, 4), dtype=np.float32)}), "of one picture, is of 2"),
         (save({"w": np.full((1, 4), np.nan, dtype=np.float32)}), "must be finite"),
-        (save({"w": np.zeros((1, 4), dtype=np.int32)}), "floating-point"),
+        (save({"w": np.zeros((1, 4), dtype=np.int32)}), "w must be F16, F32, F64"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_a_sentence(data, reason):
     with pytest.raises(Refused, match=reason):
+        read(data)
+
+
+def test_the_preview_that_a_phone_puts_beside_its_photo_is_no_animation():
+    data = encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE.resize((6, 4))])
+    assert (read(data).width, read(data).height) == (30, 20)
+
+
+def test_a_half_precision_latent_is_refused_by_its_type():
+    data = safetensors.torch.save({"w": torch.zeros(1, 4, dtype=torch.bfloat16)})
+    with pytest.raises(Refused, match=r"w must be F16, F32, F64 in a \.safetensors, is BF16"):
         read(data)
 
 

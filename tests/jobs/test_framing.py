@@ -68,6 +68,8 @@ def test_a_tilted_face_is_turned_upright():
         (Box(box=(0, 0, 50, 60)), "must be a square, is 50 x 60 pixels"),
         (Box(box=(50, 0, 0, 50)), "must be a square"),
         (Box(box=(0, 0, 8, 8)), "at least 16 pixels wide, is 8"),
+        (landmarks(left_eye=(-1, 50)), r"landmarks.left_eye: \(-1, 50\) is outside the photo"),
+        (landmarks(left_eye=(5, 20), right_eye=(195, 20), mouth_left=(40, 150), mouth_right=(160, 150)), "may be 1.5 times"),
         (landmarks(left_eye=(60, 50), right_eye=(40, 50)), "do not make a quadrilateral"),
         (landmarks(mouth_left=(50, 50)), "do not make a quadrilateral"),
     ],
@@ -101,6 +103,20 @@ def test_shapes_are_placed_where_the_model_sees_them():
     circle = framing.shape(Shape(circle=(69.5, 59.5, 20))).circle
     assert circle == pytest.approx((19.5, 19.5, 10))
     assert framing.shape(Shape(box=(29.5, 19.5, 109.5, 99.5))).box == pytest.approx((-0.5, -0.5, 39.5, 39.5))
+
+
+def test_beyond_the_photo_its_edge_repeats():
+    photo = Image.new("RGB", (100, 100), (10, 20, 30))
+    corner = landmarks(left_eye=(8, 10), right_eye=(22, 10), nose=(15, 16), mouth_left=(10, 22), mouth_right=(20, 22))
+    assert (np.asarray(Framing.of_photo(corner, 100, 100, 32).cut(photo)) == (10, 20, 30)).all()
+
+
+def test_a_crop_smaller_than_the_models_image_is_put_back_smoothly():
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    framing = Framing.of_photo(Box(box=(20, 20, 36, 36)), 60, 60, 64)
+    back = np.asarray(framing.put_back(Image.new("RGB", (60, 60)), stripes))
+    assert abs(back[24:32, 24:32].astype(int) - 127).max() < 20
 
 
 def test_a_mask_of_the_photo_is_cut_like_it():

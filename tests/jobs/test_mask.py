@@ -1,6 +1,12 @@
-import numpy as np
+import io
 
-from jobs.mask import draw_shapes, read_png, write_png
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.decoding import Refused, read_mask
+from jobs.framing import Framing
+from jobs.mask import draw_shapes, uploaded_mask
 from jobs.spec import Shape
 
 
@@ -34,7 +40,29 @@ def test_a_polygon_that_crosses_itself_is_even_odd():
     assert not draw_shapes([Shape(polygon=star)], 32)[17, 16]
 
 
+def encoded(image):
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
+
+
 def test_a_mask_survives_its_png():
     mask = np.random.RandomState(0).rand(32, 32) > 0.5
-    assert (read_png(write_png(mask), 32, 32) == mask).all()
-    assert write_png(mask) == write_png(mask)
+    kept = read_mask(encoded(Image.fromarray(mask)))
+    assert (kept.kind, kept.width, kept.height) == ("mask", 32, 32)
+    assert (uploaded_mask(kept.data, Framing.whole(32)) == mask).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "RGB", "RGBA", "P"])
+def test_any_channel_but_alpha_sets_the_mask(mode):
+    values = np.zeros((8, 8), dtype=np.uint8)
+    values[2:5, 3:6] = 1
+    image = Image.fromarray(values.astype(np.uint16)) if mode == "I;16" else Image.fromarray(values * 255).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(0)
+    assert (uploaded_mask(read_mask(encoded(image)).data, Framing.whole(8)) == (values > 0)).all()
+
+
+def test_what_is_no_png_is_no_mask():
+    with pytest.raises(Refused, match="known formats: PNG"):
+        read_mask(b"no picture")

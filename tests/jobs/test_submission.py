@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jobs.checkpoints import Manifest, ModelDefaults
+from jobs.decoding import read_mask
 from jobs.errors import InvalidJob
 from jobs.submission import check_submission
 from tests.manifests import TINY
@@ -21,9 +22,9 @@ def png(mask: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def problems_of(document, movable_png=None):
+def problems_of(document, mask=None):
     with pytest.raises(InvalidJob) as caught:
-        check_submission(document, MANIFEST, movable_png)
+        check_submission(document, MANIFEST, None if mask is None else read_mask(png(mask)))
     return {problem.field: problem.message for problem in caught.value.problems}
 
 
@@ -118,21 +119,25 @@ def test_all_problems_are_told_at_once():
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("mask", "message"),
     [
-        (png(np.zeros((32, 32), dtype=bool)), "at least one pixel"),
-        (png(np.ones((16, 32), dtype=bool)), "32 x 32 pixels like the picture, got 32 x 16"),
-        (b"no picture", "not a PNG"),
-        (png(np.ones((32, 32), dtype=bool))[:40], "not a PNG"),
+        (np.zeros((32, 32), dtype=bool), "at least one pixel"),
+        (np.ones((16, 32), dtype=bool), "32 x 32 pixels like the picture, got 32 x 16"),
     ],
 )
-def test_a_mask_that_does_not_fit_is_refused(data, message):
-    assert message in problems_of(GOOD, data)["movable"]
+def test_a_mask_that_does_not_fit_is_refused(mask, message):
+    assert message in problems_of(GOOD, mask)["movable"]
 
 
 def test_a_mask_and_shapes_are_one_too_many():
     document = GOOD | {"movable": {"shapes": [{"box": [0, 0, 5, 5]}]}}
-    assert "not both" in problems_of(document, png(np.ones((32, 32), dtype=bool)))["movable"]
+    assert "not both" in problems_of(document, np.ones((32, 32), dtype=bool))["movable"]
+
+
+@pytest.mark.parametrize("crop", ["middle", {"box": [0, 0, 5]}, {"landmarks": {}}, {"box": [0, 0, 5, "x"]}])
+def test_a_crop_of_no_known_form_is_named_as_the_request_names_it(crop):
+    fields = problems_of(GOOD | {"source": {"upload": "0" * 64, "crop": crop}})
+    assert all(field.startswith("source.crop") and "literal" not in field and "Box" not in field for field in fields)
 
 
 @pytest.mark.parametrize("document", [None, 3, [], "text"])

@@ -66,6 +66,7 @@ def test_an_upload_is_kept_once_under_its_content(client):
     assert (upload["kind"], upload["width"], upload["height"]) == ("image", 96, 80)
     assert client.get(f"/v1/uploads/{upload['sha256']}").json() == upload
     assert client.get(f"/v1/uploads/{'0' * 64}").status_code == 404
+    assert client.get("/v1/uploads/%00").status_code == 422
 
 
 @pytest.mark.parametrize(("body", "reason"), [(b"hello", "not a picture"), (b"\x93NUMPY", "not an .npy"), (b"", "not a picture")])
@@ -117,6 +118,26 @@ def test_a_chain_of_edits_goes_on_from_where_it_was_stopped(client, runner, stor
     assert artifact(storage, further, "source.png") == artifact(storage, stopped, "result.png")
     assert artifact(storage, further, "generator.safetensors") == artifact(storage, inverted, "generator.safetensors")
     assert picture(storage, further, "photo.png").shape == (80, 96, 3)
+
+
+def test_a_mask_of_the_photo_is_cut_with_it(client, runner, storage):
+    sha256 = client.post("/v1/uploads", content=photo()).json()["sha256"]
+    mask = np.zeros((80, 96), dtype=np.uint8)
+    mask[6:38, 10:42] = 255
+    uploaded = client.post("/v1/uploads?kind=mask", content=png(mask)).json()
+    assert (uploaded["kind"], uploaded["width"], uploaded["height"]) == ("mask", 96, 80)
+    source = {"upload": sha256, "crop": {"box": [10, 6, 74, 70]}}
+    document = DRAG | {"model": "tiny", "source": source, "inversion": QUICK, "movable": {"upload": uploaded["sha256"]}}
+    finished(client, runner, document)
+    assert refused(client, document | {"movable": {"upload": sha256}}) == (422, "invalid_job", ["movable.upload"])
+    small = client.post("/v1/uploads?kind=mask", content=png(mask[:9])).json()["sha256"]
+    assert refused(client, document | {"movable": {"upload": small}}) == (422, "invalid_job", ["movable"])
+
+
+def png(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG")
+    return out.getvalue()
 
 
 def test_a_stop_that_comes_early_keeps_the_source(client, runner, storage):

@@ -155,7 +155,8 @@ def test_messages_without_jobs_do_nothing(client, stack, cleanup, queue):
     assert ended(client, client.post("/v1/jobs", json=DOCUMENT).json())["state"] == "succeeded"
 
 
-def test_sigterm_lets_the_worker_finish_its_job(client, stack, cleanup):
+def test_a_job_that_fits_the_grace_time_is_finished(client, stack, cleanup):
+    stack.environment["DRAGQUEUE_DRAIN_GRACE_S"] = "60"
     worker = start_worker(stack, cleanup)
     job = client.post("/v1/jobs", json=SLOW).json()
     dragging(client, job)

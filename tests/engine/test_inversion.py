@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from engine.config import DiscriminatorConfig
+from engine.discriminator import Discriminator
 from engine.errors import InvalidEdit, InversionDiverged
 from engine.inversion import (
     Inversion,
@@ -11,7 +13,7 @@ from engine.inversion import (
     renormalize,
     with_tensors,
 )
-from engine.perceptual import Lpips, load_lpips, pixel_loss
+from engine.perceptual import DiscriminatorLoss, Lpips, load_lpips, pixel_loss
 from tests.generators import reference_generator, tiny_generator
 
 SHORT = InversionOptions(steps=60, tuning_steps=40, learning_rate=0.05)
@@ -151,6 +153,18 @@ def test_a_perceptual_loss_is_part_of_it(generator, target):
     inversion = Inversion(generator, target, InversionOptions(steps=2, tuning_steps=2, locality_weight=0), perceptual=perceptual)
     assert [step.phase for step in inversion.run()] == ["projection"] * 2 + ["tuning"] * 2
     assert asked == [(1, 3, 64, 64)] * 6  # after each phase once more
+
+
+def test_a_discriminators_features_tell_pictures_apart(target):
+    torch.manual_seed(0)
+    discriminator = Discriminator(DiscriminatorConfig(resolution=64, channel_base=512, channel_max=8)).requires_grad_(False)
+    loss = DiscriminatorLoss(discriminator)
+    other = (target + 0.1).requires_grad_()
+    assert loss(target, target) == 0
+    near, far = loss(other, target), loss(target.flip(3), target)
+    assert 0 < near < far
+    near.backward()
+    assert other.grad.abs().max() > 0
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -22,7 +22,7 @@ from engine.perceptual import Similarity, pixel_loss
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the projection in which its learning rate rises and falls
 NOISE_LENGTH = 0.75  # share of the projection in which w is shaken
 LOCALITY_EVERY = 4  # steps; each costs two more pictures
-ENOUGH_DB = 40.0  # tuning ends there: what is left is below what 8-bit pictures show
+ENOUGH_DB = 40.0  # tuning ends there: more is hardly seen, and bends the generator further
 
 
 @dataclass(frozen=True, kw_only=True)

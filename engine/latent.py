@@ -18,10 +18,8 @@ SEED = 123
 
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    mean: Tensor  # [D]
     spread: float  # standard deviation of a number of w
     directions: Tensor  # [D, D], orthonormal rows, the one along which w varies most first (GANSpace, Härkönen et al. 2020)
-    deviations: Tensor  # [D], standard deviation along each
 
 
 known: WeakKeyDictionary[Generator, LatentStatistics] = WeakKeyDictionary()
@@ -40,12 +38,9 @@ def measure(generator: Generator) -> LatentStatistics:
     z = torch.from_numpy(np.random.RandomState(SEED).randn(SAMPLES, config.z_dim)).to(generator.mapping.w_avg)
     label = generator.label(0 if config.c_dim else None)
     w = generator.mapping(z, None if label is None else label.expand(SAMPLES, -1))
-    mean = w.mean(dim=0)
-    variances, vectors = torch.linalg.eigh((w - mean).double().t().cpu() @ (w - mean).double().cpu() / SAMPLES)
-    order = variances.argsort(descending=True)
-    deviations = variances[order].clamp(min=0).sqrt()
-    directions = vectors[:, order].t().contiguous().to(w)
-    return LatentStatistics(mean, float(variances.mean().sqrt()), directions, deviations.to(w))
+    offsets = (w - w.mean(dim=0)).double().cpu()
+    variances, vectors = torch.linalg.eigh(offsets.t() @ offsets / SAMPLES)  # the largest last
+    return LatentStatistics(float(variances.mean().sqrt()), vectors.flip(1).t().contiguous().to(w))
 
 
 class Region(Protocol):

@@ -30,6 +30,7 @@ NUMBERS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 MAX_LATENT_NUMBERS = 2**20
 MEMORY_BYTES = 2 * 2**30  # of the child: 50 megapixels a few times over
 CPU_S = 30
+TURN_S = 5.0  # how long an upload waits for its turn; each that waits holds a thread that others need
 REFUSED = 2
 CHILDREN = threading.BoundedSemaphore(os.cpu_count() or 1)  # at once, of one API process
 
@@ -71,8 +72,8 @@ def run_child(what: str, data: bytes, field: str) -> Decoded:
     if len(data) > MAX_BYTES:
         raise refusal(field, f"may have {MAX_BYTES / 1e6:g} MB, has {len(data) / 1e6:.1f} MB")
     command = [sys.executable, "-P", "-W", "ignore", "-m", "jobs.decoding", what]
-    if not CHILDREN.acquire(timeout=CPU_S):
-        raise DecoderBusy(f"more pictures are being read than this server can: no turn within {CPU_S} s")
+    if not CHILDREN.acquire(timeout=TURN_S):
+        raise DecoderBusy(f"more pictures are being read than this server can: no turn within {TURN_S:g} s")
     try:
         child = subprocess.run(command, input=data, capture_output=True, timeout=2 * CPU_S, check=False, env=environment())
     except subprocess.TimeoutExpired:

@@ -149,16 +149,17 @@ def choose_perceptual(
 Look = Callable[[InversionStep], bool]  # shows a step; True asks to stop there
 
 
-def invert(done: Inversion, photo: Photo, look: Look) -> Beginning:
+def invert(running: Inversion, photo: Photo, look: Look) -> Beginning:
     """Run an inversion to its end, or until `look` asks to stop; what it has found by then is the beginning.
 
     Raises:
-        InversionDiverged: done.w is the last latent that was one.
+        InversionDiverged: running.w is the last latent that was one.
     """
     curve = []
-    for step in done.run():
+    for step in running.run():
         curve.append(step)
         if look(step):
             break
-    changes = changed_tensors(done.original, done.generator) if done.generator is not done.original else {}
-    return Beginning(generator=done.generator, w=done.w, framing=photo.framing, photo=photo, changes=changes, curve=curve)
+    tuned = running.generator
+    changes = {} if tuned is running.original else changed_tensors(running.original, tuned)
+    return Beginning(generator=tuned, w=running.w, framing=photo.framing, photo=photo, changes=changes, curve=curve)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageCms
 from safetensors.numpy import load, save
 
-from jobs.decoding import MAX_BYTES, Refused, decode, read
-from jobs.errors import InvalidJob
+from jobs.decoding import CHILDREN, MAX_BYTES, Refused, decode, read
+from jobs.errors import DecoderBusy, InvalidJob
 
 
 def encoded(image, kind, **options):
@@ -139,3 +139,16 @@ def test_the_childs_refusals_name_the_field():
         decode(animated(), "image")
     with pytest.raises(InvalidJob, match="image: may have 30 MB"):
         decode(b"\0" * (MAX_BYTES + 1), "image")
+
+
+def test_more_pictures_than_there_are_cores_wait_their_turn(monkeypatch):
+    monkeypatch.setattr("jobs.decoding.TURN_S", 0.01)
+    taken = 0
+    while CHILDREN.acquire(blocking=False):
+        taken += 1
+    try:
+        with pytest.raises(DecoderBusy, match=r"no turn within 0\.01 s"):
+            decode(encoded(PICTURE, "PNG"), "image")
+    finally:
+        CHILDREN.release(taken)
+    assert decode(encoded(PICTURE, "PNG"), "image").width == 30

@@ -38,9 +38,11 @@ def measure(generator: Generator) -> LatentStatistics:
     z = torch.from_numpy(np.random.RandomState(SEED).randn(SAMPLES, config.z_dim)).to(generator.mapping.w_avg)
     label = generator.label(0 if config.c_dim else None)
     w = generator.mapping(z, None if label is None else label.expand(SAMPLES, -1))
-    offsets = (w - w.mean(dim=0)).double().cpu()
-    variances, vectors = torch.linalg.eigh(offsets.t() @ offsets / SAMPLES)  # the largest last
-    return LatentStatistics(float(variances.mean().sqrt()), vectors.flip(1).t().contiguous().to(w))
+    offsets = w - w.mean(dim=0)
+    spread = offsets.square().sum(dim=1).mean().div(config.w_dim).sqrt()
+    exact = offsets.double().cpu()
+    _, vectors = torch.linalg.eigh(exact.t() @ exact)  # the largest variance last
+    return LatentStatistics(float(spread), vectors.flip(1).t().contiguous().to(w))
 
 
 class Region(Protocol):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.descent import Descent, DescentState
 from engine.errors import DragDiverged, InvalidEdit
 from engine.features import disc, sample, sample_pixels
 from engine.generator import Generator, modulate
@@ -83,32 +84,50 @@ def drag(
         InvalidEdit: the arguments do not fit the generator or each other.
         DragDiverged: the loss became infinite or NaN.
     """
-    options = options or DragOptions()
-    check_arguments(generator, w, handles, targets, movable, options)
-    yield from iterate(DragRun(generator, w, handles, targets, movable, options))
+    yield from DragRun(generator, w, handles, targets, movable, options or DragOptions()).steps()
 
 
-def iterate(run: "DragRun") -> Iterator[DragStep]:
-    """Advance a run until it has a reason to stop; ends with the best step, as `drag` does."""
-    best: DragStep | None = None
-    record = Record(STALLED_GAIN * run.scale)
-    while True:
-        step = run.step()
-        best = step if best is None or step.mean_distance_px <= best.mean_distance_px else best
-        record.add(step)
-        yield step
-        if reason := stop_reason(step, record, run.options):
-            yield replace(best, stop_reason=reason)
-            return
-        run.descend()
+@dataclass(frozen=True, kw_only=True)
+class DragState:
+    """A copy of what a drag's next steps depend on beside its arguments, taken at a step."""
+
+    iteration: int
+    handles: Tensor  # [K, 2] xy pixels, at that step
+    best: DragStep  # so far
+    mark_px: float  # the record that makes it stall
+    since: int  # the iteration that set it
+    descent: DescentState
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By names that `read` understands."""
+        best, numbers = self.best, (self.best.distance_px, self.best.mean_distance_px, self.best.loss, self.mark_px)
+        return self.descent.tensors() | {
+            "handles": self.handles, "best.w": best.w, "best.handles": best.handles.clone(),
+            "iterations": torch.tensor([self.iteration, best.iteration, self.since]),
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor]) -> "DragState":
+        """Raises KeyError."""
+        iteration, best_iteration, since = tensors["iterations"].tolist()
+        distance_px, mean_distance_px, loss, mark_px = tensors["numbers"].tolist()
+        best = DragStep(
+            iteration=best_iteration, w=tensors["best.w"], handles=tensors["best.handles"], distance_px=distance_px,
+            mean_distance_px=mean_distance_px, loss=loss,
+        )  # fmt: skip
+        descent = DescentState.read(tensors)
+        return cls(iteration=iteration, handles=tensors["handles"], best=best, mark_px=mark_px, since=since, descent=descent)
 
 
 class DragRun:
-    """The state of one drag between iterations."""
+    """The state of one drag between iterations; see `drag`."""
 
     def __init__(
         self, generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
     ) -> None:
+        """Raises InvalidEdit."""
+        check_arguments(generator, w, handles, targets, movable, options)
         self.options = options
         self.resolution = generator.config.resolution
         self.scale = self.resolution / REFERENCE_RESOLUTION
@@ -121,7 +140,7 @@ class DragRun:
         self.start = w.to(like).detach()
         self.region = choose_region(generator, self.start[:, : options.trainable_layers], options.latent_space)
         self.variable = self.region.origin.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.variable], lr=options.learning_rate)
+        self.descent = Descent([self.variable], options.learning_rate)
         layers = self.synthesis.layers(until=self.feature_resolution, rgb=False)
         self.moving_layers = [layer for layer in layers if layer.row < options.trainable_layers]
         with torch.no_grad():
@@ -130,7 +149,39 @@ class DragRun:
             self.reference = sample(self.start_features, self.handles, self.resolution)  # [K, C], what each handle looks like
         self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
         self.iteration = 0
+        self.followed = 0  # the iteration whose handles are known
         self.loss = torch.zeros([])
+        self.best: DragStep | None = None
+        self.record = Record(STALLED_GAIN * self.scale)
+
+    def steps(self) -> Iterator[DragStep]:
+        """Advance until there is a reason to stop; ends with the best step once more. Raises DragDiverged."""
+        while True:
+            step = self.step()
+            if self.best is None or step.mean_distance_px <= self.best.mean_distance_px:
+                self.best = step
+            self.record.add(step)
+            yield step
+            if reason := stop_reason(step, self.record, self.options):
+                yield replace(self.best, stop_reason=reason)
+                return
+            self.descend()
+
+    def state(self) -> DragState:
+        """At the step just yielded."""
+        assert self.best is not None
+        return DragState(
+            iteration=self.iteration, handles=self.handles, best=self.best, mark_px=self.record.mark_px,
+            since=self.record.since, descent=self.descent.state(),
+        )  # fmt: skip
+
+    def restore(self, state: DragState) -> None:
+        """Go on from a state of a drag with the same arguments; its step comes once more."""
+        self.descent.restore(state.descent)
+        self.iteration = self.followed = state.iteration
+        self.handles = state.handles.to(self.start)
+        self.best = replace(state.best, w=state.best.w.to(self.start), handles=state.best.handles.to(self.start))
+        self.record.mark_px, self.record.since = state.mark_px, state.since
 
     def latent(self) -> Tensor:
         """w+ as it is now, [1, L, D]."""
@@ -150,8 +201,8 @@ class DragRun:
     def step(self) -> DragStep:
         """One feature pass: track, then supervise, on the same features."""
         features = self.features()
-        if self.iteration > 0:
-            self.handles = self.follow([x.detach() for x in features])
+        if self.iteration > self.followed:
+            self.handles, self.followed = self.follow([x.detach() for x in features]), self.iteration
         self.loss = self.motion_loss(features) + self.mask_loss(features[0]) + self.latent_loss()
         loss = self.loss.item()
         if not math.isfinite(loss):
@@ -172,8 +223,7 @@ class DragRun:
 
     def descend(self) -> None:
         """One step of the optimizer."""
-        (self.variable.grad,) = torch.autograd.grad(self.loss, self.variable)
-        self.optimizer.step()
+        self.descent.step(self.loss)
         self.iteration += 1
 
     def motion_loss(self, features: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ Both are iterators that may be left between two steps. Pictures are float [1, 3,
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.descent import Descent, DescentState
 from engine.errors import InvalidEdit, InversionDiverged
 from engine.generator import Generator
 from engine.latent import latent_statistics
@@ -22,6 +23,8 @@ from engine.perceptual import Similarity, pixel_loss
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the projection in which its learning rate rises and falls
 NOISE_LENGTH = 0.75  # share of the projection in which w is shaken
 LOCALITY_EVERY = 4  # steps; each costs two more pictures
+Phase = Literal["projection", "tuning"]
+PHASES: tuple[Phase, ...] = ("projection", "tuning")
 ENOUGH_DB = 40.0  # tuning ends there: more is hardly seen, and bends the generator further
 
 
@@ -46,11 +49,39 @@ class InversionOptions:
 class InversionStep:
     """One step: the picture's latent as it was."""
 
-    phase: Literal["projection", "tuning"]
+    phase: Phase
     iteration: int
     w: Tensor  # [1, L, D]
     loss: float
     psnr_db: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionState:
+    """A copy of what an inversion's next steps depend on beside its arguments, taken at a step."""
+
+    phase: Phase
+    iteration: int
+    w: Tensor  # [1, L, D]
+    noises: dict[str, Tensor]  # the generator's, where they were optimized
+    random: Tensor  # of the random numbers, before the step
+    descent: DescentState
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By names that `read` understands."""
+        where = torch.tensor([PHASES.index(self.phase), self.iteration])
+        noises = {f"noise.{name}": noise for name, noise in self.noises.items()}
+        return self.descent.tensors() | noises | {"where": where, "w": self.w, "random": self.random}
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor]) -> "InversionState":
+        """Raises KeyError."""
+        phase, iteration = tensors["where"].tolist()
+        noises = {name.removeprefix("noise."): tensor for name, tensor in tensors.items() if name.startswith("noise.")}
+        return cls(
+            phase=PHASES[phase], iteration=iteration, w=tensors["w"], noises=noises, random=tensors["random"],
+            descent=DescentState.read(tensors),
+        )  # fmt: skip
 
 
 class Inversion:
@@ -74,6 +105,41 @@ class Inversion:
         w = generator.mapping.w_avg[None] if start is None else start.to(generator.mapping.w_avg)
         self.w = generator.broadcast(w)  # [1, L, D]
         self.random = torch.Generator().manual_seed(0)
+        self.phase: Phase = "projection"
+        self.iteration = 0
+        self.random_before = self.random.get_state()  # at the beginning of the step
+        self.descent: Descent | None = None
+        self.resumed: InversionState | None = None
+
+    def state(self) -> InversionState:
+        """At the step just yielded."""
+        assert self.descent is not None
+        noises = {name: noise.detach().clone() for name, noise in self.noises().items()} if self.options.optimize_noise else {}
+        return InversionState(
+            phase=self.phase, iteration=self.iteration, w=self.w, noises=noises, random=self.random_before,
+            descent=self.descent.state(),
+        )  # fmt: skip
+
+    def restore(self, state: InversionState) -> None:
+        """Go on from a state of an inversion with the same arguments; its step comes once more. Raises InvalidEdit."""
+        self.phase, self.iteration, self.w, self.resumed = state.phase, state.iteration, state.w.to(self.w), state
+        self.random.set_state(state.random)
+        if state.noises:
+            self.generator = with_tensors(self.original, state.noises)
+
+    def begin(self, phase: Phase, variables: Sequence[Tensor], learning_rate: float) -> range:
+        """Be ready to optimize; returns the iterations to come."""
+        steps = self.options.steps if phase == "projection" else self.options.tuning_steps
+        self.descent, first = Descent(list(variables), learning_rate), 0
+        if self.resumed is not None:
+            self.descent.restore(self.resumed.descent)
+            first, self.resumed = self.iteration, None
+        self.phase = phase
+        return range(first, steps)
+
+    def reach(self, iteration: int) -> None:
+        """A step begins."""
+        self.iteration, self.random_before = iteration, self.random.get_state()
 
     def run(self) -> Iterator[InversionStep]:
         """Projection, then tuning.
@@ -81,7 +147,8 @@ class Inversion:
         Raises:
             InversionDiverged: the loss stopped being a number; w is the last that was one.
         """
-        yield from self.project()
+        if self.phase == "projection":
+            yield from self.project()
         yield from self.tune()
 
     def project(self) -> Iterator[InversionStep]:
@@ -89,11 +156,11 @@ class Inversion:
         options = self.options
         variable = self.w[:, : 1 if options.space == "w" else self.w.shape[1]].clone().requires_grad_()
         noises = self.own_noises() if options.optimize_noise else []
-        optimizer = torch.optim.Adam([variable, *noises], betas=(0.9, 0.999))
+        iterations = self.begin("projection", [variable, *noises], options.learning_rate)
         try:
-            for iteration in range(options.steps):
+            for iteration in iterations:
+                self.reach(iteration)
                 done = iteration / options.steps
-                optimizer.param_groups[0]["lr"] = options.learning_rate * projection_rate(done)
                 shaken = variable + self.shake(variable, done)
                 candidate = variable.detach().expand(-1, self.w.shape[1], -1).clone()
                 loss, psnr_db = self.reconstruction(shaken.expand(-1, self.w.shape[1], -1))
@@ -102,9 +169,7 @@ class Inversion:
                 value = finite(loss)
                 self.w = candidate
                 yield InversionStep(phase="projection", iteration=iteration, w=self.w, loss=value, psnr_db=psnr_db)
-                optimizer.zero_grad()
-                torch.autograd.backward(loss, inputs=[variable, *noises])
-                optimizer.step()
+                self.descend(loss, options.learning_rate * projection_rate(done))
                 for noise in noises:
                     renormalize(noise)
             candidate = variable.detach().expand(-1, self.w.shape[1], -1).clone()
@@ -121,11 +186,12 @@ class Inversion:
             return
         self.generator = copy.deepcopy(self.generator)
         weights = list(self.generator.synthesis.parameters())
-        optimizer = torch.optim.Adam(weights, lr=options.tuning_learning_rate)
         for parameter in weights:
             parameter.requires_grad_(True)
+        iterations = self.begin("tuning", weights, options.tuning_learning_rate)
         try:
-            for iteration in range(options.tuning_steps):
+            for iteration in iterations:
+                self.reach(iteration)
                 loss, psnr_db = self.reconstruction(self.w)
                 if options.locality_weight and iteration % LOCALITY_EVERY == 0:
                     loss = loss + options.locality_weight * self.change_elsewhere()
@@ -133,12 +199,14 @@ class Inversion:
                 yield step
                 if psnr_db >= ENOUGH_DB:
                     return
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
+                self.descend(loss)
             self.check(self.w)
         finally:
             self.generator.requires_grad_(False)
+
+    def descend(self, loss: Tensor, learning_rate: float | None = None) -> None:
+        assert self.descent is not None
+        self.descent.step(loss, learning_rate)
 
     @torch.no_grad()
     def check(self, ws: Tensor) -> None:
@@ -172,8 +240,11 @@ class Inversion:
     def own_noises(self) -> list[Tensor]:
         """The noise images [r, r] of a copy of the generator, ready to be optimized."""
         self.generator = copy.deepcopy(self.generator)
-        noises = [buffer for name, buffer in self.generator.named_buffers() if name.endswith("noise_const")]
-        return [noise.requires_grad_() for noise in noises]
+        return [noise.requires_grad_() for noise in self.noises().values()]
+
+    def noises(self) -> dict[str, Tensor]:
+        """The generator's noise images by name."""
+        return {name: buffer for name, buffer in self.generator.named_buffers() if name.endswith("noise_const")}
 
 
 def projection_rate(done: float) -> float:

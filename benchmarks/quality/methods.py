@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.drag import DragOptions, DragRun, check_arguments, iterate, parabola, square, to_points
+from engine.drag import DragOptions, DragRun, parabola, square, to_points
 from engine.features import sample
 from engine.generator import Generator
 from jobs.checkpoints import ModelEntry
@@ -65,9 +65,8 @@ def dragging(
         mask = case.movable(generator.config.resolution)
         movable = None if mask is None else torch.from_numpy(mask)
         handles, targets = to_points(case.handles), to_points(case.targets)
-        check_arguments(generator, case.start, handles, targets, movable, options)
         began = time.perf_counter()
-        *steps, result = iterate(run(generator, case.start, handles, targets, movable, options))
+        *steps, result = run(generator, case.start, handles, targets, movable, options).steps()
         return Ending(
             w=result.w,
             handles=result.handles.cpu().numpy().astype(np.float64),

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
-from engine.drag import DragOptions, DragRun, drag, fixed_weight, to_points, track
+from engine.drag import DragOptions, DragRun, DragState, drag, fixed_weight, to_points, track
 from engine.errors import DragDiverged, InvalidEdit
 from engine.generator import modulate
 from engine.latent import latent_statistics
@@ -194,3 +195,21 @@ def test_in_w_rows_keep_the_differences_they_began_with(exact):
 def test_an_unknown_latent_space_is_refused(exact, latent_space):
     with pytest.raises(InvalidEdit, match=r"w, w\+ or pca:K with K from 1 to 64"):
         next(drag(exact, some_w(exact), to_points(HANDLES), to_points(TARGETS), options=DragOptions(latent_space=latent_space)))
+
+
+@pytest.mark.parametrize("left_at", [0, 1, 7])
+def test_a_drag_taken_up_elsewhere_ends_with_the_same_bytes(left_at):
+    generator = reference_generator()
+    arguments = (some_w(generator), to_points(HANDLES), to_points(TARGETS), None, DragOptions(max_iterations=12))
+    steps = list(DragRun(generator, *arguments).steps())
+    left = DragRun(generator, *arguments)
+    next(step for step in left.steps() if step.iteration == left_at)
+    state = DragState.read(load(save(left.state().tensors())))
+    again = DragRun(generator, *arguments)
+    again.restore(state)
+    rest = list(again.steps())
+    assert [step.iteration for step in rest] == [*range(left_at, 13), steps[-1].iteration]
+    for one, other in zip(rest, steps[left_at:], strict=True):
+        assert (one.loss, one.stop_reason) == (other.loss, other.stop_reason)
+        assert torch.equal(one.w, other.w)
+        assert torch.equal(one.handles, other.handles)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from engine.config import DiscriminatorConfig
 from engine.discriminator import Discriminator
@@ -7,6 +8,7 @@ from engine.errors import InvalidEdit, InversionDiverged
 from engine.inversion import (
     Inversion,
     InversionOptions,
+    InversionState,
     autocorrelation,
     changed_tensors,
     projection_rate,
@@ -196,3 +198,21 @@ def test_an_lpips_file_is_the_packages_state_dict(tmp_path):
     torch.save(tensors, tmp_path / "lpips.pth")
     with pytest.raises(Exception, match=r"lpips\.pth cannot be read: .*lacks features\.9\.squeeze\.weight"):
         load_lpips(tmp_path / "lpips.pth")
+
+
+@pytest.mark.parametrize(("phase", "left_at"), [("projection", 3), ("tuning", 0), ("tuning", 5)])
+@pytest.mark.parametrize("optimize_noise", [False, True])
+def test_an_inversion_taken_up_elsewhere_ends_with_the_same_bytes(generator, target, phase, left_at, optimize_noise):
+    options = InversionOptions(steps=8, tuning_steps=8, optimize_noise=optimize_noise, noise_weight=1.0)
+    whole = Inversion(generator, target, options)
+    steps = list(whole.run())
+    left = Inversion(generator, target, options)
+    next(step for step in left.run() if (step.phase, step.iteration) == (phase, left_at))
+    again = Inversion(generator, target, options)
+    again.restore(InversionState.read(load(save(left.state().tensors()))))
+    rest = list(again.run())
+    assert [(step.phase, step.iteration, step.loss) for step in rest] == [
+        (step.phase, step.iteration, step.loss) for step in steps[-len(rest) :]
+    ]
+    assert (rest[0].phase, rest[0].iteration) == (phase, left_at)
+    assert torch.equal(again.generator.images(again.w), whole.generator.images(whole.w))

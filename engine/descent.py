@@ -1,0 +1,63 @@
+"""Adam that can be left between two steps and taken up by another process."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DescentState:
+    """Copies of the variables and of what Adam remembers of each; equal states go on alike."""
+
+    values: list[Tensor]
+    means: list[Tensor]  # first moments
+    squares: list[Tensor]  # second moments
+    steps: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By names that `read` understands."""
+        kinds = {"value": self.values, "mean": self.means, "square": self.squares}
+        named = {f"{kind}.{k}": tensor for kind, tensors in kinds.items() for k, tensor in enumerate(tensors)}
+        return named | {"steps": torch.tensor(self.steps)}
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor]) -> "DescentState":
+        """Raises KeyError."""
+        count = sum(name.startswith("value.") for name in tensors)
+        values, means, squares = ([tensors[f"{kind}.{k}"] for k in range(count)] for kind in ("value", "mean", "square"))
+        return cls(values, means, squares, int(tensors["steps"]))
+
+
+class Descent:
+    """Variables and their Adam."""
+
+    def __init__(self, variables: list[Tensor], learning_rate: float) -> None:
+        self.variables = variables
+        self.adam = torch.optim.Adam(variables, lr=learning_rate)
+
+    def step(self, loss: Tensor, learning_rate: float | None = None) -> None:
+        """One step down; the rate replaces the one before."""
+        if learning_rate is not None:
+            self.adam.param_groups[0]["lr"] = learning_rate
+        for variable, gradient in zip(self.variables, torch.autograd.grad(loss, self.variables, allow_unused=True), strict=True):
+            variable.grad = gradient
+        self.adam.step()
+
+    def state(self) -> DescentState:
+        means, squares = ([self.remembered(variable, name) for variable in self.variables] for name in ("exp_avg", "exp_avg_sq"))
+        steps = [int(state["step"]) for state in self.adam.state.values()]
+        return DescentState([variable.detach().clone() for variable in self.variables], means, squares, max(steps, default=0))
+
+    def remembered(self, variable: Tensor, name: str) -> Tensor:
+        known: dict[str, Any] = self.adam.state.get(variable, {})
+        return known[name].clone() if name in known else torch.zeros_like(variable, requires_grad=False)
+
+    @torch.no_grad()
+    def restore(self, state: DescentState) -> None:
+        parts = zip(self.variables, state.values, state.means, state.squares, strict=True)
+        for variable, value, mean, square in parts:
+            variable.copy_(value)
+            steps = torch.tensor(float(state.steps))
+            self.adam.state[variable] = {"step": steps, "exp_avg": mean.to(variable), "exp_avg_sq": square.to(variable)}

@@ -39,15 +39,15 @@ class Unit:
 
     jobs: JobRepository
     uploads: UploadRepository
-    wake: int = field(default=0)  # messages to send
+    wake: list[str] = field(default_factory=list)  # pools whose workers get a message
 
 
 def unit(request: Request) -> Iterator[Unit]:
     with request.app.state.sessions.begin() as session:
         work = Unit(JobRepository(session), UploadRepository(session))
         yield work
-    for _ in range(work.wake):
-        request.app.state.queue.wake()
+    for pool in work.wake:
+        request.app.state.queue.wake(pool)
 
 
 @dataclass(frozen=True)

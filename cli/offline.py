@@ -27,7 +27,7 @@ from jobs.models import Job, Upload
 from jobs.repository import StoredObject
 from jobs.submission import check_submission
 from jobs.uploads import row_of
-from worker.edit import choose_device, model_points, open_generator, steps
+from worker.edit import choose_device, drag_run, model_points, open_generator
 from worker.recording import Product, Recording, Timings
 from worker.source import Beginning, Materials, Photo, begin, inversion, invert
 
@@ -130,7 +130,7 @@ class OfflineEdit:
         try:
             beginning, begun = self.beginning(seen), time.monotonic()
             with Recording(self.spec, beginning, self.mask, FolderSink(ArtifactFolder(out))) as recording:
-                for step in steps(self.spec, beginning, self.mask) if self.spec.points else ():
+                for step in drag_run(self.spec, beginning, self.mask).steps() if self.spec.points else ():
                     seen(step)
                     if step.stop_reason is None:
                         recording.add(step)

@@ -10,6 +10,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.errors import InvalidJob, ManifestInvalid, Problem
+from jobs.models import DEFAULT_POOL
+from jobs.settings import POOL
 
 MANIFEST = "manifest.toml"
 
@@ -42,6 +44,7 @@ class ModelEntry(BaseModel):
     num_ws: int  # rows of w+
     w_dim: int | None = Field(default=None, ge=1)  # width of w; None: imported before that was noted
     c_dim: int = Field(default=0, ge=0)  # classes of a conditional model
+    pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # of the workers that run its jobs
     licence: str
     layout: str  # what the file was converted from
     source_sha256: str | None = None  # of the file it was converted from
@@ -137,6 +140,8 @@ class Manifest:
     def add(self, entry: ModelEntry) -> None:
         """Append a model to manifest.toml; the file changes whole or not at all."""
         values = entry.model_dump(exclude={"name", "defaults"}, exclude_none=True)
+        if entry.pool == DEFAULT_POOL:
+            del values["pool"]
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         if defaults := entry.defaults.model_dump(exclude_defaults=True):
             lines.append(f"defaults = {{ {', '.join(f'{key} = {value}' for key, value in defaults.items())} }}")

@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     DIVERGED = "diverged"
     INVERSION_DIVERGED = "inversion_diverged"
     TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
 
     @property

@@ -7,7 +7,6 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 RUN_NEXT = "dragqueue.run_next"  # the task's name on the wire; the API never imports the function
-QUEUE = "jobs"
 CONNECTION_OPTIONS = {
     "socket_timeout": 30,
     "socket_connect_timeout": 5,
@@ -24,20 +23,24 @@ class Queue:
         self.app.conf.update(broker_transport_options=CONNECTION_OPTIONS, task_ignore_result=True)
         self.redis = redis.Redis.from_url(plain_url(redis_url), socket_timeout=5, socket_connect_timeout=5)
 
-    def wake(self) -> None:
-        """Tell one idle worker to look. A broker that is away is only logged: the reconciler sends again."""
+    def wake(self, pool: str) -> None:
+        """Tell one idle worker of a pool to look. A broker that is away is only logged: the reconciler sends again."""
         try:
-            self.app.send_task(RUN_NEXT, queue=QUEUE, retry=False)
+            self.app.send_task(RUN_NEXT, queue=queue_of(pool), retry=False)
         except OperationalError as error:
             logger.warning("no wake-up message sent: %s", error)
 
-    def length(self) -> int:
-        """Messages that no worker has taken."""
-        return int(self.redis.llen(QUEUE))
+    def length(self, pool: str) -> int:
+        """Messages that no worker of a pool has taken."""
+        return int(self.redis.llen(queue_of(pool)))
 
     def check(self) -> None:
         """Raises redis.RedisError when the broker does not answer."""
         self.redis.ping()
+
+
+def queue_of(pool: str) -> str:
+    return f"jobs.{pool}"
 
 
 def plain_url(redis_url: str) -> str:

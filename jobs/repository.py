@@ -3,51 +3,23 @@
 All times are the database's, and every write of an attempt says which attempt it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, bindparam, cast, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Select, Update, cast, func, null, select, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
-from sqlalchemy.types import Text
 
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
-from jobs.models import Artifact, Job, Tenant
-from jobs.spec import JobSpec
-from jobs.states import JobState, sources
+from jobs.models import Artifact, Attempt, Job
+from jobs.retries import Retries
+from jobs.states import Ending, JobState, sources
+from jobs.submission import Submission
 
-# One statement: the least recently served tenant that has work, its highest priority, the warm model among equals, then
-# age. OFFSET 0 makes Postgres sort the tenants first, so that it stops at the first one with work and locks no other's
-# jobs; each arm reads one row of an index. Tenants are never locked: claimers do not wait for each other.
-CLAIM = text("""
-WITH pick AS MATERIALIZED (
-    SELECT candidate.id
-    FROM (SELECT id FROM tenants ORDER BY served_at, id OFFSET 0) AS turn
-    CROSS JOIN LATERAL (
-        SELECT arms.* FROM (
-            SELECT * FROM (
-                SELECT id, priority, seq, true AS warm FROM jobs
-                WHERE tenant = turn.id AND state = 'queued' AND model = :warm
-                    AND (start_before IS NULL OR start_before > now())
-                ORDER BY priority DESC, seq LIMIT 1 FOR UPDATE SKIP LOCKED) AS warm_arm
-            UNION ALL
-            SELECT * FROM (
-                SELECT id, priority, seq, false AS warm FROM jobs
-                WHERE tenant = turn.id AND state = 'queued'
-                    AND (start_before IS NULL OR start_before > now())
-                ORDER BY priority DESC, seq LIMIT 1 FOR UPDATE SKIP LOCKED) AS any_arm
-        ) AS arms ORDER BY arms.priority DESC, arms.warm DESC, arms.seq LIMIT 1
-    ) AS candidate
-    LIMIT 1
-)
-UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = :worker, progress = NULL,
-    lease_expires_at = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp())
-FROM pick WHERE jobs.id = pick.id AND jobs.state = 'queued'
-RETURNING jobs.id
-""").bindparams(bindparam("warm", type_=Text))
+MOST_DOUBLINGS = 30  # of the rest between two attempts: what follows would only overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +31,15 @@ class StoredObject:
     media_type: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where the next attempt goes on: what a job's row says about it."""
+
+    attempt: int  # that saved it
+    key: str  # of the object
+    names: list[str]  # artifacts that need not be made again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +82,14 @@ class JobRepository:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def add(self, job_id: UUID, tenant: str, spec: JobSpec, parent: Job | None = None) -> Job:
-        """Store a job, queued; parent is the one whose result it goes on from."""
+    def add(self, job_id: UUID, tenant: str, submission: Submission) -> Job:
+        """Store a job, queued."""
+        spec, parent = submission.spec, submission.parent
         job = Job(
             id=job_id,
             tenant=tenant,
             model=spec.model,
+            pool=submission.pool,
             spec=spec.model_dump(mode="json"),
             priority=spec.priority,
             start_before=spec.start_before,
@@ -136,16 +119,6 @@ class JobRepository:
         query = query.where(*(column == value for column, value in wanted if value is not None))
         return list(self.session.scalars(query if before is None else query.where(Job.seq < before)))
 
-    def claim(self, worker: str, lease: timedelta, warm_model: str | None = None) -> Job | None:
-        """Start the job whose turn it is; None when nothing waits, or what waits is just being claimed."""
-        parameters = {"worker": worker, "lease": lease, "warm": warm_model}
-        job_id = self.session.scalar(CLAIM, parameters)
-        if job_id is None:
-            return None
-        job = self.session.get_one(Job, job_id, populate_existing=True)
-        self.session.execute(update(Tenant).where(Tenant.id == job.tenant).values(served_at=func.clock_timestamp()))
-        return job
-
     def renew(self, job_id: UUID, attempt: int, lease: timedelta, progress: dict[str, Any] | None = None) -> Wishes:
         """Hold the lease for another while and say how far the attempt is.
 
@@ -171,25 +144,45 @@ class JobRepository:
         if self.session.scalar(select(Job.id).where(*mine(job_id, attempt)).with_for_update()) is None:
             raise lease_lost(job_id, attempt)
         rows = [{"job_id": job_id, "attempt": attempt, **vars(stored)} for stored in objects]
-        self.session.execute(insert(Artifact).values(rows).on_conflict_do_nothing())
+        added = insert(Artifact).values(rows)
+        changed = {name: added.excluded[name] for name in ("key", "media_type", "size_bytes", "sha256")}
+        self.session.execute(added.on_conflict_do_update(index_elements=["job_id", "attempt", "name"], set_=changed))
 
-    def finish(self, job_id: UUID, attempt: int, outcome: Outcome) -> None:
-        """End the job as this attempt found. Raises LeaseLost."""
-        if self.count(self.move(outcome.state, *mine(job_id, attempt)).values(asdict(outcome))) == 0:
+    def finish(self, job_id: UUID, attempt: int, outcome: Outcome) -> list[str]:
+        """End the job as this attempt found; returns the key of its checkpoint, which nobody needs now. Raises LeaseLost."""
+        key = self.session.scalar(select(Job.checkpoint["key"].as_string()).where(*mine(job_id, attempt)).with_for_update())
+        move = self.move(outcome.state, *mine(job_id, attempt)).values(asdict(outcome))
+        if self.end(move, Ending(outcome.state), outcome.error_message) == 0:
             raise lease_lost(job_id, attempt)
+        return [] if key is None else [key]
 
-    def release(self, job_id: UUID, attempt: int, reason: str, max_attempts: int) -> None:
+    def release(self, job_id: UUID, attempt: int, reason: str, retries: Retries) -> None:
         """Give up an attempt that broke down: back to the queue, or failed when it was the last. Raises LeaseLost."""
-        if self.give_up(mine(job_id, attempt), f"{max_attempts} attempts failed, the last one by {reason}", max_attempts) == (
-            0,
-            0,
-        ):
+        message = f"{retries.max_attempts} attempts failed, the last one by {reason}"
+        if self.give_up(mine(job_id, attempt), message, retries, Ending.BROKE_DOWN, reason) == (0, 0):
             raise lease_lost(job_id, attempt)
 
     def hand_back(self, job_id: UUID, attempt: int) -> None:
         """Put a job back into the queue whose worker ends; no failure of the job's. Raises LeaseLost."""
-        if self.count(self.move(JobState.QUEUED, *mine(job_id, attempt))) == 0:
+        if self.end(self.move(JobState.QUEUED, *mine(job_id, attempt)), Ending.HANDED_BACK) == 0:
             raise lease_lost(job_id, attempt)
+
+    def save_checkpoint(self, job_id: UUID, attempt: int, checkpoint: Checkpoint) -> None:
+        """Say where the next attempt goes on. Raises LeaseLost."""
+        statement = update(Job).where(*mine(job_id, attempt)).values(checkpoint=asdict(checkpoint))
+        if self.session.execute(statement.returning(Job.id)).one_or_none() is None:
+            raise lease_lost(job_id, attempt)
+
+    def adopt(self, job_id: UUID, attempt: int, names: Collection[str], of_attempt: int) -> list[StoredObject]:
+        """Make artifacts of an earlier attempt this one's, those of the given names that there are. Raises LeaseLost."""
+        query = select(Artifact).where(Artifact.job_id == job_id, Artifact.attempt == of_attempt, Artifact.name.in_(names))
+        found = [
+            StoredObject(name=row.name, key=row.key, media_type=row.media_type, size_bytes=row.size_bytes, sha256=row.sha256)
+            for row in self.session.scalars(query.order_by(Artifact.name))
+        ]
+        if found:
+            self.add_artifacts(job_id, attempt, found)
+        return found
 
     def request_cancel(self, tenant: str, job_id: UUID) -> Job:
         """Cancel at once what waits; ask the worker to stop what runs; leave alone what has ended.
@@ -217,31 +210,32 @@ class JobRepository:
         self.session.refresh(job)
         return job
 
-    def requeue_expired_leases(self, max_attempts: int) -> tuple[int, int]:
+    def requeue_expired_leases(self, retries: Retries) -> tuple[int, int]:
         """Jobs whose worker has gone silent: (back to the queue, failed because that was the last attempt).
 
         Those that somebody wanted to cancel are canceled.
         """
         silent = (Job.state == JobState.RUNNING, Job.lease_expires_at < func.clock_timestamp())
-        self.session.execute(self.move(JobState.CANCELED, *silent, Job.cancel_requested_at.is_not(None)))
-        return self.give_up(silent, f"{max_attempts} attempts ended without a word from their worker", max_attempts)
+        self.end(self.move(JobState.CANCELED, *silent, Job.cancel_requested_at.is_not(None)), Ending.WENT_SILENT)
+        message = f"{retries.max_attempts} attempts ended without a word from their worker"
+        return self.give_up(silent, message, retries, Ending.WENT_SILENT)
 
-    def give_up(self, which: Sequence[ColumnElement[bool]], message: str, max_attempts: int) -> tuple[int, int]:
-        """Count a failure for running jobs: (back to the queue, failed with the message)."""
-        last = self.move(JobState.FAILED, *which, Job.failures + 1 >= max_attempts)
+    def give_up(
+        self, which: Sequence[ColumnElement[bool]], message: str, retries: Retries, ending: Ending, reason: str | None = None
+    ) -> tuple[int, int]:
+        """Count a failure for running jobs: (back to the queue after a rest, failed with the message)."""
+        last = self.move(JobState.FAILED, *which, Job.failures + 1 >= retries.max_attempts)
         outcome = {"failures": Job.failures + 1, "error_code": ErrorCode.ATTEMPTS_EXHAUSTED, "error_message": message}
-        failed = self.count(last.values(outcome))
-        requeued = self.count(self.move(JobState.QUEUED, *which).values(failures=Job.failures + 1))
-        return requeued, failed
+        failed = self.end(last.values(outcome), ending, reason)
+        rest_s = func.least(retries.delay_limit_s, retries.delay_s * func.power(2, func.least(Job.failures, MOST_DOUBLINGS)))
+        not_before = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, rest_s)
+        again = self.move(JobState.QUEUED, *which).values(failures=Job.failures + 1, not_before=not_before)
+        return self.end(again, ending, reason), failed
 
     def expire(self) -> int:
         """End what should have started by now and did not; how many."""
-        return self.count(self.move(JobState.EXPIRED, Job.state == JobState.QUEUED, Job.start_before <= func.clock_timestamp()))
-
-    def queued(self, limit: int) -> int:
-        """How many jobs wait, counted up to limit."""
-        waiting = select(Job.id).where(Job.state == JobState.QUEUED).limit(limit).subquery()
-        return self.session.scalar(select(func.count()).select_from(waiting)) or 0
+        late = self.move(JobState.EXPIRED, Job.state == JobState.QUEUED, Job.start_before <= func.clock_timestamp())
+        return len(self.session.execute(late.returning(Job.id)).all())
 
     def artifacts(self, job: Job) -> list[Artifact]:
         """Artifacts of the job's latest attempt by name, without the frames: a dozen at most."""
@@ -284,8 +278,14 @@ class JobRepository:
         values: dict[str, Any] = {"state": state, "lease_expires_at": None}
         if state.terminal:
             retained = func.make_interval(0, 0, 0, 0, 0, 0, Job.spec["retain_for_s"].as_integer())
+            values |= {"checkpoint": null(), "not_before": null()}
             values |= {"finished_at": func.clock_timestamp(), "expires_at": func.clock_timestamp() + retained}
         return update(Job).where(Job.state.in_(sources(state)), *where).values(values)
 
-    def count(self, statement: Update) -> int:
-        return len(self.session.execute(statement.returning(Job.id)).all())
+    def end(self, move: Update, ending: Ending, reason: str | None = None) -> int:
+        """Move jobs, and close the attempts that ran them; how many."""
+        ended = self.session.execute(move.returning(Job.id, Job.attempt)).all()
+        if ended:
+            attempts = update(Attempt).where(tuple_(Attempt.job_id, Attempt.attempt).in_(ended))
+            self.session.execute(attempts.values(ended_at=func.clock_timestamp(), ending=ending, reason=reason))
+        return len(ended)

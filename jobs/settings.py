@@ -6,6 +6,10 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.models import DEFAULT_POOL
+from jobs.retries import Retries
+
+POOL = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 EXAMPLE_SECRETS = {"minioadmin", "changeme", "changethis", "secret", "password"}
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,6 +41,18 @@ class Settings(BaseSettings):
     load_limit_s: float = Field(default=300.0, gt=0)  # a silent phase longer than this loses the lease
     drain_grace_s: float = Field(default=5.0, ge=0)  # for the job at hand, once a worker is asked to end
     max_attempts: int = Field(default=3, ge=1)  # failures a job may have
+    retry_delay_s: float = Field(default=1.0, ge=0)  # a job rests after its first failure; doubled by each further one
+    retry_delay_limit_s: float = Field(default=60.0, ge=0)
+    checkpoint_s: float = Field(default=10.0, gt=0)  # between two checkpoints of a running job
+    tuning_checkpoint_s: float = Field(default=30.0, gt=0)  # of one that tunes, which weigh three times the generator
+    patience_s: float = Field(default=120.0, ge=0)  # a running job waits that long for a store or database that is away
+    tidy_after_s: float = Field(default=600.0, ge=0)  # what a finished job's earlier attempts left is deleted after that
+    pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # a worker's
+    model_cache_bytes: int = Field(default=4 * 10**9, ge=0)  # models that a worker keeps; the one in use always
+
+    @property
+    def retries(self) -> Retries:
+        return Retries(max_attempts=self.max_attempts, delay_s=self.retry_delay_s, delay_limit_s=self.retry_delay_limit_s)
 
     @field_validator("database_url")
     @classmethod

@@ -16,6 +16,17 @@ class JobState(StrEnum):
         return not MOVES[self]
 
 
+class Ending(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # the job with it: trying again would not help
+    CANCELED = "canceled"
+    BROKE_DOWN = "broke down"  # an error that another attempt may not meet
+    WENT_SILENT = "went silent"  # its lease ran out
+    HANDED_BACK = "handed back"  # its worker had to end
+
+
 MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.QUEUED}),

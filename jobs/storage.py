@@ -1,7 +1,7 @@
 """Objects in MinIO or any S3 store, over the minio SDK. Every wait is finite, every failure one of two errors."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -10,6 +10,7 @@ from uuid import UUID
 
 import urllib3
 from minio import Minio
+from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
 
 from jobs.errors import ObjectMissing, StorageUnavailable
@@ -56,6 +57,21 @@ class Storage:
                 response.close()
                 response.release_conn()
 
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Of all objects whose key begins so."""
+        with translated():
+            for found in self.client.list_objects(self.bucket, prefix=prefix, recursive=True):
+                if found.object_name is not None:
+                    yield found.object_name
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+        with translated():
+            wanted = [DeleteObject(key) for key in keys]
+            for error in self.client.remove_objects(self.bucket, wanted) if wanted else ():
+                if error.code != "NoSuchKey":
+                    raise StorageUnavailable(f"the store did not delete {error.name}: {error.code}")
+
     def url(self, key: str, filename: str) -> str:
         """A link that lets its holder download one object for a while."""
         headers: dict[str, Any] = {"response-content-disposition": f'attachment; filename="{filename}"'}
@@ -64,7 +80,12 @@ class Storage:
 
 def artifact_key(tenant: str, job_id: UUID, attempt: int, name: str) -> str:
     """The attempt is part of the key, so that a late worker can never overwrite what its successor stored."""
-    return f"t/{tenant}/j/{job_id}/a{attempt}/{name}"
+    return f"{job_prefix(tenant, job_id)}a{attempt}/{name}"
+
+
+def job_prefix(tenant: str, job_id: UUID) -> str:
+    """Of everything that is stored of a job."""
+    return f"t/{tenant}/j/{job_id}/"
 
 
 def upload_key(tenant: str, sha256: str) -> str:

@@ -56,6 +56,7 @@ class Submission:
     """A job that passed every check."""
 
     spec: JobSpec  # resolved
+    pool: str  # of the workers that can run it
     framing: Framing
     mask: np.ndarray | None  # the movable mask as the model sees it, bool [R, R]
     parent: Job | None = None  # whose result it goes on from
@@ -84,7 +85,7 @@ def check_submission(
         raise InvalidJob(problems)
     if posted_mask is not None:
         spec = spec.model_copy(update={"movable": Movable(upload=posted_mask.sha256)})
-    return Submission(spec.resolved(model), framing, mask, parent)
+    return Submission(spec.resolved(model), model.pool, framing, mask, parent)
 
 
 def usable_parent(parent: Job, model: ModelEntry) -> Job:

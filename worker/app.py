@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.signals import worker_process_init, worker_shutting_down
 
-from jobs.queue import CONNECTION_OPTIONS, QUEUE, RUN_NEXT
+from jobs.queue import CONNECTION_OPTIONS, RUN_NEXT, queue_of
 from jobs.settings import Settings
 from worker.drain import Drain
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TIME_LIMIT_S = 90_000  # a backstop behind run_timeout_s, which may be a day
 PR_SET_PDEATHSIG = 1
-OPTIONS = ["--pool=prefork", "--concurrency=1", f"--queues={QUEUE}", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
+OPTIONS = ["--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
 
 
 DRAIN = Drain()
@@ -54,7 +54,8 @@ def main(settings: Settings, name: str) -> None:
     """
     worker_process_init.connect(die_with_parent, weak=False)
     worker_shutting_down.connect(drain, weak=False)
-    create_app(settings).worker_main(["worker", *OPTIONS, f"--hostname={name}@%h"])
+    arguments = ["worker", *OPTIONS, f"--queues={queue_of(settings.pool)}", f"--hostname={name}@%h"]
+    create_app(settings).worker_main(arguments)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,5 @@
 """From a job's spec to the engine's arguments."""
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from engine.checkpoint import load_generator
-from engine.drag import DragOptions, DragStep, drag, to_points
+from engine.drag import DragOptions, DragRun, to_points
 from engine.errors import CheckpointDamaged
 from engine.generator import Generator
 from jobs.checkpoints import Manifest, ModelEntry
@@ -30,13 +29,11 @@ def open_generator(manifest: Manifest, model: ModelEntry, device: torch.device) 
     return generator
 
 
-def steps(spec: JobSpec, beginning: Beginning, movable: np.ndarray | None) -> Iterator[DragStep]:
-    """The drag of a resolved spec that has points."""
-    handles, targets = model_points(spec, beginning.framing)
+def drag_run(spec: JobSpec, beginning: Beginning, movable: np.ndarray | None) -> DragRun:
+    """The drag of a resolved spec that has points, ready to run. Raises InvalidEdit."""
+    handles, targets = (to_points(points) for points in model_points(spec, beginning.framing))
     mask = None if movable is None else torch.from_numpy(movable)
-    return drag(
-        beginning.generator, beginning.w, to_points(handles), to_points(targets), movable=mask, options=drag_options(spec)
-    )
+    return DragRun(beginning.generator, beginning.w, handles, targets, mask, drag_options(spec))
 
 
 def model_points(spec: JobSpec, framing: Framing) -> tuple[np.ndarray, np.ndarray]:

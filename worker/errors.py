@@ -1,5 +1,7 @@
 """Which code a job fails with. The same job would end the same way, so none of these is tried again."""
 
+import torch
+
 from engine.errors import (
     CheckpointDamaged,
     CheckpointMissing,
@@ -13,6 +15,15 @@ from jobs.errors import ArtifactNotFound, ErrorCode, InvalidJob, JobNotFound, Ma
 
 class TimedOut(Exception):
     """The job ran longer than it may."""
+
+
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # in a RuntimeError of PyTorch's
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 CODES: dict[type[Exception], ErrorCode] = {

@@ -6,19 +6,28 @@ Any number of reconcilers may run; an advisory lock lets one sweep at a time.
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 
 from redis import RedisError
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
+from jobs.claims import claimable
 from jobs.database import Sessions, make_sessions
 from jobs.queue import Queue
 from jobs.repository import JobRepository
+from jobs.retries import Retries
 from jobs.settings import Settings
+from jobs.storage import Storage
+from jobs.workers import forget_silent
+from worker.patience import SERVER_AWAY
+from worker.purge import Purge
 
 LOCK = 7_346_813  # the advisory lock of sweeps
 MOST_MESSAGES = 1000
+FORGET_WORKERS_S = 86_400.0  # after that long without a word and without a job
 logger = logging.getLogger(__name__)
 
 
@@ -33,10 +42,10 @@ class Sweep:
 
 
 class Reconciler:
-    def __init__(self, sessions: Sessions, queue: Queue, max_attempts: int) -> None:
+    def __init__(self, sessions: Sessions, queue: Queue, retries: Retries) -> None:
         self.sessions = sessions
         self.queue = queue
-        self.max_attempts = max_attempts
+        self.retries = retries
 
     def sweep(self) -> Sweep:
         """Look once; nothing happens while another reconciler is at it."""
@@ -44,31 +53,44 @@ class Reconciler:
             if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": LOCK}):
                 return Sweep()
             jobs = JobRepository(session)
-            requeued, failed = jobs.requeue_expired_leases(self.max_attempts)
+            requeued, failed = jobs.requeue_expired_leases(self.retries)
             expired = jobs.expire()
-            queued = jobs.queued(limit=MOST_MESSAGES)
-        return Sweep(requeued=requeued, failed=failed, expired=expired, messages=self.wake(queued))
+            forget_silent(session, timedelta(seconds=FORGET_WORKERS_S))
+            waiting = claimable(session, MOST_MESSAGES)
+        return Sweep(requeued=requeued, failed=failed, expired=expired, messages=self.wake(waiting))
 
-    def wake(self, queued: int) -> int:
-        """Send as many messages as jobs wait without one."""
-        missing = max(0, queued - self.queue.length())
-        for _ in range(missing):
-            self.queue.wake()
-        return missing
+    def wake(self, waiting: dict[str, int]) -> int:
+        """Send each pool as many messages as jobs wait there without one."""
+        sent = 0
+        for pool, jobs in waiting.items():
+            missing = max(0, jobs - self.queue.length(pool))
+            for _ in range(missing):
+                self.queue.wake(pool)
+            sent += missing
+        return sent
 
 
 def main(settings: Settings) -> None:
-    """Sweep until SIGTERM; a server that is away is waited for."""
+    """Sweep until SIGTERM; a server that is away is waited for. Purging goes on beside it: neither waits for the other."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    reconciler = Reconciler(make_sessions(settings.database_url), Queue(settings.redis_url), settings.max_attempts)
-    while not stop.wait(settings.sweep_s):
+    sessions = make_sessions(settings.database_url)
+    reconciler = Reconciler(sessions, Queue(settings.redis_url), settings.retries)
+    purge = Purge(sessions, Storage.from_settings(settings), settings.tidy_after_s)
+    repeat = partial(until_stopped, stop=stop, every_s=settings.sweep_s)
+    threading.Thread(target=repeat, args=(purge.purge,), name="purge", daemon=True).start()
+    repeat(reconciler.sweep)
+
+
+def until_stopped(look: Callable[[], object], stop: threading.Event, every_s: float) -> None:
+    """Look again and again, and log what changed."""
+    while not stop.wait(every_s):
         try:
-            sweep = reconciler.sweep()
-        except (OperationalError, RedisError) as error:
-            logger.warning("no sweep: %s", error)
+            changed = look()
+        except (*SERVER_AWAY, RedisError) as error:
+            logger.warning("%s waits: %s", look.__name__, error)
             continue
-        if sweep != Sweep():
-            logger.info("%s", sweep)
+        if changed != type(changed)():
+            logger.info("%s", changed)

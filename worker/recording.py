@@ -4,8 +4,8 @@ import io
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from jobs.spec import JobSpec
 from worker.edit import model_points
 from worker.source import Beginning
 
+TUNED = "generator.safetensors"  # the artifact with the tensors in which a tuned generator is not the model's
 GROUP = 8  # frames are rendered in fixed groups, so that their bytes do not depend on when a group was full
 MEDIA_TYPES = {
     ".png": "image/png", ".webp": "image/webp", ".gif": "image/gif", ".mp4": "video/mp4", ".json": "application/json",
@@ -66,19 +67,39 @@ class Timings:
     drag_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a recording has seen so far."""
+
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)  # iterations
+    rows: Tensor | None = None  # [N, rows, D], the trainable rows of w+ of each frame
+
+
 class Recording:
     """Watches one edit and hands its artifacts to a sink."""
 
-    def __init__(self, spec: JobSpec, beginning: Beginning, movable: np.ndarray | None, sink: Sink) -> None:
+    def __init__(
+        self, spec: JobSpec, beginning: Beginning, movable: np.ndarray | None, sink: Sink, *, kept: Collection[str] = (),
+        together: int = GROUP,
+    ) -> None:  # fmt: skip
+        """Args:
+        kept: artifacts that are stored already, by an attempt that this one goes on from.
+        together: frames rendered at a time; other numbers than GROUP make other bytes.
+        """
         self.spec = spec
         self.beginning = beginning
         self.generator = beginning.generator
         self.movable = movable
         self.sink = sink
+        self.kept = frozenset(kept)
+        self.together = together
+        self.given: list[str] = []  # artifacts that the sink has, or will have before the next it gets
         self.start = beginning.w
         self.targets = model_points(spec, beginning.framing)[1]  # [K, 2]
         self.trajectory: list[dict[str, Any]] = []
-        self.waiting: list[DragStep] = []  # frames not rendered yet
+        self.framed: list[tuple[int, Tensor]] = []  # iteration and trainable rows [1, rows, D] of each frame
+        self.waiting: list[int] = []  # iterations of frames not rendered yet
         self.frames = FrameFile(self.generator.config.resolution)
 
     def __enter__(self) -> Self:
@@ -88,6 +109,8 @@ class Recording:
             self.put_image("inverted.png", begun)
         else:
             self.put_image("source.png", begun)
+        if self.beginning.changes:
+            self.put_tensors(TUNED, self.beginning.changes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -105,20 +128,45 @@ class Recording:
         )
         every = self.spec.output.frames_every
         if every and step.iteration % every == 0:
-            self.waiting.append(step)
-        if len(self.waiting) == GROUP:
+            self.frame(step.iteration, step.w[:, : self.spec.drag.trainable_layers])
+
+    def frame(self, iteration: int, rows: Tensor) -> None:
+        self.framed.append((iteration, rows))
+        self.waiting.append(iteration)
+        if len(self.waiting) == self.together:
             self.render_waiting()
 
+    def past(self, iteration: int) -> Past:
+        """What was seen before an iteration."""
+        framed = [(number, rows) for number, rows in self.framed if number < iteration]
+        rows = torch.cat([rows for _, rows in framed]) if framed else None
+        return Past(trajectory=self.trajectory[:iteration], frames=[number for number, _ in framed], rows=rows)
+
+    def take_up(self, past: Past) -> None:
+        """Go on from what an earlier attempt has seen."""
+        self.trajectory += past.trajectory
+        for k, iteration in enumerate(past.frames):
+            assert past.rows is not None
+            self.frame(iteration, past.rows[k : k + 1].to(self.start))
+
     def render_waiting(self) -> None:
-        if not self.waiting:
+        names = [f"frames/{iteration:05d}.{self.spec.output.frame_format}" for iteration in self.waiting]
+        if not names or (self.kept.issuperset(names) and not self.spec.output.animation):
+            self.given += names
+            self.waiting.clear()
             return
-        padded = self.waiting + [self.waiting[-1]] * (GROUP - len(self.waiting))
+        latents = [self.latent(rows) for _, rows in self.framed[-len(names) :]]
+        padded = latents + [latents[-1]] * (self.together - len(latents))
         with torch.no_grad():
-            images = to_pixels(self.generator.images(torch.cat([step.w for step in padded])))
-        for step, pixels in zip(self.waiting, images, strict=False):
+            images = to_pixels(self.generator.images(torch.cat(padded)))
+        for name, pixels in zip(names, images, strict=False):
             self.frames.append(pixels)
-            self.put_image(f"frames/{step.iteration:05d}.{self.spec.output.frame_format}", pixels)
+            self.put_image(name, pixels)
         self.waiting.clear()
+
+    def latent(self, rows: Tensor) -> Tensor:
+        """w+ [1, L, D] with these trainable rows."""
+        return torch.cat([rows, self.start[:, rows.shape[1] :]], dim=1)
 
     def keep_frames(self) -> None:
         """Store the frames there are; nothing else of this edit will be."""
@@ -132,23 +180,21 @@ class Recording:
         pixels = self.generator.render(w)
         self.put_image("result.png", pixels)
         self.put_tensors("latent.safetensors", {"w": w})
-        if self.beginning.changes:
-            self.put_tensors("generator.safetensors", self.beginning.changes)
         if self.beginning.photo is not None:
             self.put_image("photo.png", self.beginning.photo.with_crop(pixels))
         if result is not None or self.beginning.curve:
-            self.sink.put(Product("trajectory.json", lambda: to_json(self.story(result))))
+            self.put(Product("trajectory.json", lambda: to_json(self.story(result))))
         if result is not None:
             self.finish_drag(result, pixels)
         manifest = self.manifest(model, timings)
-        self.sink.put(Product("manifest.json", lambda: to_json(manifest)))
+        self.put(Product("manifest.json", lambda: to_json(manifest)))
         self.sink.drain()
 
     def finish_drag(self, result: DragStep, pixels: np.ndarray) -> None:
         if self.spec.output.overlay:
             self.put_image("overlay.png", self.overlay(pixels, result.iteration))
         for kind in self.spec.output.animation if self.spec.output.frames_every else ():
-            self.sink.put(Product(f"animation.{kind}", partial(self.animation, kind, pixels)))
+            self.put(Product(f"animation.{kind}", partial(self.animation, kind, pixels)))
 
     def manifest(self, model: ModelEntry, timings: Timings) -> dict[str, Any]:
         """Everything needed to repeat the run, and to check what it left."""
@@ -165,16 +211,12 @@ class Recording:
 
     def story(self, result: DragStep | None) -> dict[str, Any]:
         """Of inversion and drag; points in pixels of the model's image."""
-        curve = [
-            {"phase": step.phase, "iteration": step.iteration, "loss": step.loss, "psnr_db": round(step.psnr_db, 3)}
-            for step in self.beginning.curve
-        ]
         return {
             "targets": self.targets.tolist(),
             "stop_reason": None if result is None else result.stop_reason,
             "result_iteration": None if result is None else result.iteration,
             "steps": self.trajectory,
-            "inversion": curve,
+            "inversion": [asdict(point) for point in self.beginning.curve],
         }
 
     def overlay(self, pixels: np.ndarray, result_iteration: int) -> np.ndarray:
@@ -188,10 +230,15 @@ class Recording:
             return path.read_bytes()
 
     def put_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        self.sink.put(Product(name, lambda: save({key: value.cpu().contiguous() for key, value in tensors.items()})))
+        self.put(Product(name, lambda: save({key: value.cpu().contiguous() for key, value in tensors.items()})))
 
     def put_image(self, name: str, pixels: np.ndarray) -> None:
-        self.sink.put(Product(name, lambda: encode_image(pixels, Path(name).suffix)))
+        self.put(Product(name, lambda: encode_image(pixels, Path(name).suffix)))
+
+    def put(self, product: Product) -> None:
+        self.given.append(product.name)
+        if product.name not in self.kept:
+            self.sink.put(product)
 
 
 class FrameFile:

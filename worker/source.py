@@ -56,6 +56,20 @@ class Materials:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """How an inversion stood at a step."""
+
+    phase: str
+    iteration: int
+    loss: float
+    psnr_db: float
+
+    @classmethod
+    def of(cls, step: InversionStep) -> "CurvePoint":
+        return cls(phase=step.phase, iteration=step.iteration, loss=step.loss, psnr_db=round(step.psnr_db, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Beginning:
     """An edit about to begin."""
 
@@ -64,7 +78,7 @@ class Beginning:
     framing: Framing  # of points and mask
     photo: Photo | None = None  # to put the result back into
     changes: dict[str, Tensor] = field(default_factory=dict)  # tensors in which the generator is not the model's
-    curve: list[InversionStep] = field(default_factory=list)  # of the inversion just done
+    curve: list[CurvePoint] = field(default_factory=list)  # of its inversion
 
 
 def begin(spec: JobSpec, generator: Generator, materials: Materials) -> Beginning:
@@ -146,20 +160,31 @@ def choose_perceptual(
     return None
 
 
+def inverted(generator: Generator, photo: Photo, w: Tensor, changes: bytes | None, curve: list[CurvePoint]) -> Beginning:
+    """Where the edit of a photo begins whose inversion is done: w+ [1, L, D], and the tuned tensors."""
+    tensors = {} if changes is None else read_tensors(changes)
+    tuned = with_tensors(generator, tensors) if tensors else generator
+    w = w.to(generator.mapping.w_avg)
+    return Beginning(generator=tuned, w=w, framing=photo.framing, photo=photo, changes=tensors, curve=curve)
+
+
 Look = Callable[[InversionStep], bool]  # shows a step; True asks to stop there
 
 
-def invert(running: Inversion, photo: Photo, look: Look) -> Beginning:
+def invert(running: Inversion, photo: Photo, look: Look, curve: list[CurvePoint] | None = None) -> Beginning:
     """Run an inversion to its end, or until `look` asks to stop; what it has found by then is the beginning.
+
+    Args:
+        curve: where its steps are noted; begun already, where the inversion is taken up again.
 
     Raises:
         InversionDiverged: running.w is the last latent that was one.
     """
-    curve = []
+    points = [] if curve is None else curve
     for step in running.run():
-        curve.append(step)
+        points.append(CurvePoint.of(step))
         if look(step):
             break
     tuned = running.generator
     changes = {} if tuned is running.original else changed_tensors(running.original, tuned)
-    return Beginning(generator=tuned, w=running.w, framing=photo.framing, photo=photo, changes=changes, curve=curve)
+    return Beginning(generator=tuned, w=running.w, framing=photo.framing, photo=photo, changes=changes, curve=points)

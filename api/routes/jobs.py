@@ -35,8 +35,8 @@ def submit(
     for part in (photo, mask):
         if part is not None:
             unit.uploads.add(tenant, part, storage)
-    job = unit.jobs.add(uuid4(), tenant, submission.spec, submission.parent)
-    unit.wake += 1
+    job = unit.jobs.add(uuid4(), tenant, submission)
+    unit.wake.append(job.pool)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobView.of(job)
 

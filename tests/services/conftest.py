@@ -20,7 +20,10 @@ from jobs.settings import Settings
 from jobs.storage import Storage
 from tests.manifests import write_tiny_checkpoints
 
-QUICK = {"LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1", "DRAIN_GRACE_S": "0.3"}
+QUICK = {
+    "LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1", "DRAIN_GRACE_S": "0.3",
+    "RETRY_DELAY_S": "0.1", "CHECKPOINT_S": "0.5", "TUNING_CHECKPOINT_S": "0.5", "PATIENCE_S": "5", "TIDY_AFTER_S": "0",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,7 @@ def add_job(sessions, *, tenant: str = DEFAULT_TENANT, **change) -> UUID:
         if session.get(Tenant, tenant) is None:
             session.add(Tenant(id=tenant))
             session.flush()
-        spec = check_submission(DOCUMENT | change, MODELS).spec
-        return JobRepository(session).add(uuid4(), tenant, spec).id
+        return JobRepository(session).add(uuid4(), tenant, check_submission(DOCUMENT | change, MODELS)).id
 
 
 def read_job(sessions, job_id: UUID) -> Job:

@@ -2,24 +2,27 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from jobs.repository import JobRepository
+from jobs.claims import Claimer, claim
+from jobs.retries import Retries
 from tests.services.jobs import add_job, read_job
 from worker.reconciler import LOCK, Reconciler, Sweep
+
+RETRIES = Retries(max_attempts=3, delay_s=0, delay_limit_s=0)
 
 
 def test_a_sweep_repairs_everything_at_once(sessions, queue):
     silent, late = add_job(sessions, priority=1), add_job(sessions, start_before="2026-01-01T00:00:00Z")
     waiting = add_job(sessions)
     with sessions.begin() as session:
-        JobRepository(session).claim("w", timedelta(seconds=-1))
-    assert Reconciler(sessions, queue, max_attempts=3).sweep() == Sweep(requeued=1, expired=1, messages=2)
+        claim(session, Claimer(worker="w", lease=timedelta(seconds=-1)))
+    assert Reconciler(sessions, queue, RETRIES).sweep() == Sweep(requeued=1, expired=1, messages=2)
     assert [read_job(sessions, job_id).state for job_id in (silent, late, waiting)] == ["queued", "expired", "queued"]
-    assert Reconciler(sessions, queue, max_attempts=3).sweep() == Sweep()
+    assert Reconciler(sessions, queue, RETRIES).sweep() == Sweep()
 
 
 def test_only_one_sweeps_at_a_time(sessions, queue):
     add_job(sessions)
     with sessions.begin() as session:
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
-        assert Reconciler(sessions, queue, max_attempts=3).sweep() == Sweep()
-    assert Reconciler(sessions, queue, max_attempts=3).sweep().messages == 1
+        assert Reconciler(sessions, queue, RETRIES).sweep() == Sweep()
+    assert Reconciler(sessions, queue, RETRIES).sweep().messages == 1

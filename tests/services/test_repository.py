@@ -1,23 +1,29 @@
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import func, update
 
+from jobs.claims import Claimer
+from jobs.claims import claim as claim_next
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
 from jobs.models import Job
 from jobs.repository import JobRepository, Outcome, StoredObject
+from jobs.retries import Retries
 from jobs.states import MOVES, JobState
 from tests.services.jobs import add_job, read_job
 
+RETRIES = Retries(max_attempts=3, delay_s=0, delay_limit_s=0)
+TWICE = replace(RETRIES, max_attempts=2)
 LEASE = timedelta(seconds=60)
 FRAME = StoredObject(name="frames/00000.webp", key="k", media_type="image/webp", size_bytes=3, sha256="a" * 64)
 
 
 def claim(sessions, worker="w", warm=None):
     with sessions.begin() as session:
-        return JobRepository(session).claim(worker, LEASE, warm)
+        return claim_next(session, Claimer(worker=worker, lease=LEASE, warm=[warm] if warm else []))
 
 
 def put_into(sessions, job_id, state):
@@ -38,7 +44,7 @@ def test_a_job_moves_where_the_table_says_and_nowhere_else(sessions, source, tar
     put_into(sessions, job_id, source)
     with sessions.begin() as session:
         repository = JobRepository(session)
-        moved = repository.count(repository.move(target, Job.id == job_id))
+        moved = len(session.execute(repository.move(target, Job.id == job_id).returning(Job.id)).all())
     expected = target if target in MOVES[source] else source
     assert (moved, read_job(sessions, job_id).state) == (int(target in MOVES[source]), expected)
 
@@ -106,9 +112,9 @@ def test_a_claim_in_progress_hides_no_other_tenants_job(sessions):
     add_job(sessions, tenant="one")
     add_job(sessions, tenant="two")
     with sessions.begin() as first:
-        assert JobRepository(first).claim("w1", LEASE) is not None
+        assert claim_next(first, Claimer(worker="w1", lease=LEASE)) is not None
         with sessions.begin() as second:
-            assert JobRepository(second).claim("w2", LEASE) is not None
+            assert claim_next(second, Claimer(worker="w2", lease=LEASE)) is not None
 
 
 def test_tenants_take_turns(sessions):
@@ -147,7 +153,7 @@ def test_an_attempt_that_lost_its_lease_can_write_nothing(sessions):
     claim(sessions)
     let_lease_expire(sessions, job_id)
     with sessions.begin() as session:
-        assert JobRepository(session).requeue_expired_leases(max_attempts=3) == (1, 0)
+        assert JobRepository(session).requeue_expired_leases(RETRIES) == (1, 0)
     assert claim(sessions).attempt == 2
     stale = [
         lambda jobs: jobs.renew(job_id, 1, LEASE, {"iteration": 9}),
@@ -167,7 +173,7 @@ def test_the_last_attempt_that_falls_silent_fails_the_job(sessions):
         claim(sessions)
         let_lease_expire(sessions, job_id)
         with sessions.begin() as session:
-            JobRepository(session).requeue_expired_leases(max_attempts=3)
+            JobRepository(session).requeue_expired_leases(RETRIES)
     job = read_job(sessions, job_id)
     assert (job.state, job.failures, job.error_code) == ("failed", 3, ErrorCode.ATTEMPTS_EXHAUSTED)
 
@@ -179,7 +185,7 @@ def test_a_silent_job_that_somebody_canceled_is_canceled(sessions):
         JobRepository(session).request_cancel("default", job_id)
     let_lease_expire(sessions, job_id)
     with sessions.begin() as session:
-        assert JobRepository(session).requeue_expired_leases(max_attempts=3) == (0, 0)
+        assert JobRepository(session).requeue_expired_leases(RETRIES) == (0, 0)
     assert read_job(sessions, job_id).state == "canceled"
 
 
@@ -189,7 +195,9 @@ def test_an_attempt_that_broke_down_is_tried_again_until_the_last(sessions):
     for attempt in (1, 2):
         claim(sessions)
         with sessions.begin() as session:
-            JobRepository(session).release(job_id, attempt, "ZeroDivisionError: division by zero", max_attempts=2)
+            JobRepository(session).release(
+                job_id, attempt, "ZeroDivisionError: division by zero", replace(RETRIES, max_attempts=2)
+            )
         states.append(read_job(sessions, job_id).state)
     assert states == ["queued", "failed"]
     assert read_job(sessions, job_id).error_message == "2 attempts failed, the last one by ZeroDivisionError: division by zero"
@@ -199,7 +207,7 @@ def test_a_lease_that_lives_is_left_alone(sessions):
     add_job(sessions)
     claim(sessions)
     with sessions.begin() as session:
-        assert JobRepository(session).requeue_expired_leases(max_attempts=3) == (0, 0)
+        assert JobRepository(session).requeue_expired_leases(RETRIES) == (0, 0)
 
 
 def test_canceling_ends_what_waits_and_asks_what_runs(sessions):

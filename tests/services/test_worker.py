@@ -150,7 +150,7 @@ def test_a_lost_message_is_sent_again(client, stack, cleanup, queue):
 
 def test_messages_without_jobs_do_nothing(client, stack, cleanup, queue):
     for _ in range(5):
-        queue.wake()
+        queue.wake("default")
     start_worker(stack, cleanup)
     assert ended(client, client.post("/v1/jobs", json=DOCUMENT).json())["state"] == "succeeded"
 

@@ -1,0 +1,40 @@
+"""What finished jobs leave behind: which objects are still needed, and until when."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from jobs.models import Artifact, Job
+from jobs.states import JobState
+
+
+def untidy(session: Session, after: timedelta, limit: int) -> list[Job]:
+    """Jobs that ended that long ago and may have left more than their result."""
+    ended = Job.finished_at < func.clock_timestamp() - after
+    return list(session.scalars(select(Job).where(ended, Job.tidied_at.is_(None)).order_by(Job.finished_at).limit(limit)))
+
+
+def needed(session: Session, job: Job) -> set[str]:
+    """Keys of the objects that an ended job shows; a canceled one shows none."""
+    if job.state == JobState.CANCELED:
+        return set()
+    return set(session.scalars(select(Artifact.key).where(Artifact.job_id == job.id, Artifact.attempt == job.attempt)))
+
+
+def tidied(session: Session, job: Job) -> None:
+    """Forget the artifacts of earlier attempts."""
+    others = Artifact.attempt != (job.attempt if job.state != JobState.CANCELED else -1)
+    session.execute(delete(Artifact).where(Artifact.job_id == job.id, others))
+    session.execute(update(Job).where(Job.id == job.id).values(tidied_at=func.clock_timestamp()))
+
+
+def expired(session: Session, limit: int) -> list[Job]:
+    """Jobs that are no longer retained."""
+    past = Job.expires_at < func.clock_timestamp()
+    return list(session.scalars(select(Job).where(past).order_by(Job.expires_at).limit(limit)))
+
+
+def forget(session: Session, job_id: UUID) -> None:
+    session.execute(delete(Job).where(Job.id == job_id))

@@ -1,6 +1,7 @@
 """One attempt at a time, in this process: how each kind of end is recorded."""
 
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -155,10 +156,16 @@ def test_a_phase_that_hangs_loses_its_lease(sessions):
     with sessions.begin() as session:
         claim(session, Claimer(worker="w", lease=timedelta(seconds=1)))
     lease = Lease(sessions, job_id, 1, Pace(lease_s=0.3, beat_s=0.05, progress_interval_s=0))
-    with pytest.raises(LeaseLost):  # the last beat may meet it already
-        with lease.silent("load", limit_s=0.2):
-            until_requeued(sessions)
+    with pytest.raises(LeaseLost), hanging(lease, sessions):  # the last beat may meet it already
         lease.progress({})
+
+
+@contextmanager
+def hanging(lease, sessions):
+    """After a silent phase that lasted longer than it may."""
+    with lease.silent("load", limit_s=0.2):
+        until_requeued(sessions)
+    yield
 
 
 def until_requeued(sessions):

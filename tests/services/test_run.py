@@ -5,17 +5,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+import torch
 from sqlalchemy.exc import OperationalError
 
 from jobs.claims import Claimer, claim
-from jobs.errors import LeaseLost, StorageUnavailable
-from jobs.models import Job
+from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
+from jobs.models import Job, Worker
 from jobs.repository import JobRepository
 from jobs.retries import Retries
 from jobs.spec import Movable
+from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT, add_job, read_job
 from worker.drain import Drain
 from worker.lease import Lease, Pace
+from worker.recording import Recording
 from worker.run import Runner
 
 
@@ -174,3 +177,71 @@ def until_requeued(sessions):
         with sessions.begin() as session:
             if JobRepository(session).requeue_expired_leases(Retries(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
                 return
+
+
+def breaking_down(monkeypatch, error, *, frames_at_a_time):
+    """Rendering that many frames at once, or more, raises."""
+    render = Recording.render_waiting
+
+    def render_or_break(recording):
+        if recording.together >= frames_at_a_time:
+            raise error
+        render(recording)
+
+    monkeypatch.setattr(Recording, "render_waiting", render_or_break)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_short_of_memory_a_job_is_tried_once_more_with_less(runner, sessions, monkeypatch, error):
+    job_id = add_job(sessions)
+    breaking_down(monkeypatch, error, frames_at_a_time=2)
+    runner.run_next()
+    job = read_job(sessions, job_id)
+    assert (job.state, job.attempt, job.failures) == ("succeeded", 1, 0)
+
+
+def test_a_job_too_large_for_the_memory_fails_and_the_next_one_runs(runner, sessions, monkeypatch):
+    job_id = add_job(sessions)
+    with monkeypatch.context() as scarce:
+        breaking_down(scarce, OUT_OF_MEMORY[0], frames_at_a_time=1)
+        runner.run_next()
+    assert ended(sessions, job_id) == ("failed", "out_of_memory")
+    assert ErrorCode.OUT_OF_MEMORY.retryable
+    runner.run_next()
+    good = add_job(sessions)
+    runner.run_next()
+    assert ended(sessions, good) == ("succeeded", None)
+
+
+def test_a_generator_that_draws_nothing_but_nan_fails_the_job_and_the_next_one_runs(runner, sessions, monkeypatch):
+    job_id, healthy = add_job(sessions), runner.models.get
+    sick = tiny_generator()
+    sick.synthesis.b4.const.data.fill_(torch.nan)
+    monkeypatch.setattr(runner.models, "get", lambda *_: sick)
+    runner.run_next()
+    assert ended(sessions, job_id) == ("failed", "diverged")
+    monkeypatch.setattr(runner.models, "get", healthy)
+    good = add_job(sessions)
+    runner.run_next()
+    assert ended(sessions, good) == ("succeeded", None)
+
+
+def test_a_worker_says_what_it_does(runner, sessions):
+    add_job(sessions)
+    job = runner.claim()
+    with sessions() as session:
+        busy = session.query(Worker).one()
+    assert (busy.name, busy.pool, busy.models, busy.job_id) == (runner.name, "default", [], job.id)
+    runner.run(job)
+    runner.run_next()
+    runner.draining.ask()
+    runner.run_next()
+    with sessions() as session:
+        assert session.query(Worker).all() == []

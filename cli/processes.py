@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cli.errors import ServerFailed
@@ -22,6 +23,7 @@ class Child:
     process: subprocess.Popen[bytes]
     log: Path
     stop_signal: signal.Signals
+    again: Callable[[], "Child"]  # starts the same program once more
 
     def check(self) -> None:
         """Raises ServerFailed when it has ended."""
@@ -73,4 +75,5 @@ def start(
     except OSError as error:
         log.write_text(f"{error}\n")
         raise ServerFailed(f"{name} cannot be started: {error}; its log is {log}") from error
-    return Child(name, process, log, stop_signal)
+    options = {"log": log, "environment": environment, "user": user, "stop_signal": stop_signal, "death_signal": death_signal}
+    return Child(name, process, log, stop_signal, partial(start, name, command, **options))  # type: ignore[arg-type]

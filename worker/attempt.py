@@ -28,6 +28,7 @@ from worker.edit import drag_run
 from worker.errors import TimedOut
 from worker.lease import Lease, Pace
 from worker.models import Models
+from worker.patience import patiently
 from worker.recording import GROUP, TUNED, Product, Recording, Timings, encode_image
 from worker.resuming import CheckpointUnreadable, Progress
 from worker.source import Beginning, CurvePoint, Materials, Photo, begin, inversion, invert, inverted
@@ -90,7 +91,8 @@ class Attempt:
         loaded = time.monotonic()
         with self.uploader() as uploader:
             beginning = self.beginning(manifest, model, generator, materials, before, uploader)
-            movable, begun = self.movable(beginning.framing), time.monotonic()
+            with self.silent("load"):
+                movable, begun = self.movable(beginning.framing), time.monotonic()
             kept = [stored.name for stored in self.kept]
             with Recording(self.spec, beginning, movable, uploader, kept=kept, together=self.together) as recording:
                 if before is None or before.drag is None:
@@ -107,7 +109,7 @@ class Attempt:
         if checkpoint is None:
             return None
         try:
-            progress = Progress.decode(self.tools.storage.get(checkpoint["key"]))
+            progress = Progress.decode(self.fetch(checkpoint["key"]))
         except (ObjectMissing, CheckpointUnreadable) as error:
             logger.warning("job %s begins from the start: its checkpoint: %s", self.job.id, error)
             return None
@@ -133,17 +135,17 @@ class Attempt:
 
     def materials(self, model: ModelEntry) -> Materials:
         """What the job builds on. Raises ObjectMissing, InvalidJob."""
-        source, storage = self.spec.source, self.tools.storage
+        source = self.spec.source
         if source.upload is not None:
             return Materials(photo=self.photo(source.upload, source.crop, model.resolution))
         if source.latent is not None:
-            return Materials(latent=storage.get(upload_key(self.job.tenant, source.latent)))
+            return Materials(latent=self.fetch(upload_key(self.job.tenant, source.latent)))
         if source.job is None:
             return Materials()
         with self.tools.sessions() as session:
             ancestry = JobRepository(session).ancestry(self.job)
-        latent = storage.get(ancestry.latent_key)
-        changes = None if ancestry.changes_key is None else storage.get(ancestry.changes_key)
+        latent = self.fetch(ancestry.latent_key)
+        changes = None if ancestry.changes_key is None else self.fetch(ancestry.changes_key)
         root = None if ancestry.root_spec is None else JobSpec.model_validate(ancestry.root_spec).source
         photo = None
         if root is not None and root.upload is not None:
@@ -151,13 +153,17 @@ class Attempt:
         return Materials(photo=photo, latent=latent, changes=changes)
 
     def photo(self, upload: str, crop: Crop | None, resolution: int) -> Photo:
-        return Photo.read(self.tools.storage.get(upload_key(self.job.tenant, upload)), crop, resolution)
+        return Photo.read(self.fetch(upload_key(self.job.tenant, upload)), crop, resolution)
+
+    def fetch(self, key: str) -> bytes:
+        """An object; a store that is away is waited for. Raises ObjectMissing, StorageUnavailable."""
+        return patiently(lambda: self.tools.storage.get(key), self.tools.settings.patience_s)
 
     def movable(self, framing: Framing) -> np.ndarray | None:
         movable = self.spec.movable
         if movable is None:
             return None
-        png = b"" if movable.upload is None else self.tools.storage.get(upload_key(self.job.tenant, movable.upload))
+        png = b"" if movable.upload is None else self.fetch(upload_key(self.job.tenant, movable.upload))
         return movable_mask(movable, framing, png)
 
     def beginning(
@@ -169,7 +175,8 @@ class Attempt:
             return begin(self.spec, generator, materials)
         assert materials.photo is not None
         if before is not None and before.start is not None:
-            return inverted(generator, materials.photo, before.start, self.tuned(), before.curve)
+            with self.silent("load"):
+                return inverted(generator, materials.photo, before.start, self.tuned(), before.curve)
         with self.silent("load"):
             lpips = self.tools.settings.lpips_file
             running = inversion(self.spec, manifest, model, generator, materials.photo, lpips)
@@ -177,7 +184,7 @@ class Attempt:
 
     def tuned(self) -> bytes | None:
         """The tensors of the generator that an earlier attempt tuned, where it did."""
-        return next((self.tools.storage.get(stored.key) for stored in self.kept if stored.name == TUNED), None)
+        return next((self.fetch(stored.key) for stored in self.kept if stored.name == TUNED), None)
 
     def invert(self, running: Inversion, photo: Photo, before: Progress | None, uploader: Uploader) -> Beginning:
         """Raises Canceled, TimedOut, Drained, LeaseLost, InversionDiverged: of that the latent so far is kept as a picture."""

@@ -1,0 +1,209 @@
+"""python -m benchmarks.chaos: accept jobs, break things, check everything."""
+
+import argparse
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from benchmarks.chaos.faults import Fault, Faults, Running
+from benchmarks.chaos.site import QUICK, Site, running_site
+from benchmarks.chaos.verdict import Moment, Verdict, judge
+from benchmarks.faces.factors import Z_DIM, factors_of
+from benchmarks.faces.renderer import render
+from engine.generator import to_pixels
+from jobs.database import make_sessions
+from jobs.models import Job
+from jobs.states import JobState
+from jobs.storage import Storage
+from worker.purge import Purge
+
+LOOK_S = 0.05
+WIDTH = 130  # characters
+GAP_S = (0.4, 1.6)  # between two faults
+AT_ONCE = 10  # jobs that have not ended
+REACTION_S = 2.0  # a job that lost its worker is claimed after at most a lease, a sweep and this
+LIMIT_S = 300.0  # for the last job to end once nothing is broken any more
+BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "turn": {"source": {"seed": 3}, "points": [{"handle": [75, 80], "target": [59, 80]}], "drag": {"max_iterations": 12}},
+    "mask": {
+        "source": {"seed": 5}, "points": [{"handle": [64, 90], "target": [64, 98]}], "drag": {"max_iterations": 10},
+        "movable": {"shapes": [{"circle": [64, 80, 40]}]}, "output": {"animation": ["gif"], "frames_every": 2},
+    },
+    "draw": {"source": {"seed": 9}},
+    "photo": {
+        "inversion": {"steps": 6, "tuning_steps": 3}, "points": [{"handle": [75, 80], "target": [69, 80]}],
+        "drag": {"max_iterations": 6},
+    },
+}  # fmt: skip
+console = Console(stderr=True)
+
+
+@dataclass
+class Story:
+    """What happened."""
+
+    accepted: dict[UUID, str] = field(default_factory=dict)  # job: its template
+    faults: list[Fault] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+
+
+class Chaos:
+    """One run; everything happens in one thread, between two short looks."""
+
+    def __init__(self, site: Site, jobs: int, faults: int, seed: int) -> None:
+        self.site = site
+        self.jobs = jobs
+        self.fault_count = faults
+        self.random = random.Random(seed)
+        self.faults = Faults(site, seed)
+        self.sessions = make_sessions(site.stack.settings().database_url)
+        self.http = httpx2.Client(base_url=site.url, timeout=2)
+        self.photo = drawing()
+        self.story = Story()
+        self.running: Running = {}
+        self.unfinished = 0
+        self.ended = 0
+        self.next_fault = time.monotonic()
+
+    def run(self, bar: Progress) -> Story:
+        """Until all faults have happened and all jobs have ended. Raises TimeoutError."""
+        tasks = {name: bar.add_task(name, total=total) for name, total in (("jobs", self.jobs), ("faults", self.fault_count))}
+        quiet_since: float | None = None
+        while self.ended < self.jobs or len(self.story.faults) < self.fault_count or self.unfinished:
+            self.look()
+            if len(self.story.faults) < self.fault_count:
+                self.maybe_break()
+            elif quiet_since is None:
+                quiet_since = time.monotonic()
+                self.site.settle()
+            elif time.monotonic() - quiet_since > LIMIT_S:
+                raise TimeoutError(f"{self.unfinished} jobs had not ended {LIMIT_S:g} s after the last fault")
+            if self.unfinished < AT_ONCE and (self.more_jobs or len(self.story.faults) < self.fault_count):
+                self.submit()
+            bar.update(tasks["jobs"], completed=self.ended, total=max(self.jobs, len(self.story.accepted)))
+            bar.update(tasks["faults"], completed=len(self.story.faults))
+            time.sleep(LOOK_S)
+        return self.story
+
+    def close(self) -> None:
+        self.http.close()
+        self.sessions.kw["bind"].dispose()
+        self.faults.queue.redis.close()
+
+    @property
+    def more_jobs(self) -> bool:
+        return len(self.story.accepted) < self.jobs
+
+    def look(self) -> None:
+        self.site.tend()
+        workers = frozenset(pid for part in self.site.workers.values() if part.up() and (pid := part.computing()))
+        self.story.moments.append(Moment(time.time(), self.site.servers_up(), workers))
+        try:
+            with self.sessions() as session:
+                rows = session.execute(select(Job.id, Job.attempt, Job.worker).where(Job.state == JobState.RUNNING)).all()
+                counts = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
+        except SQLAlchemyError:
+            return  # the database is down
+        self.running = {row.id: (row.attempt, row.worker or ":0") for row in rows}
+        self.unfinished = counts.get(JobState.QUEUED, 0) + counts.get(JobState.RUNNING, 0)
+        self.ended = sum(counts.values()) - self.unfinished
+
+    def maybe_break(self) -> None:
+        if time.monotonic() < self.next_fault or not self.running:  # what breaks an idle service proves little
+            return
+        fault = self.faults.strike(self.running)
+        if fault is not None:
+            self.story.faults.append(fault)
+            self.next_fault = time.monotonic() + self.random.uniform(*GAP_S)
+
+    def submit(self) -> None:
+        """One job; what is answered 202 is accepted, whatever happens to the service afterwards."""
+        name = self.random.choice(list(TEMPLATES))
+        files = {"job": json.dumps({"model": "demo-faces"} | TEMPLATES[name]).encode()}
+        try:
+            answer = self.http.post("/v1/jobs", files=files | ({"image": self.photo} if name == "photo" else {}))
+        except httpx2.HTTPError:
+            return
+        if answer.status_code == 202:
+            self.story.accepted[UUID(answer.json()["id"])] = name
+
+
+def drawing() -> bytes:
+    """A photo for want of a better one, as PNG."""
+    out = io.BytesIO()
+    pixels = to_pixels(render(factors_of(torch.zeros(1, Z_DIM), psi=0.7), 128).images)[0]
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def measure(jobs: int, workers: int, faults: int, seed: int) -> Verdict:
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another user where we are root
+        with running_site(Path(folder) / "state", workers) as site:
+            return live_through(Chaos(site, jobs, faults, seed))
+
+
+def live_through(chaos: Chaos) -> Verdict:
+    """Let it happen, let everything end, delete what is left over, look."""
+    try:
+        with Progress(*BAR, console=console) as bar:
+            story = chaos.run(bar)
+        chaos.site.stop()
+        storage = Storage.from_settings(chaos.site.stack.settings())
+        everything = Purge(chaos.sessions, storage, tidy_after_s=0)
+        while everything.purge().tidied:
+            pass
+        allowed_s = float(QUICK["LEASE_S"]) + float(QUICK["SWEEP_S"]) + REACTION_S
+        return judge(chaos.sessions, storage, story.faults, story.moments, story.accepted, allowed_s)
+    finally:
+        chaos.close()
+
+
+def print_verdict(verdict: Verdict) -> None:
+    table = Table(title=f"{verdict.jobs} jobs in {verdict.attempts} attempts: {verdict.endings}")
+    for title in ("fault", "times", "jobs that ran there", "went on", "taken up by another attempt", "longest idle wait, s"):
+        table.add_column(title, justify="left" if title == "fault" else "right")
+    for line in verdict.lines:
+        numbers = (line.faults, line.hit, line.went_on, line.taken_up)
+        table.add_row(line.kind, *map(str, numbers), f"{line.longest_wait_s:.1f}")
+    Console(width=WIDTH).print(table)
+    for problem in verdict.problems + verdict.late:
+        console.print(problem, style="red", highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    given = parser.parse_args(arguments)
+    console.print(f"seed {given.seed}", highlight=False)
+    verdict = measure(given.jobs, given.workers, given.faults, given.seed)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "chaos.json").write_text(json.dumps(vars(given) | {"out": str(given.out)} | asdict(verdict), indent=1))
+    print_verdict(verdict)
+    return 1 if verdict.problems or verdict.late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

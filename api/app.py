@@ -12,7 +12,7 @@ from jobs.checkpoints import ManifestFile
 from jobs.database import make_sessions
 from jobs.queue import Queue
 from jobs.settings import Settings
-from jobs.storage import Storage
+from jobs.storage import OF_A_REQUEST, Storage
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -21,7 +21,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.checkpoints = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
-    app.state.storage = Storage.from_settings(settings)
+    app.state.storage = Storage.from_settings(settings, OF_A_REQUEST)
     app.state.queue = Queue(settings.redis_url)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     add_error_handlers(app)

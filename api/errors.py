@@ -1,9 +1,11 @@
 """The one place where errors become HTTP statuses."""
 
+import logging
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError, TimeoutError
+from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from api.limits import BodyTooLarge, too_large
@@ -23,6 +25,7 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.StorageUnavailable: 503,
 }
 RETRY_AFTER = {"Retry-After": "5"}
+logger = logging.getLogger(__name__)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -30,7 +33,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, bad_parameters)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(BodyTooLarge, body_too_large)
-    for database_away in (OperationalError, TimeoutError):
+    for database_away in (OperationalError, TimeoutError, InternalError):  # the last from a standby, which takes no writes
         app.add_exception_handler(database_away, unavailable)
     app.add_exception_handler(Exception, internal_error)
 
@@ -60,6 +63,7 @@ def body_too_large(request: Request, error: Exception) -> JSONResponse:
 
 
 def unavailable(request: Request, error: Exception) -> JSONResponse:
+    logger.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
     return problem_response(503, "database_unavailable", "the database does not answer", headers=RETRY_AFTER)
 
 

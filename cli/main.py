@@ -114,6 +114,15 @@ def migrate() -> None:
     prepare(settings())
 
 
+@app.command()
+def doctor(as_json: edits.AsJson = False) -> None:
+    """Check servers, rights, clocks, checkpoints and workers, and say what to do; settings from the environment."""
+    from cli.doctor import tell
+
+    if not tell(os.environ, as_json=as_json):
+        raise typer.Exit(1)
+
+
 def settings() -> Any:
     from cli.settings import read_settings
 

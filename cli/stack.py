@@ -31,6 +31,10 @@ class Stack:
         for child in self.children:
             child.check()
 
+    def restart(self, name: str) -> None:
+        """Start a server once more that has ended: with the same data, at the same address. Returns before it is ready."""
+        self.children = [child.again() if child.name == name else child for child in self.children]
+
     def settings(self) -> Settings:
         """The settings as a process with this environment would read them. Raises CommandError."""
         return read_settings(self.environment)

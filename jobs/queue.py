@@ -14,13 +14,15 @@ CONNECTION_OPTIONS = {
     "health_check_interval": 25,
     "visibility_timeout": 60,
 }
+# of who only sends: a request waits for it, and the reconciler sends again what got lost
+SENDING_OPTIONS = CONNECTION_OPTIONS | {"socket_timeout": 5, "max_retries": 0}
 logger = logging.getLogger(__name__)
 
 
 class Queue:
     def __init__(self, redis_url: str) -> None:
         self.app = Celery("dragqueue", broker=redis_url, set_as_current=False)
-        self.app.conf.update(broker_transport_options=CONNECTION_OPTIONS, task_ignore_result=True)
+        self.app.conf.update(broker_transport_options=SENDING_OPTIONS, task_ignore_result=True)
         self.redis = redis.Redis.from_url(plain_url(redis_url), socket_timeout=5, socket_connect_timeout=5)
 
     def wake(self, pool: str) -> None:

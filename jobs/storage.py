@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,18 @@ from jobs.errors import ObjectMissing, StorageUnavailable
 from jobs.settings import Settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """How long to wait for the store: a request's client waits less than a job does."""
+
+    connect_s: float = 3
+    read_s: float = 30  # for an answer, or for its next bytes
+    retries: int = 3  # of calls that failed
+
+
+OF_A_REQUEST = Waits(read_s=5, retries=1)
+
+
 class Storage:
     """One bucket. Safe to share between threads, not between processes."""
 
@@ -27,10 +40,14 @@ class Storage:
         self.link_lifetime = link_lifetime
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "Storage":
-        client = make_client(settings, settings.s3_endpoint)
-        public_client = make_client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+    def from_settings(cls, settings: Settings, waits: Waits = Waits()) -> "Storage":  # it is frozen
+        client = make_client(settings, settings.s3_endpoint, waits)
+        public_client = make_client(settings, settings.s3_public_endpoint or settings.s3_endpoint, waits)
         return cls(client, public_client, settings.s3_bucket, timedelta(seconds=settings.presigned_url_s))
+
+    def has_bucket(self) -> bool:
+        with translated():
+            return self.client.bucket_exists(self.bucket)
 
     def ensure_bucket(self) -> None:
         with translated():
@@ -39,9 +56,8 @@ class Storage:
 
     def check(self) -> None:
         """Raises StorageUnavailable when the bucket cannot be used."""
-        with translated():
-            if not self.client.bucket_exists(self.bucket):
-                raise StorageUnavailable(f"there is no bucket {self.bucket}")
+        if not self.has_bucket():
+            raise StorageUnavailable(f"there is no bucket {self.bucket}")
 
     def put(self, key: str, data: bytes, media_type: str) -> None:
         with translated():
@@ -92,7 +108,7 @@ def upload_key(tenant: str, sha256: str) -> str:
     return f"t/{tenant}/u/{sha256}"
 
 
-def make_client(settings: Settings, endpoint: str) -> Minio:
+def make_client(settings: Settings, endpoint: str, waits: Waits) -> Minio:
     address = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
     return Minio(
         address.netloc,
@@ -101,8 +117,8 @@ def make_client(settings: Settings, endpoint: str) -> Minio:
         secure=address.scheme == "https",
         region=settings.s3_region,  # without it, signing a URL would ask the store first
         http_client=StorePool(
-            timeout=urllib3.Timeout(connect=3, read=30),
-            retries=urllib3.Retry(3, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504], allowed_methods=None),
+            timeout=urllib3.Timeout(connect=waits.connect_s, read=waits.read_s),
+            retries=urllib3.Retry(waits.retries, backoff_factor=0.3, status_forcelist=[500, 502, 503, 504], allowed_methods=None),
             maxsize=16,
         ),
     )

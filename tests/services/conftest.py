@@ -32,10 +32,15 @@ def checkpoints(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def servers(checkpoints) -> Iterator[Stack]:
-    """PostgreSQL with a migrated template database, Valkey, S3 with its bucket."""
+def environment(checkpoints) -> dict[str, str]:
+    """Of a stack before its servers are started."""
     quick = {f"DRAGQUEUE_{name}": value for name, value in QUICK.items()}
-    environment = dict(os.environ) | quick | {"DRAGQUEUE_CHECKPOINTS": str(checkpoints)}
+    return dict(os.environ) | quick | {"DRAGQUEUE_CHECKPOINTS": str(checkpoints)}
+
+
+@pytest.fixture(scope="session")
+def servers(environment) -> Iterator[Stack]:
+    """PostgreSQL with a migrated template database, Valkey, S3 with its bucket."""
     with local_stack(environment=environment) as stack:
         url = stack.environment["DRAGQUEUE_DATABASE_URL"]
         execute(url, "CREATE DATABASE migrated")
@@ -103,6 +108,13 @@ def empty_database(servers) -> Iterator[str]:
     execute(admin, f"CREATE DATABASE {name}")
     yield database_url(template, name)
     execute(admin, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def open_to_nobody(path: Path) -> None:
+    """pytest closes its folders to others; PostgreSQL runs as nobody when we are root."""
+    for folder in (path, *path.parents):
+        if folder.owner() == path.owner() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
 
 
 def database_url(url: str, name: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from cli.errors import CommandError
 from cli.stack import local_stack
+from tests.services.conftest import open_to_nobody
 
 HOLD = """
 import signal, time
@@ -62,13 +63,6 @@ def test_a_state_folder_keeps_its_data(tmp_path, monkeypatch):
             if expected:
                 assert storage.get("a") == expected
             storage.put("a", b"kept", "text/plain")
-
-
-def open_to_nobody(path: Path) -> None:
-    """pytest closes its folders to others; PostgreSQL runs as nobody when we are root."""
-    for folder in (path, *path.parents):
-        if folder.owner() == path.owner() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
 
 
 def test_a_state_folder_has_one_user(tmp_path, stack):

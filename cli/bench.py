@@ -4,11 +4,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.errors import CommandError
 
 app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 console = Console(stderr=True)
+BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 @app.callback()
@@ -31,5 +33,26 @@ def import_(
     console.print(
         f"{layout}: {cost.file_bytes / 1e6:.0f} MB imported in {cost.seconds:.1f} s, "
         f"peak memory {cost.peak_bytes / 1e6:.0f} MB = {cost.memory_ratio:.2f} times the file",
+        highlight=False,
+    )
+
+
+@app.command()
+def cancel(
+    wish: Annotated[str, typer.Option(help="cancel or stop.")] = "cancel",
+    count: Annotated[int, typer.Option(min=2, max=10_000, help="Drags.")] = 100,
+) -> None:
+    """Cancel running drags, or stop them: how soon they end."""
+    from benchmarks.cancel_latency import measure_latencies
+
+    if wish not in ("cancel", "stop"):
+        raise CommandError(f"--wish must be cancel or stop, got {wish}")
+    with Progress(*BAR, console=console) as bar:
+        task = bar.add_task(f"drags told to {wish}", total=count)
+        found = measure_latencies(wish, count, lambda: bar.advance(task))
+    limit_s = found.iteration_s + found.beat_s
+    console.print(
+        f"{wish}: p50 {found.percentile(50):.2f} s, p99 {found.percentile(99):.2f} s over {count} drags; "
+        f"an iteration {found.iteration_s:.2f} s + a beat {found.beat_s:.2f} s = {limit_s:.2f} s",
         highlight=False,
     )

@@ -11,11 +11,14 @@ from sqlalchemy.exc import OperationalError
 from jobs.claims import Claimer, claim
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.models import Job, Worker
-from jobs.repository import JobRepository
+from jobs.repository import JobRepository, Outcome
 from jobs.retries import Retries
 from jobs.spec import Movable
+from jobs.states import JobState
+from jobs.storage import artifact_key
 from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT, add_job, read_job
+from worker.attempt import Attempt
 from worker.drain import Drain
 from worker.lease import Lease, Pace
 from worker.recording import Recording
@@ -30,6 +33,23 @@ class BrokenStorage:
 
     def put(self, key, data, media_type):
         raise self.error
+
+
+class FlakyStorage:
+    """A store that is away for some calls."""
+
+    def __init__(self, storage, failures):
+        self.storage = storage
+        self.failures = failures
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            if self.failures:
+                self.failures -= 1
+                raise StorageUnavailable("away")
+            return getattr(self.storage, name)(*arguments)
+
+        return call
 
 
 class BrokenSessions:
@@ -127,6 +147,48 @@ def test_while_the_store_is_away_the_lease_decides(settings, sessions, queue):
     with pytest.raises(StorageUnavailable):
         Runner(impatient, sessions, BrokenStorage(StorageUnavailable("away")), queue).run_next()
     assert ended(sessions, job_id) == ("running", None)
+
+
+def test_a_job_waits_for_a_store_that_comes_back(settings, sessions, storage, queue):
+    job_id = add_job(sessions)
+    flaky = FlakyStorage(storage, failures=3)
+    Runner(settings, sessions, flaky, queue).run_next()
+    job = read_job(sessions, job_id)
+    assert (job.state, job.attempt, flaky.failures) == ("succeeded", 1, 0)
+
+
+def test_an_outcome_waits_for_a_database_that_comes_back(settings, sessions, storage, queue):
+    job_id, flaky = add_job(sessions), BrokenSessions(sessions, failures=0)
+    runner = Runner(settings, flaky, storage, queue)
+    job, outcome = runner.claim(), Outcome(state=JobState.CANCELED)
+    flaky.failures = 3
+    runner.finish(job, outcome)
+    assert (ended(sessions, job_id), flaky.failures) == (("canceled", None), 0)
+
+
+def test_a_checkpoint_that_cannot_be_read_begins_the_job_anew(runner, sessions, storage):
+    for checkpoint in (b"no safetensors", None):
+        job_id = add_job(sessions)
+        key = artifact_key("default", job_id, 1, "checkpoint/00001.safetensors")
+        if checkpoint is not None:
+            storage.put(key, checkpoint, "application/octet-stream")
+        with sessions.begin() as session:
+            session.get(Job, job_id).checkpoint = {"attempt": 1, "key": key, "names": ["result.png"]}
+        runner.run_next()
+        assert ended(sessions, job_id) == ("succeeded", None)
+
+
+def test_a_job_that_has_spent_its_time_in_earlier_attempts_fails(settings, sessions, storage, queue, monkeypatch):
+    job_id = add_job(sessions, run_timeout_s=100)
+    runner = Runner(settings.model_copy(update={"drain_grace_s": 0.0}), sessions, storage, queue)
+    job = runner.claim()
+    runner.draining.ask()
+    monkeypatch.setattr(Attempt, "spent_s", lambda _: 99.9999)
+    runner.run(job)
+    assert read_job(sessions, job_id).checkpoint["attempt"] == 1
+    monkeypatch.undo()
+    Runner(settings, sessions, storage, queue).run_next()
+    assert ended(sessions, job_id) == ("failed", "timeout")
 
 
 def test_a_lease_outlives_a_database_that_is_away_for_a_moment(sessions):

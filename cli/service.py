@@ -1,6 +1,8 @@
 """The service on this machine: database and bucket prepared, API, workers and reconciler as processes."""
 
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from jobs.settings import Settings
 from jobs.storage import Storage
 
 START_LIMIT_S = 60.0
+GPU_LIMIT_S = 30.0
 
 
 def prepare(settings: Settings) -> None:
@@ -52,8 +55,20 @@ def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", 
 
 
 def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:
-    environment = {"DRAGQUEUE_THREADS": str(threads)} | stack.environment
+    """What the stack's environment says of threads and device goes before what is chosen here."""
+    gpus = count_gpus()
+    device = f"cuda:{number % gpus}" if gpus else "auto"
+    environment = {"DRAGQUEUE_THREADS": str(threads), "DRAGQUEUE_DEVICE": device} | stack.environment
     return start_part(stack, "worker", ["--name", str(number)], cleanup, name=f"worker-{number}", environment=environment)
+
+
+def count_gpus() -> int:
+    """NVIDIA's, asked without loading PyTorch; 0 where there is no driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return 0
+    listed = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=GPU_LIMIT_S, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def start_part(

@@ -6,6 +6,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request
+from sqlalchemy.orm import Session
 
 from jobs.checkpoints import Manifest
 from jobs.decoding import Decoded
@@ -37,6 +38,7 @@ def queue(request: Request) -> Queue:
 class Unit:
     """One request, one transaction; workers are woken after it is committed."""
 
+    session: Session
     jobs: JobRepository
     uploads: UploadRepository
     wake: list[str] = field(default_factory=list)  # pools whose workers get a message
@@ -44,7 +46,7 @@ class Unit:
 
 def unit(request: Request) -> Iterator[Unit]:
     with request.app.state.sessions.begin() as session:
-        work = Unit(JobRepository(session), UploadRepository(session))
+        work = Unit(session, JobRepository(session), UploadRepository(session))
         yield work
     for pool in work.wake:
         request.app.state.queue.wake(pool)

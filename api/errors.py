@@ -21,6 +21,9 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.ModelNotFound: 404,
     errors.UploadNotFound: 404,
     errors.ParentUnusable: 409,
+    errors.JobActive: 409,
+    errors.KeyInUse: 409,
+    errors.KeyReused: 422,
     errors.DecoderBusy: 503,
     errors.StorageUnavailable: 503,
 }

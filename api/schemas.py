@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.checkpoints import ModelEntry
 from jobs.errors import ErrorCode
-from jobs.models import Artifact, Job
+from jobs.models import Artifact, Attempt, Job
 from jobs.spec import JobSpec, Source
-from jobs.states import JobState
+from jobs.states import Ending, JobState
 
 
 class JobFailure(BaseModel):
@@ -41,6 +41,19 @@ class ArtifactView(BaseModel):
         return cls.model_validate({**vars(artifact), "url": url})
 
 
+class AttemptView(BaseModel):
+    """One run of a job."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    attempt: int
+    worker: str  # host:pid
+    began_at: datetime
+    ended_at: datetime | None  # None while it runs
+    ending: Ending | None
+    reason: str | None  # of one that broke down, or failed the job
+
+
 class JobView(BaseModel):
     """One job."""
 
@@ -63,9 +76,10 @@ class JobView(BaseModel):
     expires_at: datetime | None  # afterwards row and artifacts may be deleted
     links: Links
     artifacts: list[ArtifactView] | None = None  # with ?expand=artifacts
+    attempts: list[AttemptView] | None = None  # with ?expand=attempts
 
     @classmethod
-    def of(cls, job: Job, artifacts: list[Artifact] | None = None) -> Self:
+    def of(cls, job: Job, artifacts: list[Artifact] | None = None, attempts: list[Attempt] | None = None) -> Self:
         here = f"/v1/jobs/{job.id}"
         same = ("id", "state", "model", "spec", "batch", "attempt", "progress", "stop_reason", "parent", "root")
         times = ("created_at", "started_at", "finished_at", "expires_at")
@@ -76,6 +90,7 @@ class JobView(BaseModel):
             stop_requested=job.stop_requested_at is not None,
             links=Links(self=here, cancel=f"{here}/cancel", stop=f"{here}/stop", frames=f"{here}/frames"),
             artifacts=None if artifacts is None else [ArtifactView.of(artifact) for artifact in artifacts],
+            attempts=None if attempts is None else [AttemptView.model_validate(attempt) for attempt in attempts],
         )
 
 

@@ -1,5 +1,6 @@
 """Reading a posted job: JSON, or multipart with the parts job (JSON), image (a photo) and movable (PNG)."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -18,6 +19,12 @@ class PostedJob:
     document: JsonValue
     image: bytes | None = None
     movable_png: bytes | None = None
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that was posted."""
+        document = json.dumps(self.document, sort_keys=True).encode()
+        parts = [hashlib.sha256(part or b"").hexdigest() for part in (document, self.image, self.movable_png)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 async def posted_job(request: Request) -> PostedJob:

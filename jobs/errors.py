@@ -9,6 +9,9 @@ JobError
 ├── ModelNotFound       model_not_found       no such model in the manifest
 ├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
 ├── DecoderBusy         decoder_busy          too many pictures are being read at once
+├── JobActive           job_active            the job has not ended
+├── KeyReused           key_reused            the idempotency key came with another request before
+├── KeyInUse            key_in_use            a request with the same idempotency key is being answered
 ├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
 ├── ObjectMissing       object_missing        the store has no such object
 └── StorageUnavailable  storage_unavailable   the store does not answer
@@ -85,6 +88,18 @@ class ManifestInvalid(JobError):
 
 class DecoderBusy(JobError):
     code = "decoder_busy"
+
+
+class JobActive(JobError):
+    code = "job_active"
+
+
+class KeyReused(JobError):
+    code = "key_reused"
+
+
+class KeyInUse(JobError):
+    code = "key_in_use"
 
 
 class LeaseLost(JobError):

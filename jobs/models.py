@@ -116,6 +116,18 @@ class Attempt(Base):
     reason: Mapped[str | None]  # why, where that is not plain
 
 
+class IdempotencyKey(Base):
+    """A submission that a client may repeat without making a second job."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)  # the client's
+    fingerprint: Mapped[str]  # sha256 of what was posted
+    answer: Mapped[dict[str, Any] | None]  # the body that was answered
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
 class Worker(Base):
     """A worker process, as it last said; whether it lives is known by the lease of its job, never by a ping."""
 

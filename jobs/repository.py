@@ -242,6 +242,10 @@ class JobRepository:
         query = self.artifacts_of(job).where(Artifact.name.not_like("frames/%"))
         return list(self.session.scalars(query.order_by(Artifact.name)))
 
+    def attempts(self, job: Job) -> list[Attempt]:
+        """From the first on."""
+        return list(self.session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)))
+
     def ancestry(self, job: Job) -> "Ancestry":
         """What a job that goes on from another builds on. Raises ArtifactNotFound, JobNotFound."""
         if job.parent is None:

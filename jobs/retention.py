@@ -1,13 +1,13 @@
 """What finished jobs leave behind: which objects are still needed, and until when."""
 
 from datetime import timedelta
-from uuid import UUID
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.models import Artifact, Job
 from jobs.states import JobState
+from jobs.storage import Storage, job_prefix
 
 
 def untidy(session: Session, after: timedelta, limit: int) -> list[Job]:
@@ -36,5 +36,9 @@ def expired(session: Session, limit: int) -> list[Job]:
     return list(session.scalars(select(Job).where(past).order_by(Job.expires_at).limit(limit)))
 
 
-def forget(session: Session, job_id: UUID) -> None:
-    session.execute(delete(Job).where(Job.id == job_id))
+def forget(session: Session, storage: Storage, job: Job) -> int:
+    """Delete a job's objects, then its row; how many objects. Raises StorageUnavailable."""
+    keys = list(storage.keys(job_prefix(job.tenant, job.id)))
+    storage.remove(keys)
+    session.execute(delete(Job).where(Job.id == job.id))
+    return len(keys)

@@ -49,9 +49,5 @@ class Purge:
         return len(strays)
 
     def forget(self, job: Job) -> int:
-        """Delete the job's objects, then its row."""
-        keys = list(self.storage.keys(job_prefix(job.tenant, job.id)))
-        self.storage.remove(keys)
         with self.sessions.begin() as session:
-            forget(session, job.id)
-        return len(keys)
+            return forget(session, self.storage, job)

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from jobs.claims import claimable
 from jobs.database import Sessions, make_sessions
+from jobs.idempotency import forget_old
 from jobs.queue import Queue
 from jobs.repository import JobRepository
 from jobs.retries import Retries
@@ -55,6 +56,7 @@ class Reconciler:
             jobs = JobRepository(session)
             requeued, failed = jobs.requeue_expired_leases(self.retries)
             expired = jobs.expire()
+            forget_old(session)
             forget_silent(session, timedelta(seconds=FORGET_WORKERS_S))
             waiting = claimable(session, MOST_MESSAGES)
         return Sweep(requeued=requeued, failed=failed, expired=expired, messages=self.wake(waiting))

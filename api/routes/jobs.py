@@ -1,9 +1,11 @@
-"""/v1/jobs: submit, look, cancel, download."""
+"""/v1/jobs: submit, look, cancel, stop, retry, delete, download."""
 
-from typing import Annotated, Literal
+import hashlib
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import RedirectResponse
 from pydantic import StringConstraints
 
@@ -12,10 +14,17 @@ from api.dependencies import ManifestDep, StorageDep, TenantDep, TenantInputs, U
 from api.problems import ProblemDocument
 from api.schemas import ArtifactView, FramePage, JobPage, JobView
 from api.submissions import PostedJob, posted_job, with_upload
+from jobs import idempotency, retention
+from jobs.checkpoints import Manifest
 from jobs.decoding import decode, decode_mask
+from jobs.errors import JobActive
+from jobs.models import Job
 from jobs.states import JobState
-from jobs.submission import check_submission
+from jobs.submission import Submission, check_submission
 
+Expansion = Literal["artifacts", "attempts"]
+KeyHeader = Header(min_length=1, max_length=255, pattern="^[ -~]+$")
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed since that ETag."}}
 ERRORS = {status: {"model": ProblemDocument} for status in (404, 409, 413, 422, 503)}
 Limit = Annotated[int, Query(ge=1, le=200)]
 Text = StringConstraints(max_length=200, pattern="^[^\x00]*$")  # Postgres has no NUL
@@ -25,20 +34,42 @@ router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]
 @router.post("", status_code=202, openapi_extra=JOB_BODY)
 def submit(
     posted: Annotated[PostedJob, Depends(posted_job)], manifest: ManifestDep, storage: StorageDep, tenant: TenantDep,
-    unit: UnitDep, response: Response,
+    unit: UnitDep, response: Response, idempotency_key: Annotated[str | None, KeyHeader] = None,
 ) -> JobView:  # fmt: skip
-    """Accept an edit and return at once; poll the job for its outcome."""
+    """Accept an edit and return at once; poll the job for its outcome.
+
+    Repeated with the same Idempotency-Key within a day, the first answer comes again and no second job is made.
+    """
+    answer = None
+    if idempotency_key is not None:
+        answer = idempotency.begin(unit.session, tenant, idempotency_key, posted.fingerprint())
+    if answer is not None:
+        response.headers["Idempotency-Replayed"] = "true"
+        view = JobView.model_validate(answer)
+    else:
+        view = JobView.of(store(posted, manifest, TenantInputs(tenant, unit, storage)))
+    if idempotency_key is not None and answer is None:
+        idempotency.remember(unit.session, tenant, idempotency_key, view.model_dump(mode="json"))
+    response.headers["Location"] = view.links.self
+    return view
+
+
+def store(posted: PostedJob, manifest: Manifest, inputs: TenantInputs) -> Job:
+    """Check everything, keep what came along, queue the job."""
     photo = None if posted.image is None else decode(posted.image, "image")
     mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
     document = posted.document if photo is None else with_upload(posted.document, photo.sha256)
-    submission = check_submission(document, manifest, mask, TenantInputs(tenant, unit, storage, photo))
+    submission = check_submission(document, manifest, mask, replace(inputs, posted=photo))
     for part in (photo, mask):
         if part is not None:
-            unit.uploads.add(tenant, part, storage)
-    job = unit.jobs.add(uuid4(), tenant, submission)
-    unit.wake.append(job.pool)
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return JobView.of(job)
+            inputs.unit.uploads.add(inputs.tenant, part, inputs.storage)
+    return queue_job(inputs, submission)
+
+
+def queue_job(inputs: TenantInputs, submission: Submission) -> Job:
+    job = inputs.unit.jobs.add(uuid4(), inputs.tenant, submission)
+    inputs.unit.wake.append(job.pool)
+    return job
 
 
 @router.get("")
@@ -52,11 +83,49 @@ def page(
     return JobPage(jobs=[JobView.of(job) for job in jobs[:limit]], next_cursor=more)
 
 
-@router.get("/{job_id}")
-def get(job_id: UUID, tenant: TenantDep, unit: UnitDep, expand: Literal["artifacts"] | None = None) -> JobView:
-    """One job: state, progress with the points now, and with ?expand=artifacts what it has stored besides frames."""
+@router.get("/{job_id}", response_model=JobView, responses=NOT_MODIFIED)
+def get(
+    job_id: UUID, tenant: TenantDep, unit: UnitDep, response: Response, expand: Annotated[list[Expansion], Query()] = [],  # noqa: B006
+    if_none_match: Annotated[str | None, Header(max_length=500)] = None,
+) -> JobView | Response:  # fmt: skip
+    """One job: state, progress with the points now, and with ?expand=artifacts what it has stored besides frames, with
+    ?expand=attempts who ran it. An ETag seen before is answered by 304 while nothing has changed."""
     job = unit.jobs.get(tenant, job_id)
-    return JobView.of(job, unit.jobs.artifacts(job) if expand else None)
+    artifacts = unit.jobs.artifacts(job) if "artifacts" in expand else None
+    view = JobView.of(job, artifacts, unit.jobs.attempts(job) if "attempts" in expand else None)
+    etag = tag_of(view)
+    if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+        return Response(status_code=304, headers={"ETag": etag})
+    response.headers["ETag"] = etag
+    return view
+
+
+def tag_of(view: JobView) -> str:
+    return f'"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete(job_id: UUID, tenant: TenantDep, unit: UnitDep, storage: StorageDep) -> None:
+    """Remove an ended job, all that is stored of it, and everything known about it; uploads stay."""
+    job = unit.jobs.get(tenant, job_id, lock=True)
+    if not JobState(job.state).terminal:
+        raise JobActive(f"job {job_id} is {job.state}: cancel it first")
+    retention.forget(unit.session, storage, job)
+
+
+@router.post("/{job_id}/retry", status_code=202)
+def retry(
+    job_id: UUID, manifest: ManifestDep, tenant: TenantDep, unit: UnitDep, storage: StorageDep, response: Response
+) -> JobView:
+    """The same edit as a new job, once this one has ended."""
+    job = unit.jobs.get(tenant, job_id)
+    if not JobState(job.state).terminal:
+        raise JobActive(f"job {job_id} is {job.state}: it may still succeed")
+    inputs = TenantInputs(tenant, unit, storage)
+    submission = check_submission(job.spec | {"start_before": None}, manifest, inputs=inputs)
+    view = JobView.of(queue_job(inputs, submission))
+    response.headers["Location"] = view.links.self
+    return view
 
 
 @router.post("/{job_id}/cancel")

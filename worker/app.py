@@ -5,6 +5,7 @@ A message carries nothing and is acknowledged early: the claim decides what runs
 
 import ctypes
 import signal
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,23 @@ if TYPE_CHECKING:
     from worker.run import Runner
 
 TIME_LIMIT_S = 90_000  # a backstop behind run_timeout_s, which may be a day
+ARRIVAL_LIMIT_S = 120  # for a child's imports
 PR_SET_PDEATHSIG = 1
 OPTIONS = ["--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
 
 
 DRAIN = Drain()
+MakeRunner = Callable[[Settings, Drain], "Runner"]
 
 
-def create_app(settings: Settings) -> Celery:
+def make_runner(settings: Settings, drain: Drain) -> "Runner":
+    """Imports PyTorch: to be called in the child."""
+    from worker.run import Runner
+
+    return Runner.from_settings(settings, drain)
+
+
+def create_app(settings: Settings, make: MakeRunner = make_runner) -> Celery:
     app = Celery("dragqueue", broker=settings.redis_url)
     app.conf.update(
         task_ignore_result=True,
@@ -34,6 +44,7 @@ def create_app(settings: Settings) -> Celery:
         accept_content=["json"],
         task_acks_late=False,
         task_time_limit=TIME_LIMIT_S,
+        worker_proc_alive_timeout=ARRIVAL_LIMIT_S,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         broker_connection_retry_on_startup=True,
@@ -42,29 +53,28 @@ def create_app(settings: Settings) -> Celery:
 
     @app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator]
     def run_next() -> None:
-        runner(settings).run_next()
+        signal.signal(signal.SIGTERM, drain)  # one to the whole process group must not kill us mid-job; Celery's own exits
+        runner(settings, make).run_next()
 
     return app
 
 
-def main(settings: Settings, name: str) -> None:
+def main(settings: Settings, name: str, make: MakeRunner = make_runner) -> None:
     """Serve until SIGTERM; the job at hand is then finished within the grace time, or handed back to the queue.
 
     The name tells the workers of one machine apart.
     """
     worker_process_init.connect(die_with_parent, weak=False)
+    worker_process_init.connect(lambda **_: runner(settings, make).arrive(), weak=False)
     worker_shutting_down.connect(drain, weak=False)
     arguments = ["worker", *OPTIONS, f"--queues={queue_of(settings.pool)}", f"--hostname={name}@%h"]
-    create_app(settings).worker_main(arguments)
+    create_app(settings, make).worker_main(arguments)
 
 
 @lru_cache(maxsize=1)
-def runner(settings: Settings) -> "Runner":
+def runner(settings: Settings, make: MakeRunner) -> "Runner":
     """The child's one runner, with clients of its own: none of them survives a fork."""
-    from worker.run import Runner
-
-    signal.signal(signal.SIGTERM, drain)  # one to the whole process group must not kill us mid-job; Celery's own exits
-    return Runner.from_settings(settings, DRAIN)
+    return make(settings, DRAIN)
 
 
 def die_with_parent(**_: Any) -> None:

@@ -52,6 +52,13 @@ class Runner:
         sessions, storage = make_sessions(settings.database_url), Storage.from_settings(settings)
         return cls(settings, sessions, storage, Queue(settings.redis_url), drain)
 
+    def arrive(self) -> None:
+        """Say that there is one more worker; all that it imports is in memory now."""
+        try:
+            self.say(self.standing())
+        except SERVER_AWAY as error:
+            logger.warning("the database does not know of this worker yet: %s", error)
+
     def run_next(self) -> None:
         """Run the job whose turn it is, if there is one."""
         if self.draining.asked:
@@ -64,8 +71,7 @@ class Runner:
             self.run(job)
         except LeaseLost as error:
             logger.warning("dropped: %s", error)
-        with self.sessions.begin() as session:
-            report(session, self.standing())
+        self.say(self.standing())
         if self.waiting():
             self.queue.wake(self.settings.pool)  # one message may have been lost; those that wait are worth another
 
@@ -86,6 +92,10 @@ class Runner:
     def standing(self, job: Job | None = None) -> Report:
         job_id = None if job is None else job.id
         return Report(name=self.name, pool=self.settings.pool, models=self.models.names(), job_id=job_id)
+
+    def say(self, standing: Report) -> None:
+        with self.sessions.begin() as session:
+            report(session, standing)
 
     def waiting(self) -> bool:
         with self.sessions() as session:

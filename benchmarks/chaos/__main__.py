@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -154,11 +155,17 @@ def drawing() -> bytes:
     return out.getvalue()
 
 
-def measure(jobs: int, workers: int, faults: int, seed: int) -> Verdict:
+def measure(jobs: int, workers: int, faults: int, seed: int, logs: Path) -> Verdict:
+    """Args:
+    logs: where the processes' logs go; must not exist.
+    """
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another user where we are root
-        with running_site(Path(folder) / "state", workers) as site:
-            return live_through(Chaos(site, jobs, faults, seed))
+        try:
+            with running_site(Path(folder) / "state", workers) as site:
+                return live_through(Chaos(site, jobs, faults, seed))
+        finally:
+            shutil.copytree(Path(folder) / "state" / "logs", logs)
 
 
 def live_through(chaos: Chaos) -> Verdict:
@@ -198,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     given = parser.parse_args(arguments)
     console.print(f"seed {given.seed}", highlight=False)
-    verdict = measure(given.jobs, given.workers, given.faults, given.seed)
-    given.out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(given.out / "logs", ignore_errors=True)
+    verdict = measure(given.jobs, given.workers, given.faults, given.seed, given.out / "logs")
     (given.out / "chaos.json").write_text(json.dumps(vars(given) | {"out": str(given.out)} | asdict(verdict), indent=1))
     print_verdict(verdict)
     return 1 if verdict.problems or verdict.late else 0

@@ -3,8 +3,8 @@
 from benchmarks.chaos.__main__ import measure
 
 
-def test_whatever_is_killed_or_unplugged_every_accepted_job_ends_in_one_result():
-    verdict = measure(jobs=12, workers=2, faults=12, seed=7)
+def test_whatever_is_killed_or_unplugged_every_accepted_job_ends_in_one_result(tmp_path):
+    verdict = measure(jobs=12, workers=2, faults=12, seed=7, logs=tmp_path / "logs")
     assert verdict.problems == []
     assert sum(line.faults for line in verdict.lines) == 12
     assert verdict.endings["succeeded"] == verdict.jobs >= 12

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.service import start_part, start_worker
+from jobs.models import Worker
 from tests.services.jobs import DOCUMENT, SLOW
 
 LIMIT_S = 60
@@ -146,6 +147,17 @@ def test_a_lost_message_is_sent_again(client, stack, cleanup, queue):
     start_worker(stack, cleanup)
     start_part(stack, "reconciler", [], cleanup)
     assert ended(client, job)["state"] == "succeeded"
+
+
+def test_a_worker_is_known_before_its_first_job(stack, sessions, cleanup):
+    worker = start_worker(stack, cleanup)
+
+    def known():
+        with sessions() as session:
+            return [row.name for row in session.query(Worker).all()]
+
+    (name,) = wait_until(known, "worker in the table")
+    assert int(name.rpartition(":")[2]) in children_of(worker.process.pid)
 
 
 def test_messages_without_jobs_do_nothing(client, stack, cleanup, queue):

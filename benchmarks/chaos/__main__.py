@@ -40,7 +40,7 @@ WIDTH = 130  # characters
 GAP_S = (0.4, 1.6)  # between two faults
 AT_ONCE = 10  # jobs that have not ended
 REACTION_S = 2.0  # a job that lost its worker is claimed after at most a lease, a sweep and this
-LIMIT_S = 300.0  # for the last job to end once nothing is broken any more
+LIMIT_S = 300.0  # for the last jobs to end once nothing is broken any more
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 TEMPLATES: dict[str, dict[str, Any]] = {
     "turn": {"source": {"seed": 3}, "points": [{"handle": [75, 80], "target": [59, 80]}], "drag": {"max_iterations": 12}},
@@ -92,11 +92,11 @@ class Chaos:
             self.look()
             if len(self.story.faults) < self.fault_count:
                 self.maybe_break()
-            elif quiet_since is None:
+            elif quiet_since is None or self.more_jobs:
                 quiet_since = time.monotonic()
                 self.site.settle()
             elif time.monotonic() - quiet_since > LIMIT_S:
-                raise TimeoutError(f"{self.unfinished} jobs had not ended {LIMIT_S:g} s after the last fault")
+                raise TimeoutError(f"{self.unfinished} jobs had not ended {LIMIT_S:g} s after the last fault and submission")
             if self.unfinished < AT_ONCE and (self.more_jobs or len(self.story.faults) < self.fault_count):
                 self.submit()
             bar.update(tasks["jobs"], completed=self.ended, total=max(self.jobs, len(self.story.accepted)))

@@ -33,6 +33,7 @@ class Fault:
     kind: str
     at: float  # time.time()
     hit: dict[UUID, int]  # jobs that ran where it happened, and which attempt of each
+    direct: bool  # whether it met the worker itself
 
 
 class Faults:
@@ -68,7 +69,7 @@ class Faults:
             return None
         self.bag.pop()
         met = {job: attempt for job, (attempt, worker) in running.items() if hit is None or pid_of(worker) in hit}
-        return Fault(kind=kind, at=at, hit=met)
+        return Fault(kind=kind, at=at, hit=met, direct=bool(hit))
 
     def some_worker(self) -> tuple[Part, int]:
         """One that runs, and the process that computes for it."""

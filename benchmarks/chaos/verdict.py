@@ -119,18 +119,23 @@ def result_problems(artifacts: Sequence[Artifact], accepted: dict[UUID, str]) ->
 
 
 def line_of(kind: str, faults: Sequence[Fault], runs: Sequence[Run], moments: Sequence[Moment]) -> Line:
-    line, by_attempt = Line(kind), {(run.job, run.attempt): run for run in runs}
+    line, began = Line(kind), {(run.job, run.attempt): run.began for run in runs}
     for fault in (fault for fault in faults if fault.kind == kind):
         line.faults += 1
         for job, attempt in fault.hit.items():
             line.hit += 1
-            then = by_attempt.get((job, attempt + 1))
-            if then is None:
+            if (job, attempt + 1) not in began or fault is not to_blame(job, attempt, faults):
                 line.went_on += 1
                 continue
             line.taken_up += 1
-            line.longest_wait_s = max(line.longest_wait_s, idle_wait_s(fault.at, then.began, runs, moments))
+            line.longest_wait_s = max(line.longest_wait_s, idle_wait_s(fault.at, began[job, attempt + 1], runs, moments))
     return line
+
+
+def to_blame(job: UUID, attempt: int, faults: Sequence[Fault]) -> Fault:
+    """Of all faults that met an attempt the one that ended it: the first that met its worker, else the last."""
+    met = [fault for fault in faults if fault.hit.get(job) == attempt]
+    return next((fault for fault in met if fault.direct), met[-1])
 
 
 def idle_wait_s(since: float, until: float, runs: Sequence[Run], moments: Sequence[Moment]) -> float:

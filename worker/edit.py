@@ -54,7 +54,7 @@ def drag_options(spec: JobSpec) -> DragOptions:
 
 
 def default_preset(points: int) -> dict[str, Any]:
-    anchor = 24.0 if points < MANY_POINTS else 0.0
+    anchor = 12.0 if points < MANY_POINTS else 0.0
     return {"anchor_distance": anchor, "overstep": False, "context_blocks": 2, "mask_metric": "l2"}
 
 

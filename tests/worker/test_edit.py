@@ -18,13 +18,13 @@ def resolved(points=1, **drag):
 
 
 def test_the_default_preset_is_the_reference_with_four_changes():
-    expected = DragOptions(feature_resolution=16, anchor_distance=24, overstep=False, context_blocks=2, mask_metric="l2")
+    expected = DragOptions(feature_resolution=16, anchor_distance=12, overstep=False, context_blocks=2, mask_metric="l2")
     assert drag_options(resolved()) == expected
 
 
 def test_with_many_points_the_default_preset_drags_in_w_without_an_anchor():
     few, many = drag_options(resolved(points=15)), drag_options(resolved(points=16))
-    assert (few.latent_space, few.anchor_distance) == ("w+", 24)
+    assert (few.latent_space, few.anchor_distance) == ("w+", 12)
     assert (many.latent_space, many.anchor_distance) == ("w", 0)
 
 

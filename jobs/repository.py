@@ -122,12 +122,16 @@ class JobRepository:
     def renew(self, job_id: UUID, attempt: int, lease: timedelta, progress: dict[str, Any] | None = None) -> Wishes:
         """Hold the lease for another while and say how far the attempt is.
 
+        Args:
+            progress: what has changed of it; None takes a field away.
+
         Raises:
             LeaseLost: the job is another's, or has ended.
         """
         values: dict[str, Any] = {"lease_expires_at": func.clock_timestamp() + lease}
         if progress is not None:
-            values["progress"] = func.coalesce(Job.progress, cast({}, JSONB)).op("||")(cast(progress, JSONB))
+            told = func.coalesce(Job.progress, cast({}, JSONB)).op("||")(cast(progress, JSONB))
+            values["progress"] = func.jsonb_strip_nulls(told)
         statement = (
             update(Job)
             .where(*mine(job_id, attempt))

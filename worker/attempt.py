@@ -307,6 +307,7 @@ def progress_of(step: DragStep, spec: JobSpec) -> dict[str, Any]:
         "max_iterations": spec.drag.max_iterations,
         "distance_px": step.distance_px,
         "handles": step.handles.tolist(),
+        "psnr_db": None,  # of the inversion before
     }
 
 

@@ -144,7 +144,10 @@ def test_a_lease_is_renewed_with_progress_and_brings_back_the_wish_to_cancel(ses
     with sessions.begin() as session:
         assert JobRepository(session).renew(job.id, 1, LEASE).cancel
     with sessions.begin() as session:
-        JobRepository(session).renew(job.id, 1, LEASE, {"phase": "upload"})
+        JobRepository(session).renew(job.id, 1, LEASE, {"phase": "upload", "psnr_db": 30.5})
+    assert read_job(sessions, job.id).progress == {"iteration": 3, "phase": "upload", "psnr_db": 30.5}
+    with sessions.begin() as session:
+        JobRepository(session).renew(job.id, 1, LEASE, {"psnr_db": None})
     assert read_job(sessions, job.id).progress == {"iteration": 3, "phase": "upload"}
 
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from jobs.checkpoints import Manifest
+from jobs.database import Sessions
 from jobs.decoding import Decoded
 from jobs.models import DEFAULT_TENANT, Job, Upload
 from jobs.queue import Queue
@@ -32,6 +33,10 @@ def storage(request: Request) -> Storage:
 
 def queue(request: Request) -> Queue:
     return request.app.state.queue  # type: ignore[no-any-return]
+
+
+def sessions(request: Request) -> Sessions:
+    return request.app.state.sessions  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -75,6 +80,7 @@ class TenantInputs:
 
 TenantDep = Annotated[str, Depends(tenant)]
 ManifestDep = Annotated[Manifest, Depends(manifest)]
+SessionsDep = Annotated[Sessions, Depends(sessions)]
 StorageDep = Annotated[Storage, Depends(storage)]
 QueueDep = Annotated[Queue, Depends(queue)]
 # scope="function": commit before the answer leaves, or a client could poll a job that is not there yet

@@ -1,27 +1,34 @@
 """/v1/jobs: submit, look, cancel, stop, retry, delete, download."""
 
+import asyncio
 import hashlib
+import time
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from pydantic import StringConstraints
 
 from api.contract import JOB_BODY
-from api.dependencies import ManifestDep, StorageDep, TenantDep, TenantInputs, UnitDep
+from api.dependencies import ManifestDep, SessionsDep, StorageDep, TenantDep, TenantInputs, UnitDep
 from api.problems import ProblemDocument
 from api.schemas import ArtifactView, FramePage, JobPage, JobView
 from api.submissions import PostedJob, posted_job, with_upload
 from jobs import idempotency, retention
 from jobs.checkpoints import Manifest
+from jobs.database import Sessions
 from jobs.decoding import decode, decode_mask
 from jobs.errors import JobActive
 from jobs.models import Job
+from jobs.repository import JobRepository
 from jobs.states import JobState
 from jobs.submission import Submission, check_submission
 
+LOOK_S = 0.25  # between two looks of who waits
+LONGEST_WAIT_S = 60
 Expansion = Literal["artifacts", "attempts"]
 KeyHeader = Header(min_length=1, max_length=255, pattern="^[ -~]+$")
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed since that ETag."}}
@@ -84,20 +91,49 @@ def page(
 
 
 @router.get("/{job_id}", response_model=JobView, responses=NOT_MODIFIED)
-def get(
-    job_id: UUID, tenant: TenantDep, unit: UnitDep, response: Response, expand: Annotated[list[Expansion], Query()] = [],  # noqa: B006
+async def get(
+    job_id: UUID, tenant: TenantDep, sessions: SessionsDep, response: Response,
+    expand: Annotated[list[Expansion], Query()] = [],  # noqa: B006
     if_none_match: Annotated[str | None, Header(max_length=500)] = None,
+    prefer: Annotated[str | None, Header(max_length=200, description="wait=SECONDS, at most 60")] = None,
 ) -> JobView | Response:  # fmt: skip
     """One job: state, progress with the points now, and with ?expand=artifacts what it has stored besides frames, with
-    ?expand=attempts who ran it. An ETag seen before is answered by 304 while nothing has changed."""
-    job = unit.jobs.get(tenant, job_id)
-    artifacts = unit.jobs.artifacts(job) if "artifacts" in expand else None
-    view = JobView.of(job, artifacts, unit.jobs.attempts(job) if "attempts" in expand else None)
-    etag = tag_of(view)
-    if if_none_match is not None and etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
-        return Response(status_code=304, headers={"ETag": etag})
-    response.headers["ETag"] = etag
+    ?expand=attempts who ran it.
+
+    An ETag seen before is answered by 304 while nothing has changed. With `Prefer: wait=25` the answer comes when something
+    has, or without an ETag when the job has ended, or after 25 seconds.
+    """
+    seen = [] if if_none_match is None else [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    until = time.monotonic() + wished_wait_s(prefer)
+    while True:
+        view = await run_in_threadpool(look, sessions, tenant, job_id, expand)
+        etag = tag_of(view)
+        settled = etag not in seen if seen else view.state.terminal
+        if settled or time.monotonic() >= until:
+            break
+        await asyncio.sleep(LOOK_S)  # without a thread or a connection of the database
+    headers = {"ETag": etag} | ({"Preference-Applied": prefer} if prefer and wished_wait_s(prefer) else {})
+    if etag in seen:
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
     return view
+
+
+def look(sessions: Sessions, tenant: str, job_id: UUID, expand: list[Expansion]) -> JobView:
+    with sessions() as session:
+        jobs = JobRepository(session)
+        job = jobs.get(tenant, job_id)
+        artifacts = jobs.artifacts(job) if "artifacts" in expand else None
+        return JobView.of(job, artifacts, jobs.attempts(job) if "attempts" in expand else None)
+
+
+def wished_wait_s(prefer: str | None) -> int:
+    """What a Prefer header says about waiting; others of its words are not for us."""
+    for wish in (prefer or "").split(","):
+        name, _, value = wish.strip().partition("=")
+        if name.lower() == "wait" and value.isdecimal():
+            return min(int(value), LONGEST_WAIT_S)
+    return 0
 
 
 def tag_of(view: JobView) -> str:

@@ -1,6 +1,8 @@
 """Submitting again, looking again, doing again, deleting."""
 
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from uuid import uuid4
@@ -96,6 +98,41 @@ def test_a_job_that_has_not_changed_is_not_sent_again(client, sessions, runner):
     runner.run_next()
     changed = client.get(f"/v1/jobs/{job_id}", headers=seen)
     assert (changed.status_code, changed.json()["state"]) == (200, "succeeded")
+
+
+def waiting(client, job_id, **headers):
+    """The answer to a request that prefers to wait, once it has begun to."""
+    answers = []
+    thread = threading.Thread(
+        target=lambda: answers.append(client.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=30"} | headers))
+    )
+    thread.start()
+    time.sleep(0.3)
+    assert answers == []
+    return thread, answers
+
+
+def test_who_prefers_to_wait_hears_when_the_job_has_ended(client, sessions, runner):
+    job_id = add_job(sessions)
+    thread, answers = waiting(client, job_id)
+    runner.run_next()
+    thread.join()
+    assert (answers[0].json()["state"], answers[0].headers["preference-applied"]) == ("succeeded", "wait=30")
+
+
+def test_who_has_seen_the_job_and_prefers_to_wait_hears_of_any_change(client, sessions):
+    job_id = add_job(sessions)
+    thread, answers = waiting(client, job_id, **{"If-None-Match": client.get(f"/v1/jobs/{job_id}").headers["etag"]})
+    client.post(f"/v1/jobs/{job_id}/stop")
+    thread.join()
+    assert (answers[0].json()["state"], answers[0].json()["stop_requested"]) == ("queued", True)
+
+
+def test_a_wait_ends(client, sessions):
+    job_id = add_job(sessions)
+    seen = {"If-None-Match": client.get(f"/v1/jobs/{job_id}").headers["etag"], "Prefer": "respond-async, wait=1"}
+    assert client.get(f"/v1/jobs/{job_id}", headers=seen).status_code == 304
+    assert client.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=soon"}).status_code == 200
 
 
 def test_a_job_shows_who_ran_it(client, sessions, runner):

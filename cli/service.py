@@ -20,6 +20,7 @@ from jobs.storage import Storage
 
 START_LIMIT_S = 60.0
 GPU_LIMIT_S = 30.0
+ARENAS = "2"  # of glibc's allocator: with one per thread a worker's memory creeps up for hours, as large maps come and go
 
 
 def prepare(settings: Settings) -> None:
@@ -58,7 +59,8 @@ def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int
     """What the stack's environment says of threads and device goes before what is chosen here."""
     gpus = count_gpus()
     device = f"cuda:{number % gpus}" if gpus else "auto"
-    environment = {"DRAGQUEUE_THREADS": str(threads), "DRAGQUEUE_DEVICE": device} | stack.environment
+    chosen = {"DRAGQUEUE_THREADS": str(threads), "DRAGQUEUE_DEVICE": device, "MALLOC_ARENA_MAX": ARENAS}
+    environment = chosen | stack.environment
     return start_part(stack, "worker", ["--name", str(number)], cleanup, name=f"worker-{number}", environment=environment)
 
 

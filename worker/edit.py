@@ -47,18 +47,19 @@ def drag_options(spec: JobSpec) -> DragOptions:
     """Of a resolved spec."""
     names = {field.name for field in fields(DragOptions)}
     given = {name: value for name, value in spec.drag.model_dump(exclude_none=True).items() if name in names}
-    return DragOptions(**PRESETS[spec.drag.preset](len(spec.points)), **given)
+    return DragOptions(**PRESETS[spec.drag.preset](len(spec.points), spec.movable is not None), **given)
 
 
 # What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
 
 
-def default_preset(points: int) -> dict[str, Any]:
-    anchor = 12.0 if points < MANY_POINTS else 0.0
+def default_preset(points: int, masked: bool) -> dict[str, Any]:
+    held = 12.0 if points < MANY_POINTS else 0.0  # several points hold each other, and so does a mask
+    anchor = 24.0 if points == 1 and not masked else held
     return {"anchor_distance": anchor, "overstep": False, "context_blocks": 2, "mask_metric": "l2"}
 
 
-def paper_preset(points: int) -> dict[str, Any]:
+def paper_preset(points: int, masked: bool) -> dict[str, Any]:
     """Handles on whole pixels, found in L1."""
     return {"subpixel": False, "tracking_metric": "l1"}
 

@@ -64,7 +64,7 @@ class Runner:
         if self.draining.asked:
             self.leave()
             return
-        job = self.claim() or (self.claim() if self.waiting() else None)  # another claim may just have hidden it
+        job = self.claim()
         if job is None:
             return
         try:

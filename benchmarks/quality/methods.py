@@ -14,7 +14,7 @@ from engine.drag import DragOptions, DragRun, parabola, square, to_points
 from engine.features import sample
 from engine.generator import Generator
 from jobs.checkpoints import ModelEntry
-from jobs.spec import Drag, JobSpec, PointPair, Source
+from jobs.spec import Drag, JobSpec, Movable, PointPair, Shape, Source
 from worker.edit import drag_options
 
 PATCH_RADIUS = 4  # pixels of a 128-pixel image, of the block matching
@@ -44,10 +44,12 @@ def no_edit(generator: Generator, case: Case) -> Ending:
     return Ending(w=case.start, handles=case.handles, iterations=0, stop_reason="none", seconds=0.0)
 
 
-def service_options(model: ModelEntry, points: int, **given: object) -> DragOptions:
+def service_options(model: ModelEntry, points: int, masked: bool = False, **given: object) -> DragOptions:
     """What a job for this model with these drag options would run with."""
     pairs = [PointPair(handle=(0, 0), target=(1, 1))] * points
-    spec = JobSpec(model=model.name, source=Source(seed=0), points=pairs, drag=Drag.model_validate(given))
+    movable = Movable(shapes=[Shape(circle=(0, 0, 1))]) if masked else None
+    drag = Drag.model_validate(given)
+    spec = JobSpec(model=model.name, source=Source(seed=0), points=pairs, movable=movable, drag=drag)
     return drag_options(spec.resolved(model))
 
 
@@ -61,8 +63,8 @@ def dragging(
     """
 
     def drag_case(generator: Generator, case: Case) -> Ending:
-        options = replace(service_options(model, len(case.handles), **given), **(beyond or {}))
         mask = case.movable(generator.config.resolution)
+        options = replace(service_options(model, len(case.handles), mask is not None, **given), **(beyond or {}))
         movable = None if mask is None else torch.from_numpy(mask)
         handles, targets = to_points(case.handles), to_points(case.targets)
         began = time.perf_counter()

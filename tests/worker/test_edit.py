@@ -12,14 +12,21 @@ from worker.errors import CODES
 MANIFEST = Manifest(None, {"tiny": TINY})
 
 
-def resolved(points=1, **drag):
+def resolved(points=1, movable=None, **drag):
     pairs = [{"handle": [k, 1], "target": [k, 9]} for k in range(points)]
-    return check_submission({"model": "tiny", "source": {"seed": 1}, "points": pairs, "drag": drag}, MANIFEST).spec
+    document = {"model": "tiny", "source": {"seed": 1}, "points": pairs, "movable": movable, "drag": drag}
+    return check_submission(document, MANIFEST).spec
 
 
 def test_the_default_preset_is_the_reference_with_four_changes():
-    expected = DragOptions(feature_resolution=16, anchor_distance=12, overstep=False, context_blocks=2, mask_metric="l2")
+    expected = DragOptions(feature_resolution=16, anchor_distance=24, overstep=False, context_blocks=2, mask_metric="l2")
     assert drag_options(resolved()) == expected
+
+
+def test_a_point_that_nothing_holds_is_pulled_by_its_start_from_further_away():
+    movable = {"shapes": [{"circle": [16, 16, 8]}]}
+    specs = (resolved(), resolved(movable=movable), resolved(points=2))
+    assert [drag_options(spec).anchor_distance for spec in specs] == [24, 12, 12]
 
 
 def test_with_many_points_the_default_preset_drags_in_w_without_an_anchor():

@@ -6,9 +6,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cli import scale
 from cli.errors import CommandError
 
 app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
+app.command("scale")(scale.scale)
 console = Console(stderr=True)
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 

@@ -1,0 +1,29 @@
+"""A worker's runner whose engine only sleeps; leases, progress and uploads are real."""
+
+import time
+
+from benchmarks.scale import Work
+from jobs.models import Job
+from worker.lease import Lease, Pace
+from worker.recording import Product
+from worker.run import Runner
+from worker.upload import Uploader
+
+OBJECT = bytes(range(256)) * 16  # 4 KiB, as a small frame
+
+
+class StandIn(Runner):
+    def edit(self, job: Job) -> str | None:
+        """Spend the time that the job's metadata asks for, with progress and objects spread over it."""
+        work, settings = Work(**job.spec["metadata"]), self.settings
+        pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
+        lease = Lease(self.sessions, job.id, job.attempt, pace)
+        with Uploader(job, self.storage, self.sessions, patience_s=settings.patience_s) as uploader:
+            for step in range(work.steps):
+                time.sleep(work.seconds / work.steps)
+                lease.progress({"phase": "drag", "iteration": step, "max_iterations": work.steps})
+                for number in range(step * work.objects // work.steps, (step + 1) * work.objects // work.steps):
+                    uploader.put(Product(f"frames/{number:05d}.webp", lambda: OBJECT))
+            with lease.silent("upload", settings.load_limit_s):
+                uploader.drain()
+        return "max_iterations"

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test unit fuzz check format eval clean
+.PHONY: help install demo test unit fuzz check format eval chaos soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,12 @@ format: install  ## Format the code
 
 eval: install  ## Measure the demo checkpoint's edits against where things truly are, 20 pairs
 	$(BIN)/dragqueue eval landmarks --pairs 20 --comparisons 5 --out runs/eval
+
+chaos: install  ## Kill and unplug things at random while 300 jobs run, then check every one: ten minutes
+	$(BIN)/python -m benchmarks.chaos --out runs/chaos
+
+soak: install  ## Load the whole service for an hour and see whether anything leaks
+	$(BIN)/python -m benchmarks.soak --minutes 60 --out runs/soak
 
 clean:  ## Remove the environment and what programs left
 	rm -rf $(VENV) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from jobs.models import Artifact, Job
 from jobs.states import JobState
@@ -31,9 +31,10 @@ def tidied(session: Session, job: Job) -> None:
 
 
 def expired(session: Session, limit: int) -> list[Job]:
-    """Jobs that are no longer retained."""
-    past = Job.expires_at < func.clock_timestamp()
-    return list(session.scalars(select(Job).where(past).order_by(Job.expires_at).limit(limit)))
+    """Jobs that are no longer retained, and that no job which has not ended goes on from."""
+    past, child = Job.expires_at < func.clock_timestamp(), aliased(Job)
+    needed_by = select(child.id).where(child.parent == Job.id, child.finished_at.is_(None)).exists()
+    return list(session.scalars(select(Job).where(past, ~needed_by).order_by(Job.expires_at).limit(limit)))
 
 
 def forget(session: Session, storage: Storage, job: Job) -> int:

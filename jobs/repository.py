@@ -287,7 +287,8 @@ class JobRepository:
         if state.terminal:
             retained = func.make_interval(0, 0, 0, 0, 0, 0, Job.spec["retain_for_s"].as_integer())
             values |= {"checkpoint": null(), "not_before": null()}
-            values |= {"finished_at": func.clock_timestamp(), "expires_at": func.clock_timestamp() + retained}
+            now = func.statement_timestamp()  # the same for both
+            values |= {"finished_at": now, "expires_at": now + retained}
         return update(Job).where(Job.state.in_(sources(state)), *where).values(values)
 
     def end(self, move: Update, ending: Ending, reason: str | None = None) -> int:

@@ -58,8 +58,9 @@ def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", 
 def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:
     """What the stack's environment says of threads and device goes before what is chosen here."""
     gpus = count_gpus()
-    device = f"cuda:{number % gpus}" if gpus else "auto"
-    chosen = {"DRAGQUEUE_THREADS": str(threads), "DRAGQUEUE_DEVICE": device, "MALLOC_ARENA_MAX": ARENAS}
+    chosen = {"DRAGQUEUE_THREADS": str(threads), "MALLOC_ARENA_MAX": ARENAS}
+    if gpus:
+        chosen["CUDA_VISIBLE_DEVICES"] = str(number % gpus)  # a PyTorch that cannot use it still falls back to the CPU
     environment = chosen | stack.environment
     return start_part(stack, "worker", ["--name", str(number)], cleanup, name=f"worker-{number}", environment=environment)
 
@@ -69,7 +70,10 @@ def count_gpus() -> int:
     command = shutil.which("nvidia-smi")
     if command is None:
         return 0
-    listed = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=GPU_LIMIT_S, check=False)
+    try:
+        listed = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=GPU_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 

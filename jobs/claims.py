@@ -31,7 +31,9 @@ turns AS (
     ORDER BY served_at, id OFFSET 0
 )"""
 
-MAY_RUN = "(start_before IS NULL OR start_before > now()) AND (not_before IS NULL OR not_before <= now())"
+MAY_RUN = (
+    "(start_before IS NULL OR start_before > now() OR started_at IS NOT NULL) AND (not_before IS NULL OR not_before <= now())"
+)
 
 # A tenant's highest priority, a warm model among equals, then age. Only the first tenant that has something to claim is
 # looked at, so that no other's jobs are locked. Each arm reads one row of an index: BETWEEN and its ORDER BY leave no other

@@ -238,8 +238,8 @@ class JobRepository:
 
     def expire(self) -> int:
         """End what should have started by now and did not; how many."""
-        late = self.move(JobState.EXPIRED, Job.state == JobState.QUEUED, Job.start_before <= func.clock_timestamp())
-        return len(self.session.execute(late.returning(Job.id)).all())
+        late = (Job.state == JobState.QUEUED, Job.started_at.is_(None), Job.start_before <= func.clock_timestamp())
+        return len(self.session.execute(self.move(JobState.EXPIRED, *late).returning(Job.id)).all())
 
     def artifacts(self, job: Job) -> list[Artifact]:
         """Artifacts of the job's latest attempt by name, without the frames: a dozen at most."""

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from jobs.models import Artifact, Job
@@ -32,9 +32,19 @@ def tidied(session: Session, job: Job) -> None:
 
 def expired(session: Session, limit: int) -> list[Job]:
     """Jobs that are no longer retained, and that no job which has not ended goes on from."""
-    past, child = Job.expires_at < func.clock_timestamp(), aliased(Job)
-    needed_by = select(child.id).where(child.parent == Job.id, child.finished_at.is_(None)).exists()
-    return list(session.scalars(select(Job).where(past, ~needed_by).order_by(Job.expires_at).limit(limit)))
+    return list(session.scalars(select(Job).where(*may_go()).order_by(Job.expires_at).limit(limit)))
+
+
+def still_expired(session: Session, job: Job) -> bool:
+    """The same of one job, which nobody can go on from any more until the transaction ends."""
+    locked = select(Job.id).where(Job.id == job.id).with_for_update()
+    return session.scalar(locked) is not None and session.scalar(select(Job.id).where(Job.id == job.id, *may_go())) is not None
+
+
+def may_go() -> tuple[ColumnElement[bool], ...]:
+    child = aliased(Job)
+    kin = or_(child.parent == Job.id, child.root == Job.id)
+    return Job.expires_at < func.clock_timestamp(), ~select(child.id).where(kin, child.finished_at.is_(None)).exists()
 
 
 def forget(session: Session, storage: Storage, job: Job) -> int:

@@ -19,7 +19,7 @@ from jobs.errors import ObjectMissing
 from jobs.framing import Framing
 from jobs.mask import movable_mask
 from jobs.models import Job
-from jobs.repository import JobRepository, StoredObject, Wishes
+from jobs.repository import Ancestry, JobRepository, StoredObject, Wishes
 from jobs.settings import Settings
 from jobs.spec import Crop, JobSpec
 from jobs.storage import Storage, upload_key
@@ -30,7 +30,7 @@ from worker.lease import Lease, Pace
 from worker.models import Models
 from worker.patience import patiently
 from worker.recording import GROUP, TUNED, Product, Recording, Timings, encode_image
-from worker.resuming import CheckpointUnreadable, Progress
+from worker.resuming import CheckpointUnreadable, Progress, made_by
 from worker.source import Beginning, CurvePoint, Materials, Photo, begin, inversion, invert, inverted
 from worker.upload import Uploader
 
@@ -73,6 +73,7 @@ class Attempt:
         self.began = time.monotonic()  # earlier by what earlier attempts spent
         self.saved = self.began
         self.kept: list[StoredObject] = []  # artifacts of an earlier attempt
+        self.made_by = ""  # what computes, of which checkpoints tell
 
     def run(self) -> str | None:
         """Compute and store everything; returns the drag's stop reason, None when there was nothing to drag.
@@ -86,8 +87,9 @@ class Attempt:
             manifest = Manifest.load(self.tools.settings.checkpoints)
             model = manifest.get(self.spec.model)
             generator = self.tools.models.get(manifest, model)
+            self.made_by = made_by(model)
             materials = self.materials(model)
-            before = self.take_up()
+            before = self.take_up(model)
         loaded = time.monotonic()
         with self.uploader() as uploader:
             beginning = self.beginning(manifest, model, generator, materials, before, uploader)
@@ -103,24 +105,27 @@ class Attempt:
                     recording.finish(result, model, timings)
         return None if result is None else result.stop_reason
 
-    def take_up(self) -> Progress | None:
+    def take_up(self, model: ModelEntry) -> Progress | None:
         """What an earlier attempt left, with its artifacts made ours; None: begin from the start."""
         checkpoint = self.job.checkpoint
         if checkpoint is None:
             return None
         try:
-            progress = Progress.decode(self.fetch(checkpoint["key"]))
+            progress = Progress.decode(self.fetch(checkpoint["key"]), self.made_by)
         except (ObjectMissing, CheckpointUnreadable) as error:
             logger.warning("job %s begins from the start: its checkpoint: %s", self.job.id, error)
             return None
-        with self.tools.sessions.begin() as session:
-            jobs = JobRepository(session)
-            self.kept = jobs.adopt(self.job.id, self.job.attempt, checkpoint["names"], checkpoint["attempt"])
+        self.kept = patiently(lambda: self.adopt(checkpoint), self.tools.settings.patience_s)
         if progress.tuned and TUNED not in [stored.name for stored in self.kept]:
             logger.warning("job %s begins from the start: the generator it tuned is gone", self.job.id)
             return None
         self.began -= progress.spent_s
         return progress
+
+    def adopt(self, checkpoint: dict[str, Any]) -> list[StoredObject]:
+        with self.tools.sessions.begin() as session:
+            jobs = JobRepository(session)
+            return jobs.adopt(self.job.id, self.job.attempt, checkpoint["names"], checkpoint["attempt"])
 
     def uploader(self) -> Uploader:
         tools = self.tools
@@ -142,8 +147,7 @@ class Attempt:
             return Materials(latent=self.fetch(upload_key(self.job.tenant, source.latent)))
         if source.job is None:
             return Materials()
-        with self.tools.sessions() as session:
-            ancestry = JobRepository(session).ancestry(self.job)
+        ancestry = patiently(self.ancestry, self.tools.settings.patience_s)
         latent = self.fetch(ancestry.latent_key)
         changes = None if ancestry.changes_key is None else self.fetch(ancestry.changes_key)
         root = None if ancestry.root_spec is None else JobSpec.model_validate(ancestry.root_spec).source
@@ -151,6 +155,10 @@ class Attempt:
         if root is not None and root.upload is not None:
             photo = self.photo(root.upload, root.crop, model.resolution)
         return Materials(photo=photo, latent=latent, changes=changes)
+
+    def ancestry(self) -> Ancestry:
+        with self.tools.sessions() as session:
+            return JobRepository(session).ancestry(self.job)
 
     def photo(self, upload: str, crop: Crop | None, resolution: int) -> Photo:
         return Photo.read(self.fetch(upload_key(self.job.tenant, upload)), crop, resolution)
@@ -195,7 +203,8 @@ class Attempt:
         phase = running.phase
 
         def now() -> Progress:
-            return Progress(spent_s=self.spent_s(), curve=curve[:-1], inversion=running.state())
+            state = running.state()
+            return Progress(made_by=self.made_by, spent_s=self.spent_s(), curve=curve[:-1], inversion=state)
 
         def look(step: InversionStep) -> bool:
             nonlocal phase
@@ -220,7 +229,7 @@ class Attempt:
         run = drag_run(self.spec, beginning, movable)
         if before is not None and before.drag is not None:
             run.restore(before.drag)
-            recording.take_up(before.past)
+            recording.take_up(before.past, lambda: self.look({"phase": "load"}))
 
         def now() -> Progress:
             return replace(self.at_the_drag(beginning), drag=run.state(), past=recording.past(run.iteration))
@@ -228,7 +237,7 @@ class Attempt:
         for step in run.steps():
             if step.stop_reason is not None:
                 self.save(uploader, now(), recording.given)
-                self.lease.renew(progress_of(step, self.spec))
+                self.lease.try_to_renew(progress_of(step, self.spec))
                 return step
             recording.add(step)
             if self.due("drag", uploader):
@@ -236,6 +245,7 @@ class Attempt:
             with self.saving_when_drained(uploader, now, lambda: recording.given):
                 wishes = self.look_or_keep_frames(step, recording)
             if wishes.stop:
+                self.save(uploader, now(), recording.given)
                 return replace(step, stop_reason="stopped")
         raise AssertionError("a drag ends with its result")
 
@@ -274,10 +284,13 @@ class Attempt:
         return time.monotonic() - self.began
 
     def at_the_drag(self, beginning: Beginning) -> Progress:
-        return Progress(spent_s=self.spent_s(), curve=beginning.curve, start=beginning.w, tuned=bool(beginning.changes))
+        return Progress(
+            made_by=self.made_by, spent_s=self.spent_s(), curve=beginning.curve, start=beginning.w, tuned=bool(beginning.changes)
+        )
 
     def due(self, phase: str, uploader: Uploader) -> bool:
         """Whether it is time for another checkpoint, and the last one is safe."""
+        uploader.check()
         settings = self.tools.settings
         every_s = settings.tuning_checkpoint_s if phase == "tuning" else settings.checkpoint_s
         return time.monotonic() - self.saved >= every_s and not uploader.saving

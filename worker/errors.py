@@ -26,6 +26,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
+def is_device_failure(error: Exception) -> bool:
+    """Whether every later call of the device will fail too: a CUDA context does not survive its first fault."""
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+
+
 CODES: dict[type[Exception], ErrorCode] = {
     CheckpointMissing: ErrorCode.CHECKPOINT_MISSING,
     CheckpointDamaged: ErrorCode.CHECKPOINT_DAMAGED,

@@ -10,11 +10,10 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.exc import OperationalError
-
 from jobs.database import Sessions
 from jobs.errors import LeaseLost
 from jobs.repository import JobRepository, Wishes
+from worker.patience import SERVER_AWAY
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Lease:
         """Renew; while the database is away, go on as long as the lease would last. Raises LeaseLost."""
         try:
             self.renew(progress)
-        except OperationalError as error:
+        except SERVER_AWAY as error:
             if time.monotonic() - self.written >= self.pace.lease_s:
                 raise
             logger.warning("job %s: lease not renewed: %s", self.job_id, error)
@@ -70,7 +69,7 @@ class Lease:
         Raises:
             LeaseLost: at the end, if it was lost meanwhile.
         """
-        self.renew({"phase": phase})
+        self.try_to_renew({"phase": phase})
         done = threading.Event()
         failed: list[Exception] = []
         thread = threading.Thread(target=self.beat, args=(done, failed, time.monotonic() + limit_s), daemon=True)
@@ -87,6 +86,6 @@ class Lease:
         while not done.wait(self.pace.beat_s) and time.monotonic() < until:
             try:
                 self.try_to_renew()
-            except (LeaseLost, OperationalError) as error:
+            except (LeaseLost, *SERVER_AWAY) as error:
                 failed.append(error)
                 return

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy.exc import OperationalError, TimeoutError
+from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 
 from jobs.errors import StorageUnavailable
 
 Answer = TypeVar("Answer")
-SERVER_AWAY = (StorageUnavailable, OperationalError, TimeoutError)
+SERVER_AWAY = (StorageUnavailable, OperationalError, TimeoutError, InternalError)  # the last from a standby
 LONGEST_PAUSE_S = 2.0
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,14 @@
 """Deletes what nobody needs: what killed attempts left in the store, and jobs that are no longer retained."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from jobs.database import Sessions
+from jobs.errors import StorageUnavailable
 from jobs.models import Job
-from jobs.retention import expired, forget, needed, tidied, untidy
+from jobs.retention import expired, forget, needed, still_expired, tidied, untidy
 from jobs.storage import Storage, job_prefix
 
 TOGETHER = 100  # jobs looked at in one go
@@ -31,12 +33,20 @@ class Purge:
         self.tidy_after = timedelta(seconds=tidy_after_s)
 
     def purge(self) -> Purged:
-        """Look once. Raises StorageUnavailable, OperationalError; what was not done is done next time."""
+        """Look once. Raises OperationalError; what was not done is done next time."""
         with self.sessions() as session:
             past, ended = expired(session, TOGETHER), untidy(session, self.tidy_after, TOGETHER)
-        objects = sum(self.forget(job) for job in past)
-        objects += sum(self.tidy(job) for job in ended)
-        return Purged(tidied=len(ended), forgotten=len(past), objects=objects)
+        gone = [objects for job in past if (objects := self.attempt(self.forget, job)) is not None]
+        tidy = [objects for job in ended if (objects := self.attempt(self.tidy, job)) is not None]
+        return Purged(tidied=len(tidy), forgotten=len(gone), objects=sum(gone + tidy))
+
+    def attempt(self, action: Callable[[Job], int], job: Job) -> int | None:
+        """None when it cannot be done now: one job must not hold up the others."""
+        try:
+            return action(job)
+        except StorageUnavailable as error:
+            logger.warning("job %s keeps what it stored: %s", job.id, error)
+            return None
 
     def tidy(self, job: Job) -> int:
         """Delete every object that no artifact of the job is; how many."""
@@ -50,4 +60,4 @@ class Purge:
 
     def forget(self, job: Job) -> int:
         with self.sessions.begin() as session:
-            return forget(session, self.storage, job)
+            return forget(session, self.storage, job) if still_expired(session, job) else 0

@@ -94,5 +94,8 @@ def until_stopped(look: Callable[[], object], stop: threading.Event, every_s: fl
         except (*SERVER_AWAY, RedisError) as error:
             logger.warning("%s waits: %s", look.__name__, error)
             continue
+        except Exception:
+            logger.exception("%s failed; it goes on", look.__name__)
+            continue
         if changed != type(changed)():
             logger.info("%s", changed)

@@ -142,12 +142,13 @@ class Recording:
         rows = torch.cat([rows for _, rows in framed]) if framed else None
         return Past(trajectory=self.trajectory[:iteration], frames=[number for number, _ in framed], rows=rows)
 
-    def take_up(self, past: Past) -> None:
-        """Go on from what an earlier attempt has seen."""
+    def take_up(self, past: Past, seen: Callable[[], object] = lambda: None) -> None:
+        """Go on from what an earlier attempt has seen; `seen` is called after each frame, some of which take long."""
         self.trajectory += past.trajectory
         for k, iteration in enumerate(past.frames):
             assert past.rows is not None
             self.frame(iteration, past.rows[k : k + 1].to(self.start))
+            seen()
 
     def render_waiting(self) -> None:
         names = [f"frames/{iteration:05d}.{self.spec.output.frame_format}" for iteration in self.waiting]

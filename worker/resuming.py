@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from safetensors import SafetensorError
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from engine.drag import DragState
 from engine.inversion import InversionState
+from jobs.checkpoints import ModelEntry
 from worker.recording import Past
 from worker.source import CurvePoint
 
@@ -24,6 +26,7 @@ class CheckpointUnreadable(Exception):
 class Progress:
     """How far an attempt is: in the inversion when `inversion` is given, else in the drag."""
 
+    made_by: str  # model and version that the state belongs to
     spent_s: float  # by this job's attempts, of its run_timeout_s
     curve: list[CurvePoint]  # of the inversion so far
     inversion: InversionState | None = None
@@ -39,7 +42,8 @@ class Progress:
                 tensors |= {f"{name}/{key}": tensor for key, tensor in state.tensors().items()}
         tensors |= {name: t for name, t in (("start", self.start), ("rows", self.past.rows)) if t is not None}
         words = {
-            "format": FORMAT, "spent_s": self.spent_s, "tuned": self.tuned, "curve": [asdict(point) for point in self.curve],
+            "format": FORMAT, "made_by": self.made_by, "spent_s": self.spent_s, "tuned": self.tuned,
+            "curve": [asdict(point) for point in self.curve],
             "trajectory": self.past.trajectory, "frames": self.past.frames,
         }  # fmt: skip
         return save(
@@ -47,14 +51,17 @@ class Progress:
         )
 
     @classmethod
-    def decode(cls, data: bytes) -> "Progress":
-        """Raises CheckpointUnreadable."""
+    def decode(cls, data: bytes, made_by: str) -> "Progress":
+        """Raises CheckpointUnreadable, also for one of another model or version."""
         try:
             tensors, words = load(data), read_words(data)
             if words["format"] != FORMAT:
                 raise CheckpointUnreadable(f"its format is {words['format']}, this worker's is {FORMAT}")
+            if words["made_by"] != made_by:
+                raise CheckpointUnreadable(f"it is of {words['made_by']}, this is {made_by}")
             inversion, drag = part(tensors, "inversion/"), part(tensors, "drag/")
             return cls(
+                made_by=made_by,
                 spent_s=words["spent_s"],
                 curve=[CurvePoint(**point) for point in words["curve"]],
                 inversion=InversionState.read(inversion) if inversion else None,
@@ -65,6 +72,10 @@ class Progress:
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointUnreadable(f"{type(error).__name__}: {error}") from error
+
+
+def made_by(model: ModelEntry) -> str:
+    return f"{model.sha256} by {version('dragqueue')}"
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from jobs.database import Sessions, make_sessions
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.models import Job
 from jobs.queue import Queue
-from jobs.repository import JobRepository, Outcome
+from jobs.repository import JobRepository, Outcome, lease_lost
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage import Storage
@@ -23,7 +23,7 @@ from jobs.workers import Report, leave, report
 from worker.attempt import Attempt, Canceled, Drained, Tools
 from worker.drain import Drain
 from worker.edit import choose_device
-from worker.errors import CODES, is_out_of_memory
+from worker.errors import CODES, is_device_failure, is_out_of_memory
 from worker.models import Models
 from worker.patience import SERVER_AWAY, patiently
 
@@ -122,6 +122,9 @@ class Runner:
             logger.exception("job %s attempt %d broke down", job.id, job.attempt)
             reason = f"{type(error).__name__}: {error}"
             self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, self.settings.retries))
+            if is_device_failure(error):
+                logger.error("the device is of no more use to this process, which ends")
+                os._exit(1)  # Celery forks another
             return
         self.finish(job, outcome)
         logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
@@ -179,5 +182,7 @@ class Runner:
             logger.warning("job %s: once more, with less memory: %s", job.id, error)
         self.models.clear()
         with self.sessions() as session:
-            job = session.get_one(Job, job.id)
-        return Attempt(job, tools, together=1).run()
+            now = session.get_one(Job, job.id)
+        if now.attempt != job.attempt:
+            raise lease_lost(job.id, job.attempt)
+        return Attempt(now, tools, together=1).run()

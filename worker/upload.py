@@ -125,9 +125,9 @@ class Uploader:
         checkpoint = Checkpoint(attempt=self.job.attempt, key=key, names=list(product.names))
         self.write(lambda jobs: jobs.save_checkpoint(self.job.id, self.job.attempt, checkpoint))
         before, self.checkpoint_key, self.saving = self.checkpoint_key, key, False
-        if before is not None:
+        if before not in (None, key):
             try:
-                self.storage.remove([before])
+                self.storage.remove([str(before)])
             except StorageUnavailable as error:
                 logger.warning("job %s: %s stays until the job is tidied: %s", self.job.id, before, error)
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
@@ -47,16 +48,20 @@ def submit(
 
     Repeated with the same Idempotency-Key within a day, the first answer comes again and no second job is made.
     """
-    answer = None
-    if idempotency_key is not None:
-        answer = idempotency.begin(unit.session, tenant, idempotency_key, posted.fingerprint())
-    if answer is not None:
+    inputs = TenantInputs(tenant, unit, storage)
+    fingerprint = posted.fingerprint() if idempotency_key is not None else ""
+    return answer_once(inputs, response, idempotency_key, fingerprint, lambda: store(posted, manifest, inputs))
+
+
+def answer_once(inputs: TenantInputs, response: Response, key: str | None, fingerprint: str, make: Callable[[], Job]) -> JobView:
+    """A new job, or for a key seen before the answer given then."""
+    session, tenant = inputs.unit.session, inputs.tenant
+    earlier = None if key is None else idempotency.begin(session, tenant, key, fingerprint)
+    if earlier is not None:
         response.headers["Idempotency-Replayed"] = "true"
-        view = JobView.model_validate(answer)
-    else:
-        view = JobView.of(store(posted, manifest, TenantInputs(tenant, unit, storage)))
-    if idempotency_key is not None and answer is None:
-        idempotency.remember(unit.session, tenant, idempotency_key, view.model_dump(mode="json"))
+    view = JobView.of(make()) if earlier is None else JobView.model_validate(earlier)
+    if key is not None and earlier is None:
+        idempotency.remember(session, tenant, key, view.model_dump(mode="json"))
     response.headers["Location"] = view.links.self
     return view
 
@@ -151,17 +156,19 @@ def delete(job_id: UUID, tenant: TenantDep, unit: UnitDep, storage: StorageDep) 
 
 @router.post("/{job_id}/retry", status_code=202)
 def retry(
-    job_id: UUID, manifest: ManifestDep, tenant: TenantDep, unit: UnitDep, storage: StorageDep, response: Response
-) -> JobView:
-    """The same edit as a new job, once this one has ended."""
-    job = unit.jobs.get(tenant, job_id)
-    if not JobState(job.state).terminal:
-        raise JobActive(f"job {job_id} is {job.state}: it may still succeed")
+    job_id: UUID, manifest: ManifestDep, tenant: TenantDep, unit: UnitDep, storage: StorageDep, response: Response,
+    idempotency_key: Annotated[str | None, KeyHeader] = None,
+) -> JobView:  # fmt: skip
+    """The same edit as a new job, once this one has ended. An Idempotency-Key makes it safe to ask again."""
     inputs = TenantInputs(tenant, unit, storage)
-    submission = check_submission(job.spec | {"start_before": None}, manifest, inputs=inputs)
-    view = JobView.of(queue_job(inputs, submission))
-    response.headers["Location"] = view.links.self
-    return view
+
+    def again() -> Job:
+        job = unit.jobs.get(tenant, job_id)
+        if not JobState(job.state).terminal:
+            raise JobActive(f"job {job_id} is {job.state}: it may still succeed")
+        return queue_job(inputs, check_submission(job.spec | {"start_before": None}, manifest, inputs=inputs))
+
+    return answer_once(inputs, response, idempotency_key, f"retry {job_id}", again)
 
 
 @router.post("/{job_id}/cancel")

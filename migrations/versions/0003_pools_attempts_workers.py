@@ -1,10 +1,7 @@
 """add pools, attempts, workers, checkpoints of running jobs
 
-Everything is added, nothing the code before needs is taken away but an index: until they are replaced, old workers claim
-slower where many jobs wait. Indexes are built beside running writes.
+Everything is added, nothing that the code before needs is taken away.
 """
-
-from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,14 +9,6 @@ from sqlalchemy.dialects import postgresql
 
 revision = "0003"
 down_revision = "0002"
-
-QUEUED = sa.text("state = 'queued'")
-INDEXES: dict[str, tuple[list[str | sa.ColumnElement[Any]], sa.TextClause]] = {
-    "ix_jobs_pool": (["pool", "tenant", sa.literal_column("priority DESC"), "seq"], QUEUED),
-    "ix_jobs_running": (["tenant"], sa.text("state = 'running'")),
-    "ix_jobs_untidy": (["finished_at"], sa.text("finished_at IS NOT NULL AND tidied_at IS NULL")),
-    "ix_jobs_expires": (["expires_at"], sa.text("expires_at IS NOT NULL")),
-}
 
 
 def upgrade() -> None:
@@ -52,16 +41,9 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )
-    with op.get_context().autocommit_block():
-        for name, (columns, where) in INDEXES.items():
-            op.create_index(name, "jobs", columns, postgresql_where=where, postgresql_concurrently=True, if_not_exists=True)
-        op.drop_index("ix_jobs_queued", "jobs", postgresql_concurrently=True, if_exists=True)
 
 
 def downgrade() -> None:
-    op.create_index("ix_jobs_queued", "jobs", ["tenant", sa.literal_column("priority DESC"), "seq"], postgresql_where=QUEUED)
-    for name in INDEXES:
-        op.drop_index(name, "jobs")
     op.drop_table("workers")
     op.drop_table("attempts")
     for name in ("tidied_at", "checkpoint", "passed_over", "not_before", "pool"):

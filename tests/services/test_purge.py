@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, update
 
+from jobs.errors import StorageUnavailable
 from jobs.models import Artifact, Job
 from jobs.storage import artifact_key, job_prefix
 from tests.services.jobs import add_job, read_job
@@ -68,3 +69,28 @@ def test_a_job_stays_while_another_that_has_not_ended_goes_on_from_it(purge, cli
     assert purge.purge().forgotten == 0
     client.post(f"/v1/jobs/{child}/cancel")
     assert purge.purge().forgotten == 1
+
+
+class Locked:
+    """A store that deletes nothing of one job."""
+
+    def __init__(self, storage, job_id):
+        self.storage = storage
+        self.job_id = job_id
+
+    def keys(self, prefix):
+        return self.storage.keys(prefix)
+
+    def remove(self, keys):
+        if any(str(self.job_id) in key for key in keys):
+            raise StorageUnavailable("the store answered AccessDenied")
+        self.storage.remove(keys)
+
+
+def test_a_job_that_cannot_be_deleted_holds_up_no_other(settings, sessions, storage, queue, done):
+    other = add_job(sessions)
+    Runner(settings, sessions, storage, queue).run_next()
+    for job_id in (done, other):
+        let_expire(sessions, job_id)
+    assert Purge(sessions, Locked(storage, done), tidy_after_s=600).purge().forgotten == 1
+    assert (read_job(sessions, done) is None, read_job(sessions, other) is None) == (False, True)

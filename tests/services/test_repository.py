@@ -134,6 +134,17 @@ def test_what_should_have_started_is_not_claimed_and_expires(sessions):
     assert (job.state, job.expires_at - job.finished_at) == ("expired", timedelta(days=7))
 
 
+def test_a_job_that_has_begun_in_time_may_go_on_later(sessions):
+    job_id = add_job(sessions, start_before="2100-01-01T00:00:00Z")
+    claim(sessions)
+    with sessions.begin() as session:
+        JobRepository(session).hand_back(job_id, 1)
+        session.execute(update(Job).where(Job.id == job_id).values(start_before=func.now() - LEASE))
+    with sessions.begin() as session:
+        assert JobRepository(session).expire() == 0
+    assert claim(sessions).id == job_id
+
+
 def test_a_lease_is_renewed_with_progress_and_brings_back_the_wish_to_cancel(sessions):
     add_job(sessions)
     job = claim(sessions)

@@ -22,6 +22,7 @@ from worker.attempt import Attempt
 from worker.drain import Drain
 from worker.lease import Lease, Pace
 from worker.recording import Recording
+from worker.resuming import CheckpointUnreadable, Progress
 from worker.run import Runner
 
 
@@ -280,6 +281,43 @@ def test_a_job_too_large_for_the_memory_fails_and_the_next_one_runs(runner, sess
     good = add_job(sessions)
     runner.run_next()
     assert ended(sessions, good) == ("succeeded", None)
+
+
+def test_short_of_memory_an_attempt_that_lost_its_job_does_not_take_its_successors_place(runner, sessions, monkeypatch):
+    job_id = add_job(sessions)
+    job = runner.claim()
+    breaking_down(monkeypatch, OUT_OF_MEMORY[0], frames_at_a_time=2)
+    clear = runner.models.clear
+
+    def lose_the_job():
+        clear()
+        with sessions.begin() as session:
+            session.get(Job, job_id).attempt = 2
+
+    monkeypatch.setattr(runner.models, "clear", lose_the_job)
+    with pytest.raises(LeaseLost):
+        runner.run(job)
+    assert ended(sessions, job_id) == ("running", None)
+
+
+def test_a_process_whose_device_failed_ends_after_it_has_given_the_job_up(runner, sessions, monkeypatch):
+    job_id, codes = add_job(sessions), []
+    breaking_down(monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"), frames_at_a_time=1)
+    monkeypatch.setattr("worker.run.os._exit", codes.append)
+    runner.run_next()
+    assert (codes, read_job(sessions, job_id).failures) == ([1], 1)
+
+
+def test_a_checkpoint_of_another_model_is_not_gone_on_from(runner, sessions, monkeypatch):
+    job_id = add_job(sessions)
+    runner.settings = runner.settings.model_copy(update={"drain_grace_s": 0.0})
+    job = runner.claim()
+    runner.draining.ask()
+    runner.run(job)
+    key = read_job(sessions, job_id).checkpoint["key"]
+    data = runner.storage.get(key)
+    with pytest.raises(CheckpointUnreadable, match="it is of"):
+        Progress.decode(data, "another model")
 
 
 def test_a_generator_that_draws_nothing_but_nan_fails_the_job_and_the_next_one_runs(runner, sessions, monkeypatch):

@@ -117,9 +117,11 @@ def test_a_worker_killed_mid_drag_leaves_its_job_to_another(client, stack, clean
     assert download(client, job, "result.png").startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
-def test_a_worker_that_is_asked_to_end_hands_its_job_back(client, stack, cleanup, whole_group):
+@pytest.mark.parametrize(("whole_group", "replaced"), [(False, False), (True, False), (False, True)])
+def test_a_worker_that_is_asked_to_end_hands_its_job_back(client, stack, cleanup, sessions, whole_group, replaced):
     first = start_worker(stack, cleanup, 1)
+    if replaced:
+        replace_child(first, sessions)
     job = client.post("/v1/jobs", json=SLOW).json()
     dragging(client, job)
     if whole_group:
@@ -132,6 +134,18 @@ def test_a_worker_that_is_asked_to_end_hands_its_job_back(client, stack, cleanup
     start_worker(stack, cleanup, 2)
     done = ended(client, job)
     assert (done["state"], done["attempt"]) == ("succeeded", 2)
+
+
+def replace_child(worker, sessions):
+    """Kill the process that computes and wait until Celery has another ready."""
+
+    def known():
+        with sessions() as session:
+            return {int(row.name.rpartition(":")[2]) for row in session.query(Worker).all()}
+
+    (before,) = wait_until(known, "worker in the table")
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: known() - {before}, "another child")
 
 
 def alive(pid):

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import ARRAY, Text, bindparam, func, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.models import DEFAULT_POOL, Job, Tenant
@@ -131,9 +133,14 @@ def over_the_cap(session: Session, tenant: str, max_running: int) -> bool:
 
 def held_back(session: Session, pool: str) -> bool:
     """Wait for the first job that others hold in their claims; whether one is left that may run."""
-    with session.begin_nested() as look:
-        job_id = session.scalar(WAIT, {"pool": pool})
-        look.rollback()  # it is anybody's again
+    try:
+        with session.begin_nested() as look:
+            job_id = session.scalar(WAIT, {"pool": pool})
+            look.rollback()  # it is anybody's again
+    except OperationalError as error:
+        if isinstance(error.orig, LockNotAvailable):  # a claimer that is frozen
+            return False
+        raise
     return job_id is not None
 
 

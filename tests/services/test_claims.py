@@ -136,6 +136,15 @@ def test_a_claim_in_progress_holds_up_none_of_the_same_tenant(sessions):
         assert [claim(one, claimer).id, claim(other, claimer).id] == [first, second]
 
 
+def test_a_claimer_that_is_frozen_is_not_waited_for_long(sessions):
+    add_job(sessions)
+    claimer = Claimer(worker="w", lease=LEASE)
+    with sessions.begin() as frozen, sessions.begin() as other:
+        assert claim(frozen, claimer) is not None
+        other.execute(text("SET LOCAL lock_timeout = '300ms'"))
+        assert claim(other, claimer) is None
+
+
 def test_every_claim_sets_the_tenants_clock(sessions):
     add_job(sessions)
     with sessions() as session:

@@ -75,7 +75,7 @@ class TenantInputs:
         return self.storage.get(upload_key(self.tenant, sha256))
 
     def job(self, job_id: UUID) -> Job:
-        return self.unit.jobs.get(self.tenant, job_id)
+        return self.unit.jobs.hold(self.tenant, job_id)
 
 
 TenantDep = Annotated[str, Depends(tenant)]

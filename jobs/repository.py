@@ -78,6 +78,13 @@ def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
     return LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
 
 
+def found(job: Job | None, job_id: UUID) -> Job:
+    """Raises JobNotFound."""
+    if job is None:
+        raise JobNotFound(f"there is no job {job_id}")
+    return job
+
+
 class JobRepository:
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -103,11 +110,16 @@ class JobRepository:
 
     def get(self, tenant: str, job_id: UUID, *, lock: bool = False) -> Job:
         """Raises JobNotFound, also for other tenants' jobs."""
-        query = select(Job).where(Job.id == job_id, Job.tenant == tenant)
-        job = self.session.scalar(query.with_for_update() if lock else query)
-        if job is None:
-            raise JobNotFound(f"there is no job {job_id}")
-        return job
+        query = self.one(tenant, job_id)
+        return found(self.session.scalar(query.with_for_update() if lock else query), job_id)
+
+    def hold(self, tenant: str, job_id: UUID) -> Job:
+        """A job that nobody can delete until the transaction ends. Raises JobNotFound."""
+        return found(self.session.scalar(self.one(tenant, job_id).with_for_update(read=True, key_share=True)), job_id)
+
+    @staticmethod
+    def one(tenant: str, job_id: UUID) -> Select[Job]:
+        return select(Job).where(Job.id == job_id, Job.tenant == tenant)
 
     def page(
         self, tenant: str, *, limit: int, before: int | None = None, state: JobState | None = None, model: str | None = None,
@@ -180,13 +192,13 @@ class JobRepository:
     def adopt(self, job_id: UUID, attempt: int, names: Collection[str], of_attempt: int) -> list[StoredObject]:
         """Make artifacts of an earlier attempt this one's, those of the given names that there are. Raises LeaseLost."""
         query = select(Artifact).where(Artifact.job_id == job_id, Artifact.attempt == of_attempt, Artifact.name.in_(names))
-        found = [
+        kept = [
             StoredObject(name=row.name, key=row.key, media_type=row.media_type, size_bytes=row.size_bytes, sha256=row.sha256)
             for row in self.session.scalars(query.order_by(Artifact.name))
         ]
-        if found:
-            self.add_artifacts(job_id, attempt, found)
-        return found
+        if kept:
+            self.add_artifacts(job_id, attempt, kept)
+        return kept
 
     def request_cancel(self, tenant: str, job_id: UUID) -> Job:
         """Cancel at once what waits; ask the worker to stop what runs; leave alone what has ended.

@@ -5,13 +5,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from jobs import idempotency
 from jobs.models import Artifact, IdempotencyKey, Job
+from jobs.repository import JobRepository
 from jobs.storage import job_prefix
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.test_photos import photo
@@ -163,6 +164,18 @@ def test_a_deleted_job_is_gone_with_everything_it_stored(client, sessions, stora
     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
     assert client.delete(f"/v1/jobs/{job_id}").status_code == 404
     assert (count(sessions, Job), count(sessions, Artifact)) == (0, 0)
+
+
+def test_what_is_just_being_deleted_cannot_be_gone_on_from(client, sessions, runner):
+    parent = post(client, "parent").json()["id"]
+    runner.run_next()
+    with ThreadPoolExecutor(1) as pool:
+        with sessions.begin() as deleting:
+            JobRepository(deleting).get("default", UUID(parent), lock=True)
+            child = pool.submit(post, client, "child", {"model": "tiny", "source": {"job": parent}})
+            time.sleep(0.3)
+            deleting.execute(delete(Job).where(Job.id == UUID(parent)))
+        assert (child.result().status_code, child.result().json()["code"]) == (404, "job_not_found")
 
 
 @pytest.mark.parametrize(("method", "path"), [("delete", ""), ("post", "/retry")])

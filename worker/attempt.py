@@ -89,7 +89,7 @@ class Attempt:
             generator = self.tools.models.get(manifest, model)
             self.made_by = made_by(model)
             materials = self.materials(model)
-            before = self.take_up(model)
+            before = self.take_up()
         loaded = time.monotonic()
         with self.uploader() as uploader:
             beginning = self.beginning(manifest, model, generator, materials, before, uploader)
@@ -105,7 +105,7 @@ class Attempt:
                     recording.finish(result, model, timings)
         return None if result is None else result.stop_reason
 
-    def take_up(self, model: ModelEntry) -> Progress | None:
+    def take_up(self) -> Progress | None:
         """What an earlier attempt left, with its artifacts made ours; None: begin from the start."""
         checkpoint = self.job.checkpoint
         if checkpoint is None:
@@ -118,6 +118,7 @@ class Attempt:
         self.kept = patiently(lambda: self.adopt(checkpoint), self.tools.settings.patience_s)
         if progress.tuned and TUNED not in [stored.name for stored in self.kept]:
             logger.warning("job %s begins from the start: the generator it tuned is gone", self.job.id)
+            self.kept = []
             return None
         self.began -= progress.spent_s
         return progress

@@ -36,11 +36,11 @@ class Purge:
         """Look once. Raises OperationalError; what was not done is done next time."""
         with self.sessions() as session:
             past, ended = expired(session, TOGETHER), untidy(session, self.tidy_after, TOGETHER)
-        gone = [objects for job in past if (objects := self.attempt(self.forget, job)) is not None]
-        tidy = [objects for job in ended if (objects := self.attempt(self.tidy, job)) is not None]
+        gone = [objects for job in past if (objects := self.try_to(self.forget, job)) is not None]
+        tidy = [objects for job in ended if (objects := self.try_to(self.tidy, job)) is not None]
         return Purged(tidied=len(tidy), forgotten=len(gone), objects=sum(gone + tidy))
 
-    def attempt(self, action: Callable[[Job], int], job: Job) -> int | None:
+    def try_to(self, action: Callable[[Job], int], job: Job) -> int | None:
         """None when it cannot be done now: one job must not hold up the others."""
         try:
             return action(job)

@@ -11,7 +11,6 @@ from uuid import UUID
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cli.artifacts import ArtifactFolder
@@ -20,6 +19,7 @@ from engine.drag import DragStep
 from engine.errors import EngineError
 from engine.generator import Generator, NoiseMode, to_pixels
 from engine.inversion import InversionStep
+from engine.provenance import DigitalSourceType
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import JobError, JobNotFound, UploadNotFound
@@ -28,7 +28,7 @@ from jobs.repository import StoredObject
 from jobs.submission import check_submission
 from jobs.uploads import row_of
 from worker.edit import choose_device, drag_run, model_points, open_generator
-from worker.recording import Product, Recording, Timings
+from worker.recording import Product, Recording, Timings, encode_image, marked
 from worker.source import Beginning, Materials, Photo, begin, inversion, invert
 
 RENDER_TOGETHER = 8
@@ -184,7 +184,7 @@ def render(generator: Generator, ws: Tensor, noise_mode: NoiseMode, seen: Callab
 
 
 def write_grid(images: Tensor, path: Path) -> None:
-    """All images in one picture, about as wide as high."""
+    """All images in one PNG, about as wide as high."""
     pixels = to_pixels(images)
     columns = int(np.ceil(len(pixels) ** 0.5))
     rows = -(-len(pixels) // columns)
@@ -193,7 +193,7 @@ def write_grid(images: Tensor, path: Path) -> None:
     for k, image in enumerate(pixels):
         row, column = divmod(k, columns)
         grid[row * size : (row + 1) * size, column * size : (column + 1) * size] = image
-    Image.fromarray(grid).save(path)
+    path.write_bytes(marked(encode_image(grid, ".png"), ".png", DigitalSourceType.GENERATED))
 
 
 def write_npz(images: Tensor, ws: Tensor, path: Path) -> None:

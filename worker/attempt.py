@@ -13,6 +13,7 @@ from engine.drag import DragStep
 from engine.errors import InversionDiverged
 from engine.generator import Generator
 from engine.inversion import Inversion, InversionStep
+from engine.provenance import DigitalSourceType
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.database import Sessions
 from jobs.errors import ObjectMissing
@@ -29,7 +30,7 @@ from worker.errors import TimedOut
 from worker.lease import Lease, Pace
 from worker.models import Models
 from worker.patience import patiently
-from worker.recording import GROUP, TUNED, Product, Recording, Timings, encode_image
+from worker.recording import GROUP, TUNED, Product, Recording, Timings, encode_image, marked
 from worker.resuming import CheckpointUnreadable, Progress, made_by
 from worker.source import Beginning, CurvePoint, Materials, Photo, begin, inversion, invert, inverted
 from worker.upload import Uploader
@@ -219,7 +220,7 @@ class Attempt:
             return invert(running, photo, look, curve)
         except InversionDiverged:
             pixels = running.original.render(running.w)
-            uploader.put(Product("inverted.png", lambda: encode_image(pixels, ".png")))
+            uploader.put(Product("inverted.png", lambda: marked(encode_image(pixels, ".png"), ".png", DigitalSourceType.EDITED)))
             uploader.drain()
             raise
 

@@ -22,6 +22,7 @@ from engine.animation import write_animation
 from engine.drag import DragStep
 from engine.generator import to_pixels
 from engine.overlay import draw_overlay
+from engine.provenance import DigitalSourceType, embed, xmp_packet
 from jobs.checkpoints import ModelEntry
 from jobs.repository import StoredObject
 from jobs.spec import JobSpec
@@ -29,6 +30,7 @@ from worker.edit import model_points
 from worker.source import Beginning
 
 TUNED = "generator.safetensors"  # the artifact with the tensors in which a tuned generator is not the model's
+CREATOR_TOOL = f"Dragqueue {version('dragqueue')}"
 GROUP = 8  # frames are rendered in fixed groups, so that their bytes do not depend on when a group was full
 MEDIA_TYPES = {
     ".png": "image/png", ".webp": "image/webp", ".gif": "image/gif", ".mp4": "video/mp4", ".json": "application/json",
@@ -90,6 +92,7 @@ class Recording:
         self.spec = spec
         self.beginning = beginning
         self.generator = beginning.generator
+        self.source_type = source_type_of(beginning)
         self.movable = movable
         self.sink = sink
         self.kept = frozenset(kept)
@@ -105,7 +108,8 @@ class Recording:
     def __enter__(self) -> Self:
         begun = self.generator.render(self.start)
         if self.beginning.curve and self.beginning.photo is not None:
-            self.put_image("source.png", self.beginning.photo.crop())
+            crop = self.beginning.photo.crop()  # the client's own picture, which no algorithm made
+            self.put(Product("source.png", lambda: encode_image(crop, ".png")))
             self.put_image("inverted.png", begun)
         else:
             self.put_image("source.png", begun)
@@ -195,7 +199,7 @@ class Recording:
         if self.spec.output.overlay:
             self.put_image("overlay.png", self.overlay(pixels, result.iteration))
         for kind in self.spec.output.animation if self.spec.output.frames_every else ():
-            self.put(Product(f"animation.{kind}", partial(self.animation, kind, pixels)))
+            self.put_drawn(f"animation.{kind}", partial(self.animation, kind, pixels))
 
     def manifest(self, model: ModelEntry, timings: Timings) -> dict[str, Any]:
         """Everything needed to repeat the run, and to check what it left."""
@@ -204,6 +208,7 @@ class Recording:
             "spec": self.spec.model_dump(mode="json"),
             "checkpoint": {"model": model.name, "file": model.file, "sha256": model.sha256},
             "engine": {"dragqueue": version("dragqueue"), "torch": torch.__version__, "python": platform.python_version()},
+            "digital_source_type": self.source_type,
             "device": str(self.generator.device),
             "threads": torch.get_num_threads(),
             "timings": asdict(timings),
@@ -234,7 +239,11 @@ class Recording:
         self.put(Product(name, lambda: save({key: value.cpu().contiguous() for key, value in tensors.items()})))
 
     def put_image(self, name: str, pixels: np.ndarray) -> None:
-        self.put(Product(name, lambda: encode_image(pixels, Path(name).suffix)))
+        self.put_drawn(name, lambda: encode_image(pixels, Path(name).suffix))
+
+    def put_drawn(self, name: str, encode: Callable[[], bytes]) -> None:
+        """What the generator drew, or drew a part of, says so."""
+        self.put(Product(name, lambda: marked(encode(), Path(name).suffix, self.source_type)))
 
     def put(self, product: Product) -> None:
         self.given.append(product.name)
@@ -262,6 +271,17 @@ class FrameFile:
 
     def close(self) -> None:
         self.file.close()
+
+
+def source_type_of(beginning: Beginning) -> DigitalSourceType:
+    """Of what an edit draws; a tuned generator has seen a photo, even where the photo is gone."""
+    of_photo = beginning.photo is not None or bool(beginning.changes)
+    return DigitalSourceType.EDITED if of_photo else DigitalSourceType.GENERATED
+
+
+def marked(data: bytes, suffix: str, source_type: DigitalSourceType) -> bytes:
+    """The encoded picture or animation, which now says how it came about."""
+    return embed(xmp_packet(source_type, CREATOR_TOOL), data, suffix)
 
 
 def encode_image(pixels: np.ndarray, suffix: str) -> bytes:

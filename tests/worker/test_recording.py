@@ -1,12 +1,19 @@
 import json
+from importlib.metadata import version
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
-from cli.offline import Given, OfflineEdit
+from cli.artifacts import ArtifactFolder
+from cli.offline import FolderSink, Given, OfflineEdit
 from jobs.checkpoints import Manifest
+from tests.generators import tiny_generator
 from tests.manifests import write_tiny_checkpoints
+from worker.recording import Recording
+from worker.source import Beginning, Photo
 
 DOCUMENT = {
     "model": "tiny",
@@ -16,11 +23,39 @@ DOCUMENT = {
     "drag": {"max_iterations": 10, "stop_distance": 0.1},
     "output": {"frames_every": 3, "animation": ["mp4", "webp", "gif"]},
 }
+NO_FILES = Given()
+GENERATED, EDITED = (
+    f"http://cv.iptc.org/newscodes/digitalsourcetype/{word}"
+    for word in ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
+)
 KEPT = ["animation.gif", "animation.mp4", "animation.webp", "latent.safetensors", "manifest.json", "overlay.png", "result.png"]
 
 
-def edit(document, checkpoints, out, seen=lambda step: None):
-    return OfflineEdit(document, Given(), checkpoints).run(out, seen)
+def edit(document, checkpoints, out, seen=lambda step: None, given=NO_FILES):
+    return OfflineEdit(document, given, checkpoints).run(out, seen)
+
+
+def source_types(out):
+    """What each picture and animation of a folder says it is, by name; None where it says nothing."""
+    files = [path for path in out.rglob("*") if path.suffix in (".png", ".webp", ".gif", ".mp4")]
+    return {str(path.relative_to(out)): source_type(path.read_bytes()) for path in files}
+
+
+def source_type(data):
+    start = data.find(b"<x:xmpmeta")
+    if start < 0:
+        return None
+    end = data.index(b"</x:xmpmeta>") + len(b"</x:xmpmeta>")
+    (description,) = ElementTree.fromstring(data[start:end])[0]  # noqa: S314  # our own
+    assert description.attrib["{http://ns.adobe.com/xap/1.0/}CreatorTool"] == f"Dragqueue {version('dragqueue')}"
+    return description.attrib["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +112,7 @@ def test_the_same_edit_twice_gives_the_same_bytes(edited, checkpoints, tmp_path)
         "trajectory.json",
         "overlay.png",
         *(f"frames/{k:05d}.webp" for k in (0, 9)),
+        *(f"animation.{kind}" for kind in ("mp4", "webp", "gif")),
     ]
     assert all((out / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
 
@@ -98,3 +134,34 @@ def test_an_earlier_edit_leaves_nothing_in_the_folder_and_other_files_stay(check
 def test_no_frames_make_no_animation(checkpoints, tmp_path):
     edit(DOCUMENT | {"output": {"frames_every": 0}}, checkpoints, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} & {"frames", "animation.mp4"} == set()
+
+
+def test_every_picture_of_a_seed_says_that_it_was_generated(edited):
+    out, _, _ = edited
+    animations = [name for name in KEPT if name.startswith("animation")]
+    pictures = ["source.png", "result.png", "overlay.png", *(f"frames/{k:05d}.webp" for k in (0, 3, 6, 9)), *animations]
+    assert source_types(out) == dict.fromkeys(pictures, GENERATED)
+    assert json.loads((out / "manifest.json").read_text())["digital_source_type"] == GENERATED
+
+
+def test_pictures_of_a_photo_say_that_it_was_edited_but_its_crop_says_nothing(checkpoints, photo, tmp_path):
+    out = tmp_path / "out"
+    document = DOCUMENT | {"source": {}, "inversion": {"steps": 2, "tuning_steps": 1}, "output": {"animation": ["gif"]}}
+    edit(document, checkpoints, out, given=Given(image=photo))
+    said = source_types(out)
+    assert said.pop("source.png") is None
+    assert {"inverted.png", "result.png", "photo.png", "overlay.png", "animation.gif", "frames/00000.webp"} <= said.keys()
+    assert set(said.values()) == {EDITED}
+    assert json.loads((out / "manifest.json").read_text())["digital_source_type"] == EDITED
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["photo", "tuned"])
+def test_what_goes_on_from_a_photo_begins_with_an_edited_picture(kept, checkpoints, photo, tmp_path):
+    spec = OfflineEdit(DOCUMENT, Given(), checkpoints).spec
+    generator, read = tiny_generator(), Photo.read(photo.read_bytes(), None, 32)
+    w = generator.map(seed=3, truncation_psi=0.7)
+    seen = {"photo": read} if kept else {"changes": {"synthesis.b4.const": generator.state_dict()["synthesis.b4.const"]}}
+    beginning = Beginning(generator=generator, w=w, framing=read.framing, **seen)
+    with Recording(spec, beginning, None, FolderSink(ArtifactFolder(tmp_path / "out"))):
+        pass
+    assert source_types(tmp_path / "out") == {"source.png": EDITED}

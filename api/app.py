@@ -4,10 +4,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from api.access import KeyRing, RateLimits
 from api.contract import add_body_schemas
 from api.errors import add_error_handlers
 from api.limits import BodyLimit
-from api.routes import health, jobs, models, uploads
+from api.routes import account, artifacts, events, health, jobs, models, uploads
+from api.routes.events import Streams
+from api.watching import Watcher
 from jobs.checkpoints import ManifestFile
 from jobs.database import make_sessions
 from jobs.queue import Queue
@@ -23,11 +26,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sessions = make_sessions(settings.database_url)
     app.state.storage = Storage.from_settings(settings, OF_A_REQUEST)
     app.state.queue = Queue(settings.redis_url)
+    app.state.key_ring = KeyRing(app.state.sessions)
+    app.state.rate_limits = RateLimits(settings)
+    app.state.watcher = Watcher(app.state.sessions)
+    app.state.streams = Streams()
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     add_error_handlers(app)
-    app.include_router(jobs.router, prefix="/v1/jobs", tags=["jobs"])
+    for resource in (jobs, artifacts, events):
+        app.include_router(resource.router, prefix="/v1/jobs", tags=["jobs"])
     app.include_router(uploads.router, prefix="/v1/uploads", tags=["uploads"])
     app.include_router(models.router, prefix="/v1/models", tags=["models"])
+    app.include_router(account.router, prefix="/v1", tags=["account"])
     app.include_router(health.router, tags=["health"])
     add_body_schemas(app)
     return app

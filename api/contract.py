@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from jobs.spec import JobSpec
 
+NO_NUL = "^[^\x00]*$"  # Postgres has no such character
 JOB_BODY = {
     "requestBody": {
         "required": True,

@@ -1,41 +1,41 @@
-"""What routes are given: who asks, a unit of work, and the clients that the application holds."""
+"""What routes are given: a unit of work, and the clients that the application holds.
+
+Those that only hand something on are coroutines: they need no thread of their own.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from jobs.checkpoints import Manifest
 from jobs.database import Sessions
-from jobs.decoding import Decoded
-from jobs.models import DEFAULT_TENANT, Job, Upload
 from jobs.queue import Queue
 from jobs.repository import JobRepository
-from jobs.storage import Storage, upload_key
-from jobs.uploads import UploadRepository, row_of
+from jobs.settings import Settings
+from jobs.storage import Storage
+from jobs.uploads import UploadRepository
 
 
-def tenant() -> str:
-    """Until there are keys, everybody is the one tenant."""
-    return DEFAULT_TENANT
+async def settings(request: Request) -> Settings:
+    return request.app.state.settings  # type: ignore[no-any-return]
 
 
 def manifest(request: Request) -> Manifest:
     return request.app.state.checkpoints.current()  # type: ignore[no-any-return]
 
 
-def storage(request: Request) -> Storage:
+async def storage(request: Request) -> Storage:
     return request.app.state.storage  # type: ignore[no-any-return]
 
 
-def queue(request: Request) -> Queue:
+async def queue(request: Request) -> Queue:
     return request.app.state.queue  # type: ignore[no-any-return]
 
 
-def sessions(request: Request) -> Sessions:
+async def sessions(request: Request) -> Sessions:
     return request.app.state.sessions  # type: ignore[no-any-return]
 
 
@@ -57,28 +57,7 @@ def unit(request: Request) -> Iterator[Unit]:
         request.app.state.queue.wake(pool)
 
 
-@dataclass(frozen=True)
-class TenantInputs:
-    """What a tenant's submission may build on."""
-
-    tenant: str
-    unit: Unit
-    storage: Storage
-    posted: Decoded | None = None  # the photo that came with the job and is not stored yet
-
-    def upload(self, sha256: str) -> Upload:
-        if self.posted is not None and sha256 == self.posted.sha256:
-            return Upload(**row_of(self.tenant, self.posted))
-        return self.unit.uploads.get(self.tenant, sha256)
-
-    def content(self, sha256: str) -> bytes:
-        return self.storage.get(upload_key(self.tenant, sha256))
-
-    def job(self, job_id: UUID) -> Job:
-        return self.unit.jobs.hold(self.tenant, job_id)
-
-
-TenantDep = Annotated[str, Depends(tenant)]
+SettingsDep = Annotated[Settings, Depends(settings)]
 ManifestDep = Annotated[Manifest, Depends(manifest)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 StorageDep = Annotated[Storage, Depends(storage)]

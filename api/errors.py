@@ -23,11 +23,20 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.ParentUnusable: 409,
     errors.JobActive: 409,
     errors.KeyInUse: 409,
+    errors.IdTaken: 409,
+    errors.UploadInUse: 409,
+    errors.BatchNotFound: 404,
+    errors.WebhookNotFound: 404,
     errors.KeyReused: 422,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.RateLimited: 429,
+    errors.QuotaExceeded: 429,
     errors.DecoderBusy: 503,
     errors.StorageUnavailable: 503,
 }
 RETRY_AFTER = {"Retry-After": "5"}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +54,7 @@ def job_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.JobError)
     status = STATUS[type(error)]
     problems = error.problems if isinstance(error, errors.InvalidJob) else []
-    return problem_response(status, error.code, str(error), problems, RETRY_AFTER if status == 503 else None)
+    return problem_response(status, error.code, str(error), problems, HEADERS.get(status))
 
 
 def bad_parameters(request: Request, error: Exception) -> JSONResponse:

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -22,6 +23,11 @@ class ProblemDocument(BaseModel):
     code: str  # stable; test for this one
     detail: str
     errors: list[FieldProblem] = []
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDocument} for status in (401, 403, 404, 409, 413, 422, 429, 503)
+}
 
 
 def problem_response(

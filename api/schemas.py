@@ -1,4 +1,4 @@
-"""What the API answers."""
+"""What the API answers about jobs, uploads and models."""
 
 from datetime import datetime
 from typing import Any, Literal, Self
@@ -8,9 +8,17 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.checkpoints import ModelEntry
 from jobs.errors import ErrorCode
-from jobs.models import Artifact, Attempt, Job
+from jobs.estimates import Expected, Place
+from jobs.events import EventType
+from jobs.models import Artifact, Attempt, Event, Job
 from jobs.spec import JobSpec, Source
 from jobs.states import Ending, JobState
+
+
+class Row(BaseModel):
+    """Made of a row's columns."""
+
+    model_config = ConfigDict(from_attributes=True)
 
 
 class JobFailure(BaseModel):
@@ -23,12 +31,20 @@ class Links(BaseModel):
     self: str
     cancel: str
     stop: str
+    retry: str
+    events: str
     frames: str
+    artifacts: str
+    archive: str  # of everything the job stored, as a zip
+
+    @classmethod
+    def of(cls, job_id: UUID) -> Self:
+        here = f"/v1/jobs/{job_id}"
+        names = ("cancel", "stop", "retry", "events", "frames", "artifacts", "archive")
+        return cls(self=here, **{name: f"{here}/{name}" for name in names})
 
 
-class ArtifactView(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
+class ArtifactView(Row):
     name: str
     media_type: str
     size_bytes: int
@@ -37,14 +53,15 @@ class ArtifactView(BaseModel):
 
     @classmethod
     def of(cls, artifact: Artifact) -> Self:
-        url = f"/v1/jobs/{artifact.job_id}/artifacts/{artifact.name}"
-        return cls.model_validate({**vars(artifact), "url": url})
+        return cls.model_validate({**vars(artifact), "url": artifact_url(artifact.job_id, artifact.name)})
 
 
-class AttemptView(BaseModel):
+def artifact_url(job_id: UUID, name: str) -> str:
+    return f"/v1/jobs/{job_id}/artifacts/{name}"
+
+
+class AttemptView(Row):
     """One run of a job."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     attempt: int
     worker: str  # host:pid
@@ -52,6 +69,20 @@ class AttemptView(BaseModel):
     ended_at: datetime | None  # None while it runs
     ending: Ending | None
     reason: str | None  # of one that broke down, or failed the job
+
+
+class ExpectedView(Row):
+    """Seconds, from how long jobs of the model took lately."""
+
+    p50: float
+    p80: float  # of two jobs in ten it takes longer
+
+
+class PlaceView(Row):
+    """Where a queued job stands."""
+
+    position: int  # jobs that are likely to start before
+    starts_in_s: ExpectedView | None  # None: no worker serves its pool, or no job of its model has run yet
 
 
 class JobView(BaseModel):
@@ -62,6 +93,7 @@ class JobView(BaseModel):
     model: str
     spec: dict[str, Any]  # with every default filled in
     batch: UUID | None
+    custom_id: str | None  # in its batch
     attempt: int
     progress: dict[str, Any] | None  # phase, iteration, max_iterations; distance_px, handles of a drag; psnr_db of an inversion
     stop_reason: str | None  # reached, max_iterations, stalled, stopped
@@ -75,23 +107,30 @@ class JobView(BaseModel):
     finished_at: datetime | None
     expires_at: datetime | None  # afterwards row and artifacts may be deleted
     links: Links
+    place: PlaceView | None = None  # while it is queued, where one job is looked at
+    preview: str | None = None  # the latest frame stored, while it runs, where one job is looked at
     artifacts: list[ArtifactView] | None = None  # with ?expand=artifacts
     attempts: list[AttemptView] | None = None  # with ?expand=attempts
 
     @classmethod
     def of(cls, job: Job, artifacts: list[Artifact] | None = None, attempts: list[Attempt] | None = None) -> Self:
-        here = f"/v1/jobs/{job.id}"
-        same = ("id", "state", "model", "spec", "batch", "attempt", "progress", "stop_reason", "parent", "root")
+        same = ("id", "state", "model", "spec", "batch", "custom_id", "attempt", "progress", "stop_reason", "parent", "root")
         times = ("created_at", "started_at", "finished_at", "expires_at")
         return cls(
             **{name: getattr(job, name) for name in same + times},
             cancel_requested=job.cancel_requested_at is not None,
             error=failure(job),
             stop_requested=job.stop_requested_at is not None,
-            links=Links(self=here, cancel=f"{here}/cancel", stop=f"{here}/stop", frames=f"{here}/frames"),
+            links=Links.of(job.id),
             artifacts=None if artifacts is None else [ArtifactView.of(artifact) for artifact in artifacts],
             attempts=None if attempts is None else [AttemptView.model_validate(attempt) for attempt in attempts],
         )
+
+    def placed(self, place: Place) -> Self:
+        return self.model_copy(update={"place": PlaceView.model_validate(place)})
+
+    def shown(self, frame: Artifact | None) -> Self:
+        return self if frame is None else self.model_copy(update={"preview": artifact_url(frame.job_id, frame.name)})
 
 
 def failure(job: Job) -> JobFailure | None:
@@ -111,10 +150,74 @@ class FramePage(BaseModel):
     next_cursor: str | None
 
 
-class UploadView(BaseModel):
-    """Something uploaded; jobs name it by its sha256."""
+class ArtifactList(BaseModel):
+    artifacts: list[ArtifactView]  # by name, without the frames
 
-    model_config = ConfigDict(from_attributes=True)
+
+class EventView(Row):
+    """Something that happened to a job."""
+
+    seq: int
+    type: EventType
+    data: dict[str, Any]  # state, attempt; stop_reason, error_code, error_message where there are such
+    at: datetime
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        return cls.model_validate(event)
+
+
+class Verdict(BaseModel):
+    """What would become of a job that is only checked."""
+
+    spec: dict[str, Any]  # with every default filled in
+    iterations: int  # of the drag, at most
+    runs_for_s: ExpectedView | None  # as jobs of the model did lately; None when none has
+    starts_in_s: ExpectedView | None  # if it were queued now
+
+    @classmethod
+    def of(cls, spec: JobSpec, run: Expected | None, wait: Expected | None) -> Self:
+        iterations = spec.drag.max_iterations or 0 if spec.points else 0
+        runs, starts = (None if found is None else ExpectedView.model_validate(found) for found in (run, wait))
+        return cls(spec=spec.model_dump(mode="json"), iterations=iterations, runs_for_s=runs, starts_in_s=starts)
+
+
+class QueueView(BaseModel):
+    """How busy a pool is, as far as it is this tenant's business."""
+
+    queued: int  # of this tenant's jobs
+    running: int
+    oldest_queued_s: float | None  # age of the one that waits longest
+
+
+class UsageView(Row):
+    """What the tenant has, and may have; a limit that is null is none."""
+
+    queued: int
+    running: int
+    uploads: int
+    stored_bytes: int  # by the last measurement, minutes ago
+    max_queued: int | None
+    max_running: int | None
+    max_uploads: int | None
+    max_stored_bytes: int | None
+
+
+class AuditView(Row):
+    seq: int
+    at: datetime
+    actor: str  # id of a key, or an operator's user name
+    action: str
+    subject: str
+
+
+class AuditPage(BaseModel):
+    lines: list[AuditView]  # the newest first
+    next_cursor: str | None
+
+
+class UploadView(Row):
+    """Something uploaded; jobs name it by its sha256."""
 
     sha256: str  # of what is kept, not of what was sent
     kind: Literal["image", "mask", "latent"]

@@ -1,15 +1,29 @@
-"""Reading a posted job: JSON, or multipart with the parts job (JSON), image (a photo) and movable (PNG)."""
+"""Submitting: reading a posted job, checking it, queueing it.
+
+A job comes as JSON, or as multipart with the parts job (JSON), image (a photo) and movable (PNG).
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
+from uuid import UUID
 
-from fastapi import Request
+from fastapi import Depends, Request
 from pydantic import JsonValue
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from jobs.errors import InvalidJob, Problem
+from api.access import Submitter
+from api.dependencies import ManifestDep, SettingsDep, StorageDep, Unit, UnitDep
+from jobs.checkpoints import Manifest
+from jobs.decoding import Decoded, decode, decode_mask
+from jobs.errors import IdTaken, InvalidJob, Problem
+from jobs.models import Job, Upload
+from jobs.quotas import Quotas, check_room_for_jobs, check_room_for_upload
+from jobs.storage import Storage, upload_key
+from jobs.submission import Submission, check_submission
+from jobs.uploads import row_of
 
 PARTS = ("job", "image", "movable")
 
@@ -25,6 +39,86 @@ class PostedJob:
         document = json.dumps(self.document, sort_keys=True).encode()
         parts = [hashlib.sha256(part or b"").hexdigest() for part in (document, self.image, self.movable_png)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TenantInputs:
+    """What a tenant's submission may build on."""
+
+    tenant: str
+    unit: Unit
+    storage: Storage
+    posted: Decoded | None = None  # the photo that came with the job and is not stored yet
+
+    def upload(self, sha256: str) -> Upload:
+        if self.posted is not None and sha256 == self.posted.sha256:
+            return Upload(**row_of(self.tenant, self.posted))
+        return self.unit.uploads.get(self.tenant, sha256, hold=True)
+
+    def content(self, sha256: str) -> bytes:
+        return self.storage.get(upload_key(self.tenant, sha256))
+
+    def job(self, job_id: UUID) -> Job:
+        return self.unit.jobs.hold(self.tenant, job_id)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A posted job that may be queued, with the files that came along."""
+
+    submission: Submission
+    files: list[Decoded]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Where a tenant's submissions come in."""
+
+    tenant: str
+    unit: Unit
+    storage: Storage
+    manifest: Manifest
+    quotas: Quotas
+
+    @property
+    def inputs(self) -> TenantInputs:
+        return TenantInputs(self.tenant, self.unit, self.storage)
+
+    def check(self, posted: PostedJob) -> Checked:
+        """Raises InvalidJob and what check_submission raises; nothing is stored yet."""
+        photo = None if posted.image is None else decode(posted.image, "image")
+        mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
+        document = posted.document if photo is None else with_upload(posted.document, photo.sha256)
+        submission = check_submission(document, self.manifest, mask, replace(self.inputs, posted=photo))
+        return Checked(submission, [part for part in (photo, mask) if part is not None])
+
+    def queue(self, checked: Checked, job_id: UUID) -> Job:
+        """Raises QuotaExceeded, StorageUnavailable."""
+        check_room_for_jobs(self.unit.session, self.tenant, self.quotas)
+        for file in checked.files:
+            self.keep(file)
+        job = self.unit.jobs.add(job_id, self.tenant, checked.submission)
+        self.unit.wake.append(job.pool)
+        return job
+
+    def keep(self, file: Decoded) -> Upload:
+        """Raises QuotaExceeded, StorageUnavailable."""
+        check_room_for_upload(self.unit.session, self.tenant, self.quotas)
+        return self.unit.uploads.add(self.tenant, file, self.storage)
+
+    def put(self, posted: PostedJob, job_id: UUID) -> Job:
+        """The job of that id, made now unless the same was before. Raises IdTaken when another has it."""
+        checked = self.check(posted)
+        if self.unit.jobs.take_id(job_id):
+            return self.queue(checked, job_id)
+        job = self.unit.jobs.find(self.tenant, job_id)
+        if job is None or job.spec != checked.submission.spec.model_dump(mode="json"):
+            raise IdTaken(f"the id {job_id} is another job's: choose a new one")
+        return job
+
+
+async def intake(who: Submitter, unit: UnitDep, storage: StorageDep, manifest: ManifestDep, settings: SettingsDep) -> Intake:
+    return Intake(who.tenant, unit, storage, manifest, settings.quotas)
 
 
 async def posted_job(request: Request) -> PostedJob:
@@ -68,3 +162,7 @@ def parse_json(data: bytes) -> JsonValue:
     except (ValueError, RecursionError) as error:
         raise InvalidJob([Problem(field="job", message=f"is not JSON ({error})")]) from error
     return document
+
+
+IntakeDep = Annotated[Intake, Depends(intake)]
+PostedDep = Annotated[PostedJob, Depends(posted_job)]

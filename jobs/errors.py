@@ -5,13 +5,22 @@ JobError
 ├── JobNotFound         job_not_found         no such job for this tenant
 ├── ArtifactNotFound    artifact_not_found    no such artifact (yet)
 ├── UploadNotFound      upload_not_found      no such upload of this tenant
+├── UploadInUse         upload_in_use         a job needs the upload that has not ended
 ├── ParentUnusable      parent_unusable       the job to go on from has no result, or is of another model
 ├── ModelNotFound       model_not_found       no such model in the manifest
 ├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
 ├── DecoderBusy         decoder_busy          too many pictures are being read at once
 ├── JobActive           job_active            the job has not ended
+├── IdTaken             id_taken              another job has the id that a client chose
+├── BatchNotFound       batch_not_found       no such batch of this tenant
+├── WebhookNotFound     webhook_not_found     no such webhook, or delivery, of this tenant
 ├── KeyReused           key_reused            the idempotency key came with another request before
 ├── KeyInUse            key_in_use            a request with the same idempotency key is being answered
+├── Unauthorized        unauthorized          no key, or one that is not valid
+├── KeyNotFound         key_not_found         there is no such API key
+├── Forbidden           forbidden             the key lacks a scope
+├── RateLimited         rate_limited          more requests a minute than the key may make
+├── QuotaExceeded       quota_exceeded        more than the tenant may have at a time
 ├── LeaseLost           lease_lost            another attempt owns the job, or it has ended
 ├── ObjectMissing       object_missing        the store has no such object
 └── StorageUnavailable  storage_unavailable   the store does not answer
@@ -74,6 +83,10 @@ class UploadNotFound(JobError):
     code = "upload_not_found"
 
 
+class UploadInUse(JobError):
+    code = "upload_in_use"
+
+
 class ParentUnusable(JobError):
     code = "parent_unusable"
 
@@ -94,12 +107,44 @@ class JobActive(JobError):
     code = "job_active"
 
 
+class IdTaken(JobError):
+    code = "id_taken"
+
+
+class BatchNotFound(JobError):
+    code = "batch_not_found"
+
+
+class WebhookNotFound(JobError):
+    code = "webhook_not_found"
+
+
 class KeyReused(JobError):
     code = "key_reused"
 
 
 class KeyInUse(JobError):
     code = "key_in_use"
+
+
+class Unauthorized(JobError):
+    code = "unauthorized"
+
+
+class KeyNotFound(JobError):
+    code = "key_not_found"
+
+
+class Forbidden(JobError):
+    code = "forbidden"
+
+
+class RateLimited(JobError):
+    code = "rate_limited"
+
+
+class QuotaExceeded(JobError):
+    code = "quota_exceeded"
 
 
 class LeaseLost(JobError):

@@ -35,6 +35,46 @@ class Tenant(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     served_at: Mapped[datetime] = mapped_column(server_default=text("'epoch'"))
     max_running: Mapped[int | None]  # jobs at a time; None: as many as there are workers
+    # quotas; None: what the settings say
+    max_queued: Mapped[int | None]
+    max_uploads: Mapped[int | None]
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_streams: Mapped[int | None]  # of events, for each key and API process
+    requests_per_minute: Mapped[int | None]  # for each key
+    submits_per_minute: Mapped[int | None]  # of them
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")  # uploads and artifacts, when last measured
+    measured_at: Mapped[datetime | None]
+
+
+class ApiKey(Base):
+    """What a client proves who it is with; of its secret only the hash is known."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # the part that may be shown
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    name: Mapped[str]  # for people
+    secret_sha256: Mapped[bytes]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))  # of Scope
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to the minute
+
+
+class AuditLine(Base):
+    """Who did what that cannot be undone."""
+
+    __tablename__ = "audit_lines"
+
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), index=True)
+    tenant: Mapped[str]  # no foreign key: it outlives what it tells of
+    actor: Mapped[str]  # the id of a key, or the operator's user name
+    action: Mapped[str]  # job.cancel, job.delete, key.create, ...
+    subject: Mapped[str]  # id of what it was done to
+
+    __table_args__ = (Index("ix_audit_lines_tenant_seq", "tenant", "seq"),)
 
 
 class Job(Base):
@@ -46,6 +86,7 @@ class Job(Base):
     seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)  # age; ids may be the client's
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     batch: Mapped[UUID | None]
+    custom_id: Mapped[str | None]  # the client's name for a line of its batch
     model: Mapped[str]
     pool: Mapped[str] = mapped_column(server_default=DEFAULT_POOL)  # the workers that have its model
     spec: Mapped[dict[str, Any]]  # a resolved JobSpec
@@ -82,6 +123,8 @@ class Job(Base):
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_start_before", "start_before", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_tenant_seq", "tenant", "seq"),
+        Index("ix_jobs_batch", "batch", "seq", postgresql_where=text("batch IS NOT NULL")),
+        Index("ix_jobs_succeeded", "model", "finished_at", postgresql_where=text("state = 'succeeded'")),
         Index("ix_jobs_untidy", "finished_at", postgresql_where=text("finished_at IS NOT NULL AND tidied_at IS NULL")),
         Index("ix_jobs_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
@@ -126,6 +169,86 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[str]  # sha256 of what was posted
     answer: Mapped[dict[str, Any] | None]  # the body that was answered
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class Event(Base):
+    """What happened to a job, in order. A trigger of the database writes them, whenever a job's row says so."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)  # grows, of one job
+    type: Mapped[str]  # an EventType
+    data: Mapped[dict[str, Any]]  # state, attempt; stop_reason, error_code, error_message where there are such
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class Webhook(Base):
+    """An address of a tenant that wants to be told of events."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    url: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(ARRAY(Text))  # of EventType
+    every_job: Mapped[bool]  # or only of those that name it
+    secrets: Mapped[list[str]] = mapped_column(ARRAY(Text))  # whsec_...; every one signs, while they are rotated
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    failing_since: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+
+
+class Delivery(Base):
+    """One event on its way to one webhook. The trigger that writes the event makes them."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    webhook: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    job_id: Mapped[UUID]  # no foreign key: it is told of also when the job is gone
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(server_default="pending")  # or delivered, failed
+    tries: Mapped[int] = mapped_column(server_default="0")
+    next_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    status: Mapped[int | None]  # HTTP, of the last try
+    error: Mapped[str | None]  # of the last try
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    ended_at: Mapped[datetime | None] = mapped_column(index=True)
+
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
+        Index("ix_deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_deliveries_webhook", "webhook", text("created_at DESC")),
+    )
+
+
+class Batch(Base):
+    """Many jobs that were sent together."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    lines: Mapped[int]  # that were sent
+    refused: Mapped[int]  # of them, because they are no jobs
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    cancel_requested_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_batches_tenant_seq", "tenant", "seq"),)
+
+
+class Refusal(Base):
+    """A line of a batch that is no job, and why."""
+
+    __tablename__ = "refusals"
+
+    batch: Mapped[UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    line: Mapped[int] = mapped_column(primary_key=True)  # from 1
+    custom_id: Mapped[str | None]
+    problems: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
 
 
 class Worker(Base):

@@ -113,6 +113,14 @@ class JobRepository:
         query = self.one(tenant, job_id)
         return found(self.session.scalar(query.with_for_update() if lock else query), job_id)
 
+    def find(self, tenant: str, job_id: UUID) -> Job | None:
+        return self.session.scalar(self.one(tenant, job_id))
+
+    def take_id(self, job_id: UUID) -> bool:
+        """Whether an id that a client chose is free; until the transaction ends nobody else can take it."""
+        self.session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(job_id), 0))))
+        return self.session.scalar(select(Job.id).where(Job.id == job_id)) is None
+
     def hold(self, tenant: str, job_id: UUID) -> Job:
         """A job that nobody can delete until the transaction ends. Raises JobNotFound."""
         return found(self.session.scalar(self.one(tenant, job_id).with_for_update(read=True, key_share=True)), job_id)
@@ -130,6 +138,12 @@ class JobRepository:
         wanted = ((Job.state, state), (Job.model, model), (Job.batch, batch))
         query = query.where(*(column == value for column, value in wanted if value is not None))
         return list(self.session.scalars(query if before is None else query.where(Job.seq < before)))
+
+    def oldest_queued_s(self, tenant: str) -> float | None:
+        """How long a tenant's first waiting job has waited, in seconds; None when none waits."""
+        waited = func.extract("epoch", func.clock_timestamp() - func.min(Job.created_at))
+        age = self.session.scalar(select(waited).where(Job.tenant == tenant, Job.state == JobState.QUEUED))
+        return None if age is None else round(float(age), 3)
 
     def renew(self, job_id: UUID, attempt: int, lease: timedelta, progress: dict[str, Any] | None = None) -> Wishes:
         """Hold the lease for another while and say how far the attempt is.
@@ -280,6 +294,10 @@ class JobRepository:
         """Frames of the job's latest attempt by iteration, those whose name comes after `after`."""
         query = self.artifacts_of(job).where(Artifact.name.like("frames/%"), Artifact.name > after)
         return list(self.session.scalars(query.order_by(Artifact.name).limit(limit)))
+
+    def latest_frame(self, job: Job) -> Artifact | None:
+        query = self.artifacts_of(job).where(Artifact.name.like("frames/%"))
+        return self.session.scalar(query.order_by(Artifact.name.desc()).limit(1))
 
     def artifact(self, job: Job, name: str) -> Artifact:
         """Raises ArtifactNotFound."""

@@ -5,6 +5,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from jobs.errors import StorageUnavailable
 from jobs.models import Artifact, Job
 from jobs.states import JobState
 from jobs.storage import Storage, job_prefix
@@ -48,8 +49,10 @@ def may_go() -> tuple[ColumnElement[bool], ...]:
 
 
 def forget(session: Session, storage: Storage, job: Job) -> int:
-    """Delete a job's objects, then its row; how many objects. Raises StorageUnavailable."""
+    """Delete a job's objects, see that they are gone, then delete its row; how many objects. Raises StorageUnavailable."""
     keys = list(storage.keys(job_prefix(job.tenant, job.id)))
     storage.remove(keys)
+    if keys and (left := list(storage.keys(job_prefix(job.tenant, job.id)))):
+        raise StorageUnavailable(f"the store still has {len(left)} objects of job {job.id}")
     session.execute(delete(Job).where(Job.id == job.id))
     return len(keys)

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.models import DEFAULT_POOL
+from jobs.quotas import Quotas
 from jobs.retries import Retries
 
 POOL = r"^[a-z0-9][a-z0-9_-]{0,39}$"
@@ -47,12 +48,24 @@ class Settings(BaseSettings):
     tuning_checkpoint_s: float = Field(default=30.0, gt=0)  # of one that tunes, which weigh three times the generator
     patience_s: float = Field(default=120.0, ge=0)  # a running job waits that long for a store or database that is away
     tidy_after_s: float = Field(default=600.0, ge=0)  # what a finished job's earlier attempts left is deleted after that
+    # of each tenant, unless its row says otherwise
+    max_queued: int | None = Field(default=100_000, ge=1)  # jobs that wait
+    max_uploads: int | None = Field(default=100_000, ge=1)
+    max_stored_bytes: int | None = Field(default=None, ge=1)
+    # of each key, unless its tenant's row says otherwise
+    max_streams: int = Field(default=200, ge=1)  # of events, for each API process
+    requests_per_minute: int = Field(default=12_000, ge=1)
+    submits_per_minute: int = Field(default=6_000, ge=1)  # of them
     pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # a worker's
     model_cache_bytes: int = Field(default=4 * 10**9, ge=0)  # models that a worker keeps; the one in use always
 
     @property
     def retries(self) -> Retries:
         return Retries(max_attempts=self.max_attempts, delay_s=self.retry_delay_s, delay_limit_s=self.retry_delay_limit_s)
+
+    @property
+    def quotas(self) -> Quotas:
+        return Quotas(max_queued=self.max_queued, max_uploads=self.max_uploads, max_stored_bytes=self.max_stored_bytes)
 
     @field_validator("database_url")
     @classmethod

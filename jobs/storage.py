@@ -73,6 +73,16 @@ class Storage:
                 response.close()
                 response.release_conn()
 
+    def stream(self, key: str, chunk_bytes: int = 2**18) -> Iterator[bytes]:
+        """An object in parts. Raises ObjectMissing."""
+        with translated():
+            response = self.client.get_object(self.bucket, key)
+            try:
+                yield from response.stream(chunk_bytes)
+            finally:
+                response.close()
+                response.release_conn()
+
     def keys(self, prefix: str) -> Iterator[str]:
         """Of all objects whose key begins so."""
         with translated():

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from jobs.decoding import Decoded
-from jobs.errors import UploadNotFound
-from jobs.models import Upload
+from jobs.errors import UploadInUse, UploadNotFound
+from jobs.models import Job, Upload
+from jobs.states import JobState
 from jobs.storage import Storage, upload_key
 
 
@@ -25,12 +26,30 @@ class UploadRepository:
         self.session.execute(insert(Upload).values(**row).on_conflict_do_nothing())
         return self.get(tenant, decoded.sha256)
 
-    def get(self, tenant: str, sha256: str) -> Upload:
-        """Raises UploadNotFound, also for other tenants' uploads."""
-        upload = self.session.scalar(select(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256))
+    def get(self, tenant: str, sha256: str, *, lock: bool = False, hold: bool = False) -> Upload:
+        """Raises UploadNotFound, also for other tenants' uploads.
+
+        Args:
+            lock: nobody else may hold or lock it until the transaction ends.
+            hold: nobody may remove it until then.
+        """
+        query = select(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256)
+        query = query.with_for_update() if lock else query.with_for_update(read=True, key_share=True) if hold else query
+        upload = self.session.scalar(query)
         if upload is None:
             raise UploadNotFound(f"there is no upload {sha256}")
         return upload
+
+    def remove(self, tenant: str, sha256: str, storage: Storage) -> None:
+        """Raises UploadNotFound; UploadInUse while a job needs it that has not ended; StorageUnavailable."""
+        self.get(tenant, sha256, lock=True)
+        named = (Job.spec["source"]["upload"], Job.spec["source"]["latent"], Job.spec["movable"]["upload"])
+        active = (Job.tenant == tenant, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+        user = self.session.scalar(select(Job.id).where(*active, or_(*(name.as_string() == sha256 for name in named))).limit(1))
+        if user is not None:
+            raise UploadInUse(f"job {user} needs it")
+        storage.remove([upload_key(tenant, sha256)])
+        self.session.execute(delete(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256))
 
 
 def row_of(tenant: str, decoded: Decoded) -> dict[str, Any]:

@@ -1,122 +1,126 @@
-"""/v1/jobs: submit, look, cancel, stop, retry, delete, download."""
+"""/v1/jobs: submit, look, cancel, stop, retry, delete."""
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse
 from pydantic import StringConstraints
+from sqlalchemy.orm import Session
 
-from api.contract import JOB_BODY
-from api.dependencies import ManifestDep, SessionsDep, StorageDep, TenantDep, TenantInputs, UnitDep
-from api.problems import ProblemDocument
-from api.schemas import ArtifactView, FramePage, JobPage, JobView
-from api.submissions import PostedJob, posted_job, with_upload
-from jobs import idempotency, retention
-from jobs.checkpoints import Manifest
+from api.access import Reader, Submitter
+from api.contract import JOB_BODY, NO_NUL
+from api.dependencies import ManifestDep, SessionsDep, StorageDep, UnitDep
+from api.problems import ERRORS
+from api.schemas import JobPage, JobView, Verdict
+from api.submissions import IntakeDep, PostedDep, PostedJob
+from api.watching import Watcher
+from jobs import audit, idempotency, retention
 from jobs.database import Sessions
-from jobs.decoding import decode, decode_mask
 from jobs.errors import JobActive
+from jobs.estimates import place, run_time
+from jobs.events import versions
 from jobs.models import Job
+from jobs.quotas import check_room_for_jobs
 from jobs.repository import JobRepository
 from jobs.states import JobState
-from jobs.submission import Submission, check_submission
 
-LOOK_S = 0.25  # between two looks of who waits
 LONGEST_WAIT_S = 60
 Expansion = Literal["artifacts", "attempts"]
-KeyHeader = Header(min_length=1, max_length=255, pattern="^[ -~]+$")
+KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255, pattern="^[ -~]+$")]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed since that ETag."}}
-ERRORS = {status: {"model": ProblemDocument} for status in (404, 409, 413, 422, 503)}
 Limit = Annotated[int, Query(ge=1, le=200)]
-Text = StringConstraints(max_length=200, pattern="^[^\x00]*$")  # Postgres has no NUL
-router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]
+Cursor = Annotated[int | None, Query(ge=1, lt=2**63)]
+Text = Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)]
+router = APIRouter(responses=ERRORS)
 
 
-@router.post("", status_code=202, openapi_extra=JOB_BODY)
-def submit(
-    posted: Annotated[PostedJob, Depends(posted_job)], manifest: ManifestDep, storage: StorageDep, tenant: TenantDep,
-    unit: UnitDep, response: Response, idempotency_key: Annotated[str | None, KeyHeader] = None,
-) -> JobView:  # fmt: skip
+@router.post("", status_code=202, response_model=JobView, openapi_extra=JOB_BODY)
+def submit(posted: PostedDep, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
     """Accept an edit and return at once; poll the job for its outcome.
 
     Repeated with the same Idempotency-Key within a day, the first answer comes again and no second job is made.
     """
-    inputs = TenantInputs(tenant, unit, storage)
-    fingerprint = posted.fingerprint() if idempotency_key is not None else ""
-    return answer_once(inputs, response, idempotency_key, fingerprint, lambda: store(posted, manifest, inputs))
+
+    def make() -> Job:
+        return intake.queue(intake.check(posted), uuid4())
+
+    return answer_once(intake.unit.session, intake.tenant, idempotency_key, posted, make)
 
 
-def answer_once(inputs: TenantInputs, response: Response, key: str | None, fingerprint: str, make: Callable[[], Job]) -> JobView:
+def answer_once(
+    session: Session, tenant: str, key: str | None, posted: PostedJob | None, make: Callable[[], Job], what: str = ""
+) -> Response:
     """A new job, or for a key seen before the answer given then."""
-    session, tenant = inputs.unit.session, inputs.tenant
-    earlier = None if key is None else idempotency.begin(session, tenant, key, fingerprint)
+    if key is None:
+        return accepted(JobView.of(make()).model_dump(mode="json"))
+    fingerprint = what if posted is None else posted.fingerprint()
+    earlier = idempotency.begin(session, tenant, key, fingerprint)
     if earlier is not None:
-        response.headers["Idempotency-Replayed"] = "true"
-    view = JobView.of(make()) if earlier is None else JobView.model_validate(earlier)
-    if key is not None and earlier is None:
-        idempotency.remember(session, tenant, key, view.model_dump(mode="json"))
-    response.headers["Location"] = view.links.self
-    return view
+        return accepted(earlier, {"Idempotency-Replayed": "true"})
+    answer = JobView.of(make()).model_dump(mode="json")
+    idempotency.remember(session, tenant, key, answer)
+    return accepted(answer)
 
 
-def store(posted: PostedJob, manifest: Manifest, inputs: TenantInputs) -> Job:
-    """Check everything, keep what came along, queue the job."""
-    photo = None if posted.image is None else decode(posted.image, "image")
-    mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
-    document = posted.document if photo is None else with_upload(posted.document, photo.sha256)
-    submission = check_submission(document, manifest, mask, replace(inputs, posted=photo))
-    for part in (photo, mask):
-        if part is not None:
-            inputs.unit.uploads.add(inputs.tenant, part, inputs.storage)
-    return queue_job(inputs, submission)
+def accepted(job: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(job, status_code=202, headers={"Location": job["links"]["self"]} | (headers or {}))
 
 
-def queue_job(inputs: TenantInputs, submission: Submission) -> Job:
-    job = inputs.unit.jobs.add(uuid4(), inputs.tenant, submission)
-    inputs.unit.wake.append(job.pool)
-    return job
+@router.put("/{job_id}", status_code=202, response_model=JobView, openapi_extra=JOB_BODY)
+def put(job_id: UUID, posted: PostedDep, intake: IntakeDep) -> JobView:
+    """Submit a job under an id of the client's own; again with the same job changes nothing and shows how it stands."""
+    return JobView.of(intake.put(posted, job_id))
+
+
+@router.post(":validate", openapi_extra=JOB_BODY)
+def validate(posted: PostedDep, intake: IntakeDep) -> Verdict:
+    """Check a job as a submission would, and queue nothing: its defaults, its cost, when it would start."""
+    submission, session = intake.check(posted).submission, intake.unit.session
+    check_room_for_jobs(session, intake.tenant, intake.quotas)
+    spec = submission.spec
+    imagined = Job(tenant=intake.tenant, pool=submission.pool, model=spec.model, priority=spec.priority)
+    return Verdict.of(spec, run_time(session, spec.model), place(session, imagined).starts_in_s)
 
 
 @router.get("")
 def page(
-    tenant: TenantDep, unit: UnitDep, state: JobState | None = None, model: Annotated[str, Text] | None = None,
-    batch: UUID | None = None, cursor: Annotated[int | None, Query(ge=1, lt=2**63)] = None, limit: Limit = 50,
+    who: Reader, unit: UnitDep, state: JobState | None = None, model: Text | None = None, batch: UUID | None = None,
+    cursor: Cursor = None, limit: Limit = 50,
 ) -> JobPage:  # fmt: skip
     """Jobs, the newest first."""
-    jobs = unit.jobs.page(tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
+    jobs = unit.jobs.page(who.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
     more = str(jobs[limit - 1].seq) if len(jobs) > limit else None
     return JobPage(jobs=[JobView.of(job) for job in jobs[:limit]], next_cursor=more)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=NOT_MODIFIED)
 async def get(
-    job_id: UUID, tenant: TenantDep, sessions: SessionsDep, response: Response,
+    job_id: UUID, who: Reader, sessions: SessionsDep, request: Request, response: Response,
     expand: Annotated[list[Expansion], Query()] = [],  # noqa: B006
     if_none_match: Annotated[str | None, Header(max_length=500)] = None,
     prefer: Annotated[str | None, Header(max_length=200, description="wait=SECONDS, at most 60")] = None,
 ) -> JobView | Response:  # fmt: skip
-    """One job: state, progress with the points now, and with ?expand=artifacts what it has stored besides frames, with
-    ?expand=attempts who ran it.
+    """One job: state, progress with the points now, its place while it is queued, the latest frame while it runs; with
+    ?expand=artifacts what it has stored besides frames, with ?expand=attempts who ran it.
 
     An ETag seen before is answered by 304 while nothing has changed. With `Prefer: wait=25` the answer comes when something
     has, or without an ETag when the job has ended, or after 25 seconds.
     """
     seen = [] if if_none_match is None else [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    watcher: Watcher = request.app.state.watcher
     until = time.monotonic() + wished_wait_s(prefer)
     while True:
-        view = await run_in_threadpool(look, sessions, tenant, job_id, expand)
-        etag = tag_of(view)
+        view, version = await run_in_threadpool(look, sessions, who.tenant, job_id, expand)
+        etag, left = tag_of(view), until - time.monotonic()
         settled = etag not in seen if seen else view.state.terminal
-        if settled or time.monotonic() >= until:
+        if settled or left <= 0:
             break
-        await asyncio.sleep(LOOK_S)  # without a thread or a connection of the database
+        await watcher.changed(job_id, version, left)  # without a thread or a connection of the database
     headers = {"ETag": etag} | ({"Preference-Applied": prefer} if prefer and wished_wait_s(prefer) else {})
     if etag in seen:
         return Response(status_code=304, headers=headers)
@@ -124,12 +128,19 @@ async def get(
     return view
 
 
-def look(sessions: Sessions, tenant: str, job_id: UUID, expand: list[Expansion]) -> JobView:
+def look(sessions: Sessions, tenant: str, job_id: UUID, expand: list[Expansion] = []) -> tuple[JobView, str]:  # noqa: B006
+    """The job as it stands, and the version of its row. Raises JobNotFound."""
     with sessions() as session:
         jobs = JobRepository(session)
         job = jobs.get(tenant, job_id)
+        version = versions(session, [job_id]).get(job_id, "")
         artifacts = jobs.artifacts(job) if "artifacts" in expand else None
-        return JobView.of(job, artifacts, jobs.attempts(job) if "attempts" in expand else None)
+        view = JobView.of(job, artifacts, jobs.attempts(job) if "attempts" in expand else None)
+        if job.state == JobState.QUEUED:
+            view = view.placed(place(session, job))
+        elif job.state == JobState.RUNNING:
+            view = view.shown(jobs.latest_frame(job))
+        return view, version
 
 
 def wished_wait_s(prefer: str | None) -> int:
@@ -146,53 +157,37 @@ def tag_of(view: JobView) -> str:
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete(job_id: UUID, tenant: TenantDep, unit: UnitDep, storage: StorageDep) -> None:
+def delete(job_id: UUID, who: Submitter, unit: UnitDep, storage: StorageDep) -> None:
     """Remove an ended job, all that is stored of it, and everything known about it; uploads stay."""
-    job = unit.jobs.get(tenant, job_id, lock=True)
+    job = unit.jobs.get(who.tenant, job_id, lock=True)
     if not JobState(job.state).terminal:
         raise JobActive(f"job {job_id} is {job.state}: cancel it first")
     retention.forget(unit.session, storage, job)
+    audit.note(unit.session, who.tenant, who.key, "job.delete", job_id)
 
 
-@router.post("/{job_id}/retry", status_code=202)
-def retry(
-    job_id: UUID, manifest: ManifestDep, tenant: TenantDep, unit: UnitDep, storage: StorageDep, response: Response,
-    idempotency_key: Annotated[str | None, KeyHeader] = None,
-) -> JobView:  # fmt: skip
+@router.post("/{job_id}/retry", status_code=202, response_model=JobView)
+def retry(job_id: UUID, manifest: ManifestDep, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
     """The same edit as a new job, once this one has ended. An Idempotency-Key makes it safe to ask again."""
-    inputs = TenantInputs(tenant, unit, storage)
 
     def again() -> Job:
-        job = unit.jobs.get(tenant, job_id)
+        job = intake.unit.jobs.get(intake.tenant, job_id)
         if not JobState(job.state).terminal:
             raise JobActive(f"job {job_id} is {job.state}: it may still succeed")
-        return queue_job(inputs, check_submission(job.spec | {"start_before": None}, manifest, inputs=inputs))
+        return intake.queue(intake.check(PostedJob(job.spec | {"start_before": None})), uuid4())
 
-    return answer_once(inputs, response, idempotency_key, f"retry {job_id}", again)
+    return answer_once(intake.unit.session, intake.tenant, idempotency_key, None, again, f"retry {job_id}")
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
+def cancel(job_id: UUID, who: Submitter, unit: UnitDep) -> JobView:
     """Throw the job away: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
-    return JobView.of(unit.jobs.request_cancel(tenant, job_id))
+    job = unit.jobs.request_cancel(who.tenant, job_id)
+    audit.note(unit.session, who.tenant, who.key, "job.cancel", job_id)
+    return JobView.of(job)
 
 
 @router.post("/{job_id}/stop")
-def stop(job_id: UUID, tenant: TenantDep, unit: UnitDep) -> JobView:
+def stop(job_id: UUID, who: Submitter, unit: UnitDep) -> JobView:
     """End a running drag and keep its picture as the result, to look and go on from. Repeating it changes nothing."""
-    return JobView.of(unit.jobs.request_stop(tenant, job_id))
-
-
-@router.get("/{job_id}/frames")
-def frames(job_id: UUID, tenant: TenantDep, unit: UnitDep, cursor: Annotated[str, Text] = "", limit: Limit = 100) -> FramePage:
-    """The frames stored so far, by iteration; also while the drag runs."""
-    found = unit.jobs.frames(unit.jobs.get(tenant, job_id), after=cursor, limit=limit + 1)
-    more = found[limit - 1].name if len(found) > limit else None
-    return FramePage(frames=[ArtifactView.of(frame) for frame in found[:limit]], next_cursor=more)
-
-
-@router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
-def download(job_id: UUID, name: Annotated[str, Text], tenant: TenantDep, unit: UnitDep, storage: StorageDep) -> str:
-    """Redirect to a short-lived link of the store."""
-    artifact = unit.jobs.artifact(unit.jobs.get(tenant, job_id), name)
-    return storage.url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
+    return JobView.of(unit.jobs.request_stop(who.tenant, job_id))

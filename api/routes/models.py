@@ -2,22 +2,23 @@
 
 from fastapi import APIRouter
 
+from api.access import Reader
 from api.dependencies import ManifestDep
-from api.problems import ProblemDocument
+from api.problems import ERRORS
 from api.schemas import ModelPage, ModelView
 from jobs.errors import ModelNotFound
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 
 @router.get("")
-def page(manifest: ManifestDep) -> ModelPage:
+def page(who: Reader, manifest: ManifestDep) -> ModelPage:
     """Every model of the manifest, by name; models that were imported meanwhile too."""
     return ModelPage(models=[ModelView.of(manifest.models[name]) for name in sorted(manifest.models)])
 
 
-@router.get("/{name}", responses={404: {"model": ProblemDocument}})
-def show(name: str, manifest: ManifestDep) -> ModelView:
+@router.get("/{name}")
+def show(name: str, who: Reader, manifest: ManifestDep) -> ModelView:
     if name not in manifest.models:
         raise ModelNotFound(f"there is no model {name[:100]!r}")
     return ModelView.of(manifest.models[name])

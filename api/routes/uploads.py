@@ -3,23 +3,23 @@
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
+from fastapi.concurrency import run_in_threadpool
 
+from api.access import Reader, Submitter
 from api.contract import UPLOAD_BODY
-from api.dependencies import StorageDep, TenantDep, UnitDep
-from api.problems import ProblemDocument
+from api.dependencies import StorageDep, UnitDep
+from api.problems import ERRORS
 from api.schemas import UploadView
+from api.submissions import IntakeDep
+from jobs import audit
 from jobs.decoding import decode, decode_mask
 from jobs.spec import UploadId
 
-ERRORS = {status: {"model": ProblemDocument} for status in (404, 413, 422, 503)}
-router = APIRouter(responses=ERRORS)  # type: ignore[arg-type]
+router = APIRouter(responses=ERRORS)
 
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
-async def upload(
-    request: Request, tenant: TenantDep, unit: UnitDep, storage: StorageDep, kind: Literal["mask"] | None = None
-) -> UploadView:
+async def upload(request: Request, intake: IntakeDep, kind: Literal["mask"] | None = None) -> UploadView:
     """Check, re-encode and keep what the body holds; the same content again is the same upload.
 
     Pictures become upright sRGB PNGs without metadata; latents float32 safetensors; with ?kind=mask a PNG becomes a movable
@@ -27,10 +27,17 @@ async def upload(
     """
     body = await request.body()
     decoded = await run_in_threadpool(decode_mask if kind else decode, body, "body")
-    return UploadView.model_validate(await run_in_threadpool(unit.uploads.add, tenant, decoded, storage))
+    return UploadView.model_validate(await run_in_threadpool(intake.keep, decoded))
 
 
 @router.get("/{sha256}")
-def get(sha256: UploadId, tenant: TenantDep, unit: UnitDep) -> UploadView:
+def get(sha256: UploadId, who: Reader, unit: UnitDep) -> UploadView:
     """What is known about an upload."""
-    return UploadView.model_validate(unit.uploads.get(tenant, sha256))
+    return UploadView.model_validate(unit.uploads.get(who.tenant, sha256))
+
+
+@router.delete("/{sha256}", status_code=204)
+def delete(sha256: UploadId, who: Submitter, unit: UnitDep, storage: StorageDep) -> None:
+    """Remove an upload that no job needs any more which has not ended."""
+    unit.uploads.remove(who.tenant, sha256, storage)
+    audit.note(unit.session, who.tenant, who.key, "upload.delete", sha256)

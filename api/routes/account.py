@@ -1,0 +1,36 @@
+"""What a tenant has and may have, how busy its queue is, and what was done with its keys."""
+
+from fastapi import APIRouter
+
+from api.access import Admin, Reader
+from api.dependencies import SettingsDep, UnitDep
+from api.problems import ERRORS
+from api.routes.jobs import Cursor, Limit
+from api.schemas import AuditPage, AuditView, QueueView, UsageView
+from jobs import audit, quotas
+from jobs.models import Tenant
+
+router = APIRouter(responses=ERRORS)
+
+
+@router.get("/usage")
+def usage(who: Reader, unit: UnitDep, settings: SettingsDep) -> UsageView:
+    """How many jobs, uploads and bytes there are, beside how many there may be."""
+    tenant = unit.session.get_one(Tenant, who.tenant)
+    has, may = quotas.usage(unit.session, who.tenant), settings.quotas.of(tenant)
+    return UsageView(**vars(has), **vars(may), max_running=tenant.max_running)
+
+
+@router.get("/queue")
+def queue(who: Reader, unit: UnitDep) -> QueueView:
+    """How many jobs wait and run, and for how long the first has waited."""
+    has = quotas.usage(unit.session, who.tenant)
+    return QueueView(queued=has.queued, running=has.running, oldest_queued_s=unit.jobs.oldest_queued_s(who.tenant))
+
+
+@router.get("/audit")
+def lines(who: Admin, unit: UnitDep, cursor: Cursor = None, limit: Limit = 50) -> AuditPage:
+    """Cancels, deletions and everything about keys, the newest first."""
+    found = audit.page(unit.session, who.tenant, limit=limit + 1, before=cursor)
+    more = str(found[limit - 1].seq) if len(found) > limit else None
+    return AuditPage(lines=[AuditView.model_validate(line) for line in found[:limit]], next_cursor=more)

@@ -1,0 +1,99 @@
+"""/v1/jobs/{id}/events: what happens to a job, as it happens."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.access import Reader
+from api.dependencies import SessionsDep, SettingsDep
+from api.problems import ERRORS
+from api.routes.jobs import look
+from api.schemas import EventView, JobView
+from api.watching import Watcher
+from jobs import events
+from jobs.database import Sessions
+from jobs.errors import JobNotFound, RateLimited
+from jobs.keys import Principal
+
+PAUSE_S = 15.0  # between two looks when nothing tells of a change
+BETWEEN_S = 0.4  # at least, between two snapshots
+RETRY_MS = 2000  # what a client that lost the connection waits
+router = APIRouter(responses=ERRORS)
+
+
+class Streams:
+    """How many each key has open in this process."""
+
+    def __init__(self) -> None:
+        self.open: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, who: Principal, most: int) -> Iterator[None]:
+        """Raises RateLimited."""
+        if self.open[who.key] >= most:
+            raise RateLimited(f"this key may follow {most} jobs at a time")
+        self.open[who.key] += 1
+        try:
+            yield
+        finally:
+            self.open[who.key] -= 1
+
+
+async def one_stream(request: Request, who: Reader, settings: SettingsDep) -> AsyncIterator[Principal]:
+    streams: Streams = request.app.state.streams
+    with streams.one(who, who.max_streams or settings.max_streams):
+        yield who
+
+
+async def first_look(job_id: UUID, who: Reader, sessions: SessionsDep) -> None:
+    """What is not there is 404 before the stream begins. Raises JobNotFound."""
+    await run_in_threadpool(look, sessions, who.tenant, job_id)
+
+
+@router.get("/{job_id}/events", response_class=EventSourceResponse, dependencies=[Depends(first_look)])
+async def follow(
+    job_id: UUID, who: Annotated[Principal, Depends(one_stream)], sessions: SessionsDep, request: Request,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
+) -> AsyncIterator[ServerSentEvent]:  # fmt: skip
+    """The job as it stands (`snapshot`), then its events with their ids (`job.running`, `job.succeeded`, ...) and a new
+    snapshot whenever its progress changes; ends with the job.
+
+    A client that comes back with Last-Event-ID gets every event it has missed, however long ago and whichever process serves it.
+    """
+    watcher: Watcher = request.app.state.watcher
+    last, version, shown = last_event_id, "", ""
+    while True:
+        try:
+            told, view, version = await run_in_threadpool(read, sessions, who.tenant, job_id, last)
+        except JobNotFound:
+            return  # deleted meanwhile
+        except SQLAlchemyError:
+            await asyncio.sleep(RETRY_MS / 1000)
+            continue
+        if last is not None:
+            for event in told:
+                yield ServerSentEvent(event=event.type, id=str(event.seq), data=event, retry=RETRY_MS)
+        last = told[-1].seq if told else last or 0
+        if (text := view.model_dump_json()) != shown:
+            shown = text
+            yield ServerSentEvent(event="snapshot", id=str(last), raw_data=text, retry=RETRY_MS)
+        if view.state.terminal:
+            return
+        await asyncio.sleep(BETWEEN_S)
+        await watcher.changed(job_id, version, PAUSE_S)
+
+
+def read(sessions: Sessions, tenant: str, job_id: UUID, last: int | None) -> tuple[list[EventView], JobView, str]:
+    """A job's events since one, and how it stands after them. Raises JobNotFound."""
+    with sessions() as session:
+        told = [EventView.of(event) for event in events.since(session, job_id, last or 0)]
+    view, version = look(sessions, tenant, job_id)
+    return told, view, version

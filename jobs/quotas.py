@@ -1,0 +1,91 @@
+"""How much a tenant may have at a time, and how much it has."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.errors import QuotaExceeded
+from jobs.models import Artifact, Job, Tenant, Upload
+from jobs.states import JobState
+
+MEASURED_EVERY = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quotas:
+    """What a tenant may have; None: as much as it likes."""
+
+    max_queued: int | None  # jobs that wait
+    max_uploads: int | None
+    max_stored_bytes: int | None  # uploads and artifacts
+
+    def of(self, tenant: Tenant) -> "Quotas":
+        """These, where the tenant has none of its own."""
+        own = {name: getattr(tenant, name) for name in vars(self)}
+        return Quotas(**{name: value if own[name] is None else own[name] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a tenant has now."""
+
+    queued: int
+    running: int
+    uploads: int
+    stored_bytes: int  # when it was last measured
+
+
+def check_room_for_jobs(session: Session, tenant: str, quotas: Quotas, more: int = 1) -> None:
+    """Raises QuotaExceeded when so many more jobs may not be queued."""
+    row = session.get_one(Tenant, tenant)
+    quotas = quotas.of(row)
+    check_stored(row, quotas)
+    if quotas.max_queued is None:
+        return
+    queued = select(Job.id).where(Job.tenant == tenant, Job.state == JobState.QUEUED).limit(quotas.max_queued + 1)
+    waiting = session.scalar(select(func.count()).select_from(queued.subquery())) or 0
+    if waiting + more > quotas.max_queued:
+        raise QuotaExceeded(f"may have {quotas.max_queued} jobs queued, has {waiting}")
+
+
+def check_room_for_upload(session: Session, tenant: str, quotas: Quotas) -> None:
+    """Raises QuotaExceeded when the tenant may not keep another upload."""
+    row = session.get_one(Tenant, tenant)
+    quotas = quotas.of(row)
+    check_stored(row, quotas)
+    if quotas.max_uploads is None:
+        return
+    kept = session.scalar(select(func.count()).where(Upload.tenant == tenant)) or 0
+    if kept >= quotas.max_uploads:
+        raise QuotaExceeded(f"may keep {quotas.max_uploads} uploads, keeps {kept}: delete some")
+
+
+def check_stored(tenant: Tenant, quotas: Quotas) -> None:
+    if quotas.max_stored_bytes is not None and tenant.stored_bytes >= quotas.max_stored_bytes:
+        raise QuotaExceeded(f"may store {quotas.max_stored_bytes} bytes, stores {tenant.stored_bytes}: delete jobs or uploads")
+
+
+def usage(session: Session, tenant: str) -> Usage:
+    states = dict(
+        session.execute(
+            select(Job.state, func.count())
+            .where(Job.tenant == tenant, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
+            .group_by(Job.state)
+        ).all()
+    )
+    uploads = session.scalar(select(func.count()).where(Upload.tenant == tenant)) or 0
+    stored = session.get_one(Tenant, tenant).stored_bytes
+    queued, running = (states.get(state, 0) for state in (JobState.QUEUED, JobState.RUNNING))
+    return Usage(queued=queued, running=running, uploads=uploads, stored_bytes=stored)
+
+
+def measure(session: Session) -> int:
+    """Sum up what tenants store, of those that were not measured for a while; how many."""
+    uploads = select(func.coalesce(func.sum(Upload.size_bytes), 0)).where(Upload.tenant == Tenant.id)
+    artifacts = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).join(Job, Artifact.job_id == Job.id)
+    stored = uploads.scalar_subquery() + artifacts.where(Job.tenant == Tenant.id).scalar_subquery()
+    due = or_(Tenant.measured_at.is_(None), Tenant.measured_at < func.now() - MEASURED_EVERY)
+    measured = update(Tenant).where(due).values(stored_bytes=stored, measured_at=func.now()).returning(Tenant.id)
+    return len(session.execute(measured, execution_options={"synchronize_session": False}).all())

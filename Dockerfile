@@ -13,6 +13,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY api api
 COPY benchmarks benchmarks
 COPY cli cli
+COPY client client
 COPY engine engine
 COPY jobs jobs
 COPY migrations migrations

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 
-from cli.client import Client
 from cli.service import running_service
 from cli.stack import local_stack
+from client import Client
 from jobs.database import Sessions, make_sessions
 from jobs.models import Job
 
@@ -36,28 +36,28 @@ class Latencies:
 
 
 def measure_latencies(wish: str, count: int, seen: Callable[[], None]) -> Latencies:
-    with local_stack() as stack, running_service(stack, workers=1) as url, Client(url) as client:
+    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
         settings = stack.settings()
         sessions = make_sessions(settings.database_url)
         random.seed(0)
         waits, paces = [], []
         for _ in range(count):
-            job_id = UUID(client.submit(ENDLESS)["id"])
-            paces.append(pace_of(client, str(job_id)))
+            job_id = client.submit(ENDLESS).id
+            paces.append(pace_of(client, job_id))
             time.sleep(random.uniform(0, settings.progress_interval_s))
-            client.json("POST", f"/v1/jobs/{job_id}/{wish}")
+            client.cancel(job_id) if wish == "cancel" else client.stop(job_id)
             waits.append(wait_of(sessions, job_id))
-            client.wait(str(job_id), lambda _: None, limit_s=60)
+            client.wait(job_id, limit_s=60)
             seen()
         sessions.kw["bind"].dispose()
         return Latencies(wish, waits, sum(paces) / len(paces), settings.progress_interval_s)
 
 
-def pace_of(client: Client, job_id: str) -> float:
+def pace_of(client: Client, job_id: UUID) -> float:
     """Seconds of an iteration, between the first two looks that show one."""
     looks: list[tuple[float, int]] = []
     while len(looks) < 2:
-        iteration = (client.get(job_id)["progress"] or {}).get("iteration")
+        iteration = (client.get(job_id).progress or {}).get("iteration")
         if iteration and (not looks or iteration > looks[-1][1]):
             looks.append((time.monotonic(), iteration))
         time.sleep(0.05)

@@ -17,13 +17,14 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import delete, func, select, text
 
-from cli.client import Client
 from cli.errors import CommandError
+from cli.keys import local_key
 from cli.processes import start
 from cli.servers import free_port, speaks_http
 from cli.service import prepare, start_part
 from cli.settings import PREFIX, read_settings
 from cli.stack import Stack, local_stack
+from client import Client
 from jobs.checkpoints import Manifest
 from jobs.database import make_sessions
 from jobs.models import DEFAULT_TENANT, Job, Worker
@@ -182,14 +183,14 @@ def measure_delays(stack: Stack, jobs: int) -> Iterator[Delay]:
         api = start_part(stack, "api", ["--port", str(port)], cleanup)
         start_workers(stack, bench, 1, cleanup)
         api.wait_until(lambda: speaks_http(f"{url}/healthz"), START_LIMIT_S)
-        client = cleanup.enter_context(Client(url))
+        client = cleanup.enter_context(Client(url, local_key(stack)))
         for _ in range(jobs):
             yield measure_delay(bench, client, work)
 
 
 def measure_delay(bench: Bench, client: Client, work: Work) -> Delay:
     began = time.time()
-    job_id = UUID(client.submit(document(work))["id"])
+    job_id = client.submit(document(work)).id
     while not bench.count(Job.id == job_id, Job.state == JobState.SUCCEEDED):
         time.sleep(REST_S)
     time.sleep(REST_S)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -30,10 +29,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.soak_report import GONE, Record, Sample, Tally, Usage, judge, load, load_tally
-from cli.client import TERMINAL, Client, Job
 from cli.errors import CommandError
 from cli.service import running_service
 from cli.stack import Stack, local_stack, stop_on_signals
+from client import Client, Job
 from jobs.database import make_sessions
 from jobs.models import DEFAULT_POOL
 from jobs.queue import plain_url, queue_of
@@ -109,7 +108,7 @@ class Customer:
 
     def ask(self, method: str, path: str, *, refused: bool = False, **options: Any) -> Any:
         """The answer's JSON, if it has one; an answer that was not expected is noted."""
-        response = self.client.request(method, path, **options)
+        response = self.client.http.request(method, path, **options)
         count(self.tally.statuses, response.status_code)
         if response.is_success == refused or response.status_code >= 500:
             self.tally.troubles.append(f"{method} {path}: HTTP {response.status_code}: {response.text[:200]}")
@@ -145,13 +144,14 @@ class Customer:
                 self.ask("GET", look)
 
     def look(self, followed: Followed) -> None:
-        job = self.ask("GET", f"/v1/jobs/{followed.id}")
-        if job is None or job["state"] in TERMINAL:
+        answer = self.ask("GET", f"/v1/jobs/{followed.id}")
+        job = None if answer is None else Job.model_validate(answer)
+        if job is None or job.ended:
             self.following.remove(followed)
-        if job is not None and job["state"] in TERMINAL:
+        if job is not None and job.ended:
             self.ended(job)
         elif job is not None and not followed.wished:
-            self.wish(followed, (job["progress"] or {}).get("phase") == "drag")
+            self.wish(followed, (job.progress or {}).get("phase") == "drag")
 
     def wish(self, followed: Followed, dragging: bool) -> None:
         """Cancel or stop the jobs that are meant for it."""
@@ -161,26 +161,26 @@ class Customer:
             self.ask("POST", f"/v1/jobs/{followed.id}/{word}")
 
     def ended(self, job: Job) -> None:
-        count(self.tally.states, job["state"])
-        if job["state"] not in ("succeeded", "canceled"):
-            self.tally.troubles.append(f"job {job['id']} ended {job['state']}: {job['error']}")
-        if job["started_at"] is not None:
-            ran_s = (datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(job["started_at"])).total_seconds()
+        count(self.tally.states, job.state)
+        if job.state not in ("succeeded", "canceled"):
+            self.tally.troubles.append(f"job {job.id} ended {job.state}: {job.error}")
+        if job.started_at is not None and job.finished_at is not None:
+            ran_s = (job.finished_at - job.started_at).total_seconds()
             self.tally.ran_s += ran_s
             self.rest_until = max(self.rest_until, time.monotonic()) + min(ran_s, REST_LIMIT_S)
-        if job["state"] == "succeeded":
-            self.last, self.last_until = job["id"], time.monotonic() + RETAIN_S / 2
+        if job.succeeded:
+            self.last, self.last_until = str(job.id), time.monotonic() + RETAIN_S / 2
             if self.random.random() < 0.5 or not self.photos:
-                self.download(job["id"])
+                self.download(job.id)
 
-    def download(self, job_id: str) -> None:
+    def download(self, job_id: UUID) -> None:
         for artifact in self.client.artifacts(job_id):
-            response = self.client.request("GET", artifact["url"])
+            response = self.client.http.get(artifact.url, follow_redirects=True)
             count(self.tally.statuses, response.status_code)
             self.tally.downloaded_bytes += len(response.content)
-            if hashlib.sha256(response.content).hexdigest() != artifact["sha256"]:
-                self.tally.troubles.append(f"{artifact['url']}: HTTP {response.status_code}, not the bytes that were stored")
-            elif artifact["name"] == "result.png" and len(self.photos) < PHOTOS:
+            if hashlib.sha256(response.content).hexdigest() != artifact.sha256:
+                self.tally.troubles.append(f"{artifact.url}: HTTP {response.status_code}, not the bytes that were stored")
+            elif artifact.name == "result.png" and len(self.photos) < PHOTOS:
                 self.photos.append(response.content)
 
 
@@ -268,10 +268,12 @@ def soak(minutes: float, record: Record, tally: Callable[[Tally], object], conso
     with temporary_folder() as temporary:
         kept = {name: value for name, value in os.environ.items() if name not in OWN_SERVERS}
         environment = {"DRAGQUEUE_THREADS": "1"} | kept | {"TMPDIR": str(temporary), "DRAGQUEUE_TIDY_AFTER_S": str(TIDY_AFTER_S)}
-        with local_stack(environment=environment) as stack, running_service(stack) as url, Client(url) as client:
+        with local_stack(environment=environment) as stack, running_service(stack) as service, service.client() as client:
             customer = Customer(client)
             tally(customer.tally)
-            console.print(f"the service answers on {url}; temporary data in {stack.logs.parent}", highlight=False, soft_wrap=True)
+            console.print(
+                f"the service answers on {service.url}; temporary data in {stack.logs.parent}", highlight=False, soft_wrap=True
+            )
             Run(stack, customer, Sampler(stack, temporary), record, console).run(60 * minutes)
 
 

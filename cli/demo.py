@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.artifacts import ArtifactFolder
-from cli.client import Client, Job
 from cli.errors import CommandError
 from cli.service import running_service
 from cli.stack import Stack, local_stack, stop_on_signals
+from client import Client, Job
 
 JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {
@@ -39,15 +39,15 @@ def run_demo(out: Path, console: Console) -> None:
     """Raises CommandError when an edit does not succeed."""
     stop_on_signals()
     console.print("starting PostgreSQL, Valkey, S3, API, worker, reconciler")
-    with local_stack() as stack, running_service(stack) as url, Client(url) as client:
-        console.print(f"the service answers on {url}", highlight=False)
+    with local_stack() as stack, running_service(stack) as service, service.client() as client:
+        console.print(f"the service answers on {service.url}", highlight=False)
         submitted = {name: client.submit(edit) for name, edit in EDITS.items()}
         for name, job in submitted.items():
             ended = follow(client, name, job, stack, console)
-            folder = out / name
-            count = sum(1 for _ in client.download(job["id"], ArtifactFolder(folder)))
+            folder = ArtifactFolder(out / name).path
+            count = sum(1 for _ in client.download(job.id, folder))
             console.print(f"{name}: {outcome(folder)}; {count} artifacts in {folder}", highlight=False, soft_wrap=True)
-            if ended["stop_reason"] != "reached":
+            if ended.stop_reason != "reached":
                 raise CommandError(f"{name} did not reach its targets")
     draw_overview([out / name for name in EDITS], out / "overview.png")
     console.print(f"all in one picture: {out / 'overview.png'}", highlight=False)
@@ -62,17 +62,17 @@ def follow(client: Client, name: str, job: Job, stack: Stack, console: Console) 
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("queued", total=job["spec"]["drag"]["max_iterations"], distance="")
+        task = bar.add_task("queued", total=job.spec["drag"]["max_iterations"], distance="")
 
         def seen(job: Job) -> None:
             stack.check()
-            progress = job["progress"] or {}
+            progress = job.progress or {}
             distance = f"{progress['distance_px']:.1f} px left" if "distance_px" in progress else ""
-            bar.update(task, description=job["state"], completed=progress.get("iteration", 0), distance=distance)
+            bar.update(task, description=job.state, completed=progress.get("iteration", 0), distance=distance)
 
-        ended = client.wait(job["id"], seen, JOB_LIMIT_S)
-    if ended["state"] != "succeeded":
-        raise CommandError(f"{name} ended {ended['state']}: {ended['error']}")
+        ended = client.wait(job.id, seen=seen, limit_s=JOB_LIMIT_S)
+    if not ended.succeeded:
+        raise CommandError(f"{name} ended {ended.state}: {ended.error}")
     return ended
 
 

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cli import bench, edits, models, quality, submit
+from cli import bench, edits, jobs, keys, models, quality, submit
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
+from client import ClientError
 
 app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
@@ -24,6 +25,13 @@ app.command("eval")(quality.evaluate)
 app.command("edit")(edits.edit)
 app.command("invert")(edits.invert)
 app.command("submit")(submit.submit)
+app.add_typer(keys.app, name="keys")
+app.add_typer(keys.tenants, name="tenants")
+for name, command in (
+    ("get", jobs.get), ("list", jobs.list_), ("watch", jobs.watch), ("cancel", jobs.cancel), ("stop", jobs.stop),
+    ("retry", jobs.retry), ("download", jobs.download),
+):  # fmt: skip
+    app.command(name)(command)
 console = Console(stderr=True)
 MAX_SEEDS = 4096
 
@@ -39,7 +47,7 @@ Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 def main() -> None:
     try:
         app()
-    except (CommandError, OSError) as error:  # such as a folder that cannot be written, or a full disk
+    except (CommandError, ClientError, OSError) as error:  # such as a folder that cannot be written, or a full disk
         console.print(f"dragqueue: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
@@ -56,7 +64,7 @@ def demo(out: Annotated[Path, typer.Option(help="Where the artifacts go; may exi
 def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the API.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to bind; keep the loopback until there are keys.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     state: Annotated[Path | None, typer.Option(help="Folder that keeps all data.")] = None,
 ) -> None:
     """Run servers, API, workers and reconciler on this machine until Ctrl-C."""
@@ -64,8 +72,10 @@ def up(
     from cli.stack import default_state, local_stack, stop_on_signals
 
     stop_on_signals()
-    with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as url:
+    with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as served:
+        url = served.url
         console.print(f"Dragqueue serves {url} (docs at {url}/docs); logs in {stack.logs}; Ctrl-C stops it", highlight=False)
+        console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={served.key}", highlight=False, soft_wrap=True)
         try:
             watch(stack)
         except KeyboardInterrupt:

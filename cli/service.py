@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from sqlalchemy.exc import OperationalError
 
 from cli.errors import CommandError
+from cli.keys import local_key
 from cli.processes import Child, start
 from cli.servers import free_port, speaks_http
 from cli.stack import Stack
+from client import Client
 from jobs.errors import StorageUnavailable
 from jobs.settings import Settings
 from jobs.storage import Storage
@@ -34,9 +37,20 @@ def prepare(settings: Settings) -> None:
         raise CommandError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
 
 
+@dataclass(frozen=True)
+class Service:
+    """Where it answers, and a key for everything."""
+
+    url: str
+    key: str
+
+    def client(self) -> Client:
+        return Client(self.url, self.key)
+
+
 @contextmanager
-def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Run API, workers and reconciler on the stack; yields the API's URL.
+def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", port: int = 0) -> Iterator[Service]:
+    """Run API, workers and reconciler on the stack; yields once the API answers.
 
     Args:
         port: 0 takes a free one.
@@ -52,7 +66,7 @@ def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", 
             start_worker(stack, cleanup, number, threads=max(1, (os.cpu_count() or 1) // workers))
         start_part(stack, "reconciler", [], cleanup)
         api.wait_until(lambda: speaks_http(f"{url}/healthz"), START_LIMIT_S)
-        yield url
+        yield Service(url, local_key(stack))
 
 
 def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:

@@ -26,6 +26,7 @@ class Stack:
     environment: dict[str, str]
     logs: Path
     children: list[Child] = field(default_factory=list)
+    durable: bool = False  # whether its data outlives it
 
     def check(self) -> None:
         for child in self.children:
@@ -57,7 +58,7 @@ def local_stack(state: Path | None = None, environment: Mapping[str, str] = os.e
         data = run if state is None else cleanup.enter_context(locked_folder(state))
         logs = data / "logs"
         logs.mkdir(exist_ok=True)
-        stack = Stack(dict(environment), logs)
+        stack = Stack(dict(environment), logs, durable=state is not None)
         cleanup.callback(stop, stack)
         start_missing(stack, Places(data=data, run=run, logs=logs, durable=state is not None))
         yield stack

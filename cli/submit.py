@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.client import Client
+from cli.connection import KEY, URL, Key, Url, connect
 from cli.errors import CommandError
 
 LATENT_NAMES = ("w", "ws", "latent", "latents", "latent_code")  # under which tools save what they found
@@ -14,7 +14,8 @@ LATENT_NAMES = ("w", "ws", "latent", "latents", "latent_code")  # under which to
 
 def submit(
     job: Annotated[Path, typer.Argument(help="The job as JSON; - reads standard input.")],
-    url: Annotated[str, typer.Option(envvar="DRAGQUEUE_URL", help="Of the service.")] = "http://127.0.0.1:8000",
+    url: Url = URL,
+    key: Key = KEY,
     image: Annotated[
         Path | None, typer.Option(help="A photo, inverted first; the job's source is then absent or a crop.")
     ] = None,
@@ -25,12 +26,11 @@ def submit(
 ) -> None:
     """Post an edit; prints the job's id."""
     document = read_job(job)
-    parts = {name: path.read_bytes() for name, path in (("image", image), ("movable", movable)) if path is not None}
-    with Client(url) as client:
+    photo, mask = (None if path is None else path.read_bytes() for path in (image, movable))
+    with connect(url, key) as client:
         if latent is not None:
-            document["source"] = {"latent": client.upload(read_latent(latent))}
-        accepted = client.submit_parts(document, parts) if parts else client.submit(document)
-    typer.echo(accepted["id"])
+            document["source"] = {"latent": client.upload(read_latent(latent)).sha256}
+        typer.echo(client.submit(document, image=photo, movable=mask).id)
 
 
 def read_job(path: Path) -> dict[str, Any]:

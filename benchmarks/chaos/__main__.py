@@ -76,7 +76,7 @@ class Chaos:
         self.random = random.Random(seed)
         self.faults = Faults(site, seed)
         self.sessions = make_sessions(site.stack.settings().database_url)
-        self.http = httpx2.Client(base_url=site.url, timeout=2)
+        self.http = httpx2.Client(base_url=site.url, timeout=2, headers={"Authorization": f"Bearer {site.key}"})
         self.photo = drawing()
         self.story = Story()
         self.running: Running = {}

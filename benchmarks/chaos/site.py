@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.chaos.faulty_store import FaultyStore
+from cli.keys import local_key
 from cli.processes import Child
 from cli.servers import free_port, speaks_http
 from cli.service import START_LIMIT_S, prepare, start_part
@@ -54,6 +55,7 @@ class Site:
     stack: Stack
     store: FaultyStore
     url: str
+    key: str
     servers: dict[str, Part]
     workers: dict[str, Part]
     others: dict[str, Part]  # API and reconcilers
@@ -116,7 +118,9 @@ def running_site(state: Path, workers: int) -> Iterator[Site]:
         started = {
             f"worker-{k}": start_part(stack, "worker", ["--name", str(k)], cleanup, name=f"worker-{k}") for k in range(workers)
         }
-        site = Site(stack, store, url, servers, {name: Part(name, child) for name, child in started.items()}, others)
+        site = Site(
+            stack, store, url, local_key(stack), servers, {name: Part(name, child) for name, child in started.items()}, others
+        )
         others["api"].child.wait_until(lambda: speaks_http(f"{url}/healthz"), START_LIMIT_S)
         try:
             yield site

@@ -1,6 +1,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from cli.errors import CommandError
 from cli.main import app
 from cli.submit import read_latent
 
+JOB = {"id": str(UUID(int=1)), "state": "queued", "model": "m", "spec": {}, "attempt": 0, "created_at": "2026-01-01T00:00:00Z"}
+UPLOAD = {"sha256": "a" * 64, "kind": "latent", "width": 8, "height": 4, "size_bytes": 9}
+
 
 class Service(BaseHTTPRequestHandler):
     """Accepts everything, remembering it."""
@@ -21,7 +25,7 @@ class Service(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.seen.append((self.path, body))
-        answer = json.dumps({"id": "job-1", "sha256": "a" * 64}).encode()
+        answer = json.dumps(UPLOAD if self.path == "/v1/uploads" else JOB).encode()
         self.send_response(202)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
@@ -32,10 +36,11 @@ class Service(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def service():
+def service(monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Service)
     Service.seen = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("DRAGQUEUE_KEY", "dq_1_2")
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -45,7 +50,7 @@ def test_a_saved_latent_is_uploaded_and_becomes_the_source(service, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"model": "m"}))
     torch.save({"latent": torch.ones(1, 4, 8, dtype=torch.float64)}, tmp_path / "w.pt")
     done = CliRunner().invoke(app, ["submit", str(tmp_path / "job.json"), "--latent", str(tmp_path / "w.pt"), "--url", service])
-    assert (done.exit_code, done.stdout) == (0, "job-1\n")
+    assert (done.exit_code, done.stdout) == (0, f"{UUID(int=1)}\n")
     (first, data), (second, body) = Service.seen
     assert (first, second) == ("/v1/uploads", "/v1/jobs")
     np.testing.assert_array_equal(load(data)["w"], np.ones((1, 4, 8), dtype=np.float32))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +14,10 @@ from psycopg import sql
 from api.app import create_app
 from cli.service import prepare
 from cli.stack import Stack, local_stack
+from jobs import keys
 from jobs.database import Sessions, make_sessions
+from jobs.keys import Scope
+from jobs.models import DEFAULT_TENANT
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.storage import Storage
@@ -86,9 +89,27 @@ def queue(settings) -> Queue:
 
 
 @pytest.fixture
-def client(settings, queue) -> Iterator[TestClient]:
+def api_key(sessions) -> str:
+    """One that may do everything, of the default tenant."""
+    return make_key(sessions)
+
+
+def make_key(sessions, tenant: str = DEFAULT_TENANT, scopes=(Scope.ADMIN,)) -> str:
+    with sessions.begin() as session:
+        return keys.create(session, tenant, "test", scopes)
+
+
+@pytest.fixture
+def client(settings, queue, api_key) -> Iterator[TestClient]:
+    with api_client(settings, api_key) as client:
+        yield client
+
+
+@contextmanager
+def api_client(settings, key, **options) -> Iterator[TestClient]:
+    """The API in this process."""
     app = create_app(settings)
-    with TestClient(app, follow_redirects=False) as client:
+    with TestClient(app, follow_redirects=False, headers={"Authorization": f"Bearer {key}"}, **options) as client:
         yield client
     app.state.sessions.kw["bind"].dispose()
 

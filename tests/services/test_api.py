@@ -3,12 +3,11 @@ import json
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import func, select
 
-from api.app import create_app
 from jobs.models import Job
+from tests.services.conftest import api_client
 from tests.services.jobs import DOCUMENT, add_job
 
 
@@ -28,7 +27,8 @@ def test_a_job_is_accepted_stored_and_announced(client, queue):
     job = answer.json()
     assert (answer.status_code, answer.headers["location"]) == (202, f"/v1/jobs/{job['id']}")
     assert (job["state"], job["attempt"], job["spec"]["drag"]["learning_rate"]) == ("queued", 0, 0.002)
-    assert client.get(answer.headers["location"]).json() == job
+    seen = client.get(answer.headers["location"]).json()
+    assert seen == job | {"place": {"position": 0, "starts_in_s": None}}
     assert queue.length("default") == 1
 
 
@@ -85,29 +85,24 @@ def test_a_body_that_hides_its_length_is_cut_off(client, settings):
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
-def test_a_job_is_accepted_while_the_broker_is_away(settings, sessions):
-    app = create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:9"}))
-    with TestClient(app) as client:
+def test_a_job_is_accepted_while_the_broker_is_away(settings, sessions, api_key):
+    with api_client(settings.model_copy(update={"redis_url": "redis://127.0.0.1:9"}), api_key) as client:
         assert client.post("/v1/jobs", json=DOCUMENT).status_code == 202
         assert client.get("/readyz").json()["problems"] == ["broker: ConnectionError"]
-    app.state.sessions.kw["bind"].dispose()
     assert stored(sessions) == 1
 
 
 def test_while_the_database_is_away_nothing_is_accepted(settings):
-    app = create_app(settings.model_copy(update={"database_url": "postgresql+psycopg://app@127.0.0.1:9/app"}))
-    with TestClient(app) as client:
+    with api_client(settings.model_copy(update={"database_url": "postgresql+psycopg://app@127.0.0.1:9/app"}), "dq_1_2") as client:
         answer = client.post("/v1/jobs", json=DOCUMENT)
         assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "database_unavailable", "5")
         assert client.get("/readyz").status_code == 503
 
 
-def test_while_the_store_is_away_a_mask_cannot_be_posted(settings, sessions):
-    app = create_app(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
+def test_while_the_store_is_away_a_mask_cannot_be_posted(settings, sessions, api_key):
     mask = png(np.ones((32, 32), dtype=bool))
-    with TestClient(app) as client:
+    with api_client(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}), api_key) as client:
         answer = client.post("/v1/jobs", files={"job": json.dumps(DOCUMENT).encode(), "movable": mask})
-    app.state.sessions.kw["bind"].dispose()
     assert (answer.status_code, answer.json()["code"], stored(sessions)) == (503, "storage_unavailable", 0)
 
 
@@ -154,10 +149,9 @@ def test_every_refusal_is_a_problem_document(client, method, path, status, code)
     assert answer.json()["code"] == code
 
 
-def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch):
-    app = create_app(settings)
-    app.state.checkpoints = None
-    with TestClient(app, raise_server_exceptions=False) as client:
+def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch, api_key):
+    with api_client(settings, api_key, raise_server_exceptions=False) as client:
+        client.app.state.checkpoints = None
         answer = client.post("/v1/jobs", json=DOCUMENT)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
 

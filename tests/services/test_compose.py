@@ -8,10 +8,10 @@ from contextlib import ExitStack
 import pytest
 from ruamel.yaml import YAML
 
-from cli.artifacts import ArtifactFolder
-from cli.client import Client
+from cli.keys import local_key
 from cli.processes import start
 from cli.servers import free_port, speaks_http
+from client import Client
 from jobs.settings import REPOSITORY
 from tests.services.jobs import DOCUMENT
 
@@ -38,7 +38,7 @@ def test_the_images_hold_what_the_commands_need():
     """Every package of the project is copied, and every base is pinned."""
     text = (REPOSITORY / "Dockerfile").read_text()
     copied = set(re.findall(r"^COPY (\w+) \1$", text, re.MULTILINE))
-    assert {"api", "benchmarks", "checkpoints", "cli", "engine", "jobs", "migrations", "worker"} == copied
+    assert {"api", "benchmarks", "checkpoints", "cli", "client", "engine", "jobs", "migrations", "worker"} == copied
     assert re.search(r"^FROM python:\d+\.\d+\.\d+-slim", text, re.MULTILINE)
 
 
@@ -72,8 +72,8 @@ def test_the_composed_commands_carry_a_job_through(compose, stack, queue, tmp_pa
         run("reconciler")
         url = f"http://127.0.0.1:{port}"
         api.wait_until(lambda: speaks_http(f"{url}/healthz"), LIMIT_S)
-        with Client(url) as client:
+        with Client(url, local_key(stack)) as client:
             job = client.submit(DOCUMENT)
-            assert client.wait(job["id"], lambda job: None, LIMIT_S)["state"] == "succeeded"
-            paths = list(client.download(job["id"], ArtifactFolder(tmp_path / "out")))
+            assert client.wait(job.id, limit_s=LIMIT_S).succeeded
+            paths = list(client.download(job.id, tmp_path / "out"))
     assert tmp_path / "out" / "result.png" in paths

@@ -16,14 +16,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import func, make_url, select
 
-from api.app import create_app
+from cli.keys import local_key
 from cli.service import prepare, start_part, start_worker
 from cli.stack import Stack, local_stack
 from jobs.claims import Claimer, claim
 from jobs.queue import Queue
 from jobs.repository import JobRepository, Outcome
 from jobs.states import JobState
-from tests.services.conftest import execute, open_to_nobody
+from tests.services.conftest import api_client, execute, open_to_nobody
 from tests.services.jobs import DOCUMENT, add_job, read_job
 from worker.reconciler import Reconciler, Sweep
 
@@ -44,16 +44,15 @@ def own(environment, tmp_path_factory) -> Iterator[Stack]:
 
 @pytest.fixture
 def api(own) -> Iterator[TestClient]:
-    with serving(own.settings()) as client:
+    with serving(own) as client:
         yield client
 
 
 @contextmanager
-def serving(settings) -> Iterator[TestClient]:
-    app = create_app(settings)
-    with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:
+def serving(stack: Stack, **change) -> Iterator[TestClient]:
+    settings = stack.settings().model_copy(update=change)
+    with api_client(settings, local_key(stack), raise_server_exceptions=False) as client:
         yield client
-    app.state.sessions.kw["bind"].dispose()
 
 
 @contextmanager
@@ -111,8 +110,8 @@ def test_a_job_whose_message_was_flushed_gets_another(own, api):
     api.post(f"/v1/jobs/{job['id']}/cancel")
 
 
-def test_a_broker_that_hangs_delays_no_submission_for_long(settings):
-    with silent_server() as address, serving(settings.model_copy(update={"redis_url": f"redis://{address}"})) as api:
+def test_a_broker_that_hangs_delays_no_submission_for_long(stack):
+    with silent_server() as address, serving(stack, redis_url=f"redis://{address}") as api:
         began = time.monotonic()
         assert api.post("/v1/jobs", json=DOCUMENT).status_code == 202
         assert time.monotonic() - began < 10
@@ -159,11 +158,12 @@ def test_a_database_that_crashes_under_load_loses_no_accepted_job_and_nobody_see
     assert {api.get(location).status_code for location in accepted} == {200}
 
 
-def test_a_database_that_takes_no_writes_is_unavailable_for_them(settings):
+def test_a_database_that_takes_no_writes_is_unavailable_for_them(stack, settings):
     """As after a failover, until the application reaches the new primary."""
+    local_key(stack)  # an earlier one
     name = make_url(settings.database_url).database
     execute(settings.database_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    with serving(settings) as api:
+    with serving(stack) as api:
         assert refusal(api.post("/v1/jobs", json=DOCUMENT)) == (503, "database_unavailable", True)
         assert api.get("/v1/jobs").status_code == 200
 
@@ -180,8 +180,8 @@ def test_without_the_store_jobs_are_accepted_and_listed_but_nothing_is_uploaded(
     assert api.post("/v1/uploads", content=photo()).status_code == 201
 
 
-def test_a_store_that_hangs_holds_no_request_for_long(settings):
-    with silent_server() as address, serving(settings.model_copy(update={"s3_endpoint": f"http://{address}"})) as api:
+def test_a_store_that_hangs_holds_no_request_for_long(stack):
+    with silent_server() as address, serving(stack, s3_endpoint=f"http://{address}") as api:
         began = time.monotonic()
         with ThreadPoolExecutor() as pool:
             health = pool.submit(api.get, "/readyz")

@@ -12,22 +12,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.artifacts import ArtifactFolder
-from cli.client import Client
 from cli.errors import CommandError
 from cli.servers import free_port
 from cli.service import prepare, running_service
+from client import Refused
 from tests.services.jobs import DOCUMENT
 
 LIMIT_S = 60
 
 
 def test_an_edit_goes_over_http_through_all_processes_into_a_folder(stack, queue, tmp_path):
-    with running_service(stack) as url, Client(url) as client:
+    with running_service(stack) as service, service.client() as client:
         job = client.submit(DOCUMENT | {"movable": {"shapes": [{"circle": [15, 11, 9]}]}})
-        assert client.wait(job["id"], lambda job: None, LIMIT_S)["state"] == "succeeded"
-        paths = list(client.download(job["id"], ArtifactFolder(tmp_path)))
-        with pytest.raises(CommandError, match="points: List should have at most 64 items"):
+        assert client.wait(job.id, limit_s=LIMIT_S).succeeded
+        paths = list(client.download(job.id, tmp_path))
+        with pytest.raises(Refused, match="points: List should have at most 64 items"):
             client.submit(DOCUMENT | {"points": DOCUMENT["points"] * 65})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {str(path.relative_to(tmp_path)) for path in paths} == set(manifest["artifacts"]) | {"manifest.json"}
@@ -80,7 +79,8 @@ def wait_until(true) -> None:
 
 
 def test_a_second_service_on_the_port_is_refused(stack, tmp_path):
-    with running_service(stack) as url:
+    with running_service(stack) as service:
+        url = service.url
         port = int(url.rpartition(":")[2])
         with pytest.raises(CommandError, match=f"something answers on {url} already"), running_service(stack, port=port):
             pass

@@ -1,0 +1,21 @@
+"""Where the service is, for every command that talks to one."""
+
+from typing import Annotated
+
+import typer
+
+from cli.errors import CommandError
+from client import Client
+
+Url = Annotated[str, typer.Option(envvar="DRAGQUEUE_URL", help="Of the service.")]
+Key = Annotated[str, typer.Option(envvar="DRAGQUEUE_KEY", help="An API key, dq_...; `dragqueue up` prints one.")]
+URL, KEY = "http://127.0.0.1:8000", ""
+
+
+def connect(url: str, key: str) -> Client:
+    """Raises CommandError."""
+    if not key:
+        raise CommandError(
+            "no key: set DRAGQUEUE_KEY or give --key; `dragqueue up` prints one, `dragqueue keys create` makes one"
+        )
+    return Client(url, key)

@@ -8,7 +8,7 @@ from api.access import KeyRing, RateLimits
 from api.contract import add_body_schemas
 from api.errors import add_error_handlers
 from api.limits import BodyLimit
-from api.routes import account, artifacts, events, health, jobs, models, uploads
+from api.routes import account, artifacts, batches, events, health, jobs, models, uploads
 from api.routes.events import Streams
 from api.watching import Watcher
 from jobs.checkpoints import ManifestFile
@@ -30,10 +30,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limits = RateLimits(settings)
     app.state.watcher = Watcher(app.state.sessions)
     app.state.streams = Streams()
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):
         app.include_router(resource.router, prefix="/v1/jobs", tags=["jobs"])
+    app.include_router(batches.router, prefix="/v1/batches", tags=["batches"])
     app.include_router(uploads.router, prefix="/v1/uploads", tags=["uploads"])
     app.include_router(models.router, prefix="/v1/models", tags=["models"])
     app.include_router(account.router, prefix="/v1", tags=["account"])

@@ -27,6 +27,15 @@ JOB_BODY = {
     }
 }
 
+BATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/jsonl": {"schema": {"type": "string", "description": "one job a line"}}},
+    }
+}
+
+JSONL: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {}}}}
+
 UPLOAD_BODY = {
     "requestBody": {
         "required": True,

@@ -10,27 +10,30 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.models import DEFAULT_POOL, Job, Tenant
+from jobs.priorities import LANE
 from jobs.states import JobState
 
 MOST_PASSED_OVER = 32  # times that a cold job lets one of a warm model go first
 MOST_LOOKS = 20  # of one claim: others may take, again and again, what it waited for
 
-# Tenants that have work and may run more of it, the least recently served first. Those with work are found by skipping
-# through the index that the full ORDER BY names: any other could lead through all their finished jobs. Each is then looked
-# up, so that idle tenants cost nothing. OFFSET 0 makes Postgres sort before it looks for jobs.
-TURNS = """
+# Tenants that have work and may run more of it: those whose next job somebody waits for, before those with batches alone;
+# among them the least recently served first. Those with work are found by skipping through the index that the full ORDER BY
+# names: any other could lead through all their finished jobs. Each is then looked up, so that idle tenants cost nothing.
+# OFFSET 0 makes Postgres sort before it looks for jobs.
+TURNS = f"""
 WITH RECURSIVE at_work AS (
-    (SELECT tenant FROM jobs WHERE pool = :pool AND state = 'queued' ORDER BY pool, tenant, priority DESC, seq LIMIT 1)
-    UNION ALL
-    SELECT (SELECT tenant FROM jobs WHERE pool = :pool AND state = 'queued' AND tenant > at_work.tenant
+    (SELECT tenant, priority FROM jobs WHERE pool = :pool AND state = 'queued'
         ORDER BY pool, tenant, priority DESC, seq LIMIT 1)
-    FROM at_work WHERE at_work.tenant IS NOT NULL
+    UNION ALL
+    SELECT next.tenant, next.priority FROM at_work CROSS JOIN LATERAL (
+        SELECT tenant, priority FROM jobs WHERE pool = :pool AND state = 'queued' AND tenant > at_work.tenant
+        ORDER BY pool, tenant, priority DESC, seq LIMIT 1) AS next
 ),
 turns AS (
     SELECT id, max_running FROM at_work CROSS JOIN LATERAL (SELECT * FROM tenants WHERE id = at_work.tenant LIMIT 1) AS tenants
     WHERE max_running IS NULL
         OR max_running > (SELECT count(*) FROM jobs WHERE jobs.tenant = tenants.id AND jobs.state = 'running')
-    ORDER BY served_at, id OFFSET 0
+    ORDER BY at_work.priority < {LANE}, served_at, id OFFSET 0
 )"""
 
 MAY_RUN = (

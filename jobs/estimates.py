@@ -22,9 +22,9 @@ WITH RECURSIVE mine AS (
 at_work AS (
     (SELECT tenant FROM jobs WHERE pool = :pool AND state = 'queued' ORDER BY pool, tenant, priority DESC, seq LIMIT 1)
     UNION ALL
-    SELECT (SELECT tenant FROM jobs WHERE pool = :pool AND state = 'queued' AND tenant > at_work.tenant
-        ORDER BY pool, tenant, priority DESC, seq LIMIT 1)
-    FROM at_work WHERE at_work.tenant IS NOT NULL
+    SELECT next.tenant FROM at_work CROSS JOIN LATERAL (
+        SELECT tenant FROM jobs WHERE pool = :pool AND state = 'queued' AND tenant > at_work.tenant
+        ORDER BY pool, tenant, priority DESC, seq LIMIT 1) AS next
 )
 SELECT before + coalesce((SELECT sum((
     SELECT count(*) FROM (SELECT 1 FROM jobs WHERE pool = :pool AND tenant = at_work.tenant AND state = 'queued'

@@ -78,6 +78,22 @@ def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
     return LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
 
 
+def columns(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
+    """The row of a job that is queued."""
+    spec, parent = submission.spec, submission.parent
+    return {
+        "id": job_id,
+        "tenant": tenant,
+        "model": spec.model,
+        "pool": submission.pool,
+        "spec": spec.model_dump(mode="json"),
+        "priority": spec.priority,
+        "start_before": spec.start_before,
+        "parent": None if parent is None else parent.id,
+        "root": None if parent is None else parent.root or parent.id,
+    }
+
+
 def found(job: Job | None, job_id: UUID) -> Job:
     """Raises JobNotFound."""
     if job is None:
@@ -91,18 +107,7 @@ class JobRepository:
 
     def add(self, job_id: UUID, tenant: str, submission: Submission) -> Job:
         """Store a job, queued."""
-        spec, parent = submission.spec, submission.parent
-        job = Job(
-            id=job_id,
-            tenant=tenant,
-            model=spec.model,
-            pool=submission.pool,
-            spec=spec.model_dump(mode="json"),
-            priority=spec.priority,
-            start_before=spec.start_before,
-            parent=None if parent is None else parent.id,
-            root=None if parent is None else parent.root or parent.id,
-        )
+        job = Job(**columns(job_id, tenant, submission))
         self.session.add(job)
         self.session.flush()
         self.session.refresh(job)

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = Field(default=None, ge=1)  # of one worker's arithmetic; default all cores
     max_body_bytes: int = Field(default=32 * 10**6, ge=1024)  # photos of up to 30 MB
+    max_batch_bytes: int = Field(default=200 * 10**6, ge=1024)
     lease_s: float = Field(default=60.0, gt=0)
     beat_s: float = Field(default=10.0, gt=0)  # renewals while a phase is silent
     sweep_s: float = Field(default=10.0, gt=0)  # between two looks of the reconciler

@@ -1,0 +1,196 @@
+"""/v1/batches: many jobs sent together, counted, canceled, and told of line by line."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import IO, Any, Self
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+
+from api.access import Reader, Submitter
+from api.contract import BATCH_BODY, JSONL
+from api.dependencies import SessionsDep, UnitDep
+from api.problems import ERRORS, FieldProblem
+from api.routes.jobs import Cursor, KeyHeader, Limit
+from api.schemas import JobFailure, artifact_url, failure
+from api.submissions import Intake, IntakeDep
+from jobs import audit, batches, idempotency
+from jobs.batches import ENDED_BADLY, TOGETHER, Summary
+from jobs.database import Sessions
+from jobs.models import Batch, Job, Refusal
+from jobs.quotas import check_room_for_jobs
+from jobs.states import JobState
+
+IN_MEMORY = 2**20  # bytes of a batch; the rest lies in a temporary file while it is read
+MOST_WOKEN = 64  # workers of a pool; each that ends a job wakes another while jobs wait
+router = APIRouter(responses=ERRORS)
+
+
+class BatchView(BaseModel):
+    id: UUID
+    lines: int  # that were sent
+    refused: int  # of them, because they are no jobs; /errors says why
+    counts: dict[JobState, int]  # of the others, by state
+    cancel_requested: bool
+    created_at: datetime
+    finished_at: datetime | None  # when the last job ended
+
+    @classmethod
+    def of(cls, summary: Summary) -> Self:
+        batch = summary.batch
+        return cls(
+            id=batch.id, lines=batch.lines, refused=batch.refused,
+            counts={JobState(state): count for state, count in summary.counts.items()},
+            cancel_requested=batch.cancel_requested_at is not None, created_at=batch.created_at, finished_at=summary.finished_at,
+        )  # fmt: skip
+
+
+class BatchPage(BaseModel):
+    batches: list[BatchView]  # the newest first
+    next_cursor: str | None
+
+
+class BatchLine(BaseModel):
+    """How one line ended."""
+
+    line: int | None = None  # of one that is no job
+    custom_id: str | None
+    job: UUID | None = None
+    state: str  # a job's, or refused
+    stop_reason: str | None = None
+    result: str | None = None  # where result.png is
+    error: JobFailure | None = None
+    problems: list[FieldProblem] = []
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        done = job.state == JobState.SUCCEEDED
+        return cls(
+            custom_id=job.custom_id, job=job.id, state=job.state, stop_reason=job.stop_reason, error=failure(job),
+            result=artifact_url(job.id, "result.png") if done else None,
+        )  # fmt: skip
+
+    @classmethod
+    def refused(cls, refusal: Refusal) -> Self:
+        problems = [FieldProblem(**problem) for problem in refusal.problems]
+        return cls(line=refusal.line, custom_id=refusal.custom_id, state="refused", problems=problems)
+
+
+@router.post("", status_code=202, response_model=BatchView, openapi_extra=BATCH_BODY)
+async def submit(request: Request, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
+    """Queue up to 50,000 edits: one {"custom_id": ..., "job": {...}} a line. They run when nothing else waits.
+
+    Lines that are no jobs are noted and keep nobody else out. The batch is stored whole or not at all.
+    """
+    digest = hashlib.sha256()
+    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as file:
+        async for chunk in request.stream():
+            digest.update(chunk)
+            await run_in_threadpool(file.write, chunk)
+        return await run_in_threadpool(accept, intake, file, idempotency_key, digest.hexdigest())
+
+
+def accept(intake: Intake, file: IO[bytes], key: str | None, fingerprint: str) -> Response:
+    """A new batch, or for a key seen before the answer given then."""
+    session, tenant = intake.unit.session, intake.tenant
+    if key is not None and (earlier := idempotency.begin(session, tenant, key, fingerprint)) is not None:
+        return answered(earlier, {"Idempotency-Replayed": "true"})
+    file.seek(0)
+    batch, reading = batches.add(session, tenant, lines_of(file), intake.manifest, intake.inputs)
+    check_room_for_jobs(session, tenant, intake.quotas, more=0)
+    for pool, count in reading.pools.items():
+        intake.unit.wake += [pool] * min(count, MOST_WOKEN)
+    answer = BatchView.of(batches.summary(session, batch)).model_dump(mode="json")
+    if key is not None:
+        idempotency.remember(session, tenant, key, answer)
+    return answered(answer)
+
+
+def lines_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Never more than a line's limit at once: the rest of a longer one is skipped, so that it is refused as too long."""
+    while line := file.readline(batches.MAX_LINE_BYTES + 1):
+        yield line
+        while not line.endswith(b"\n") and (line := file.readline(batches.MAX_LINE_BYTES + 1)):
+            pass
+
+
+def answered(batch: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse(batch, status_code=202, headers={"Location": f"/v1/batches/{batch['id']}"} | (headers or {}))
+
+
+@router.get("")
+def page(who: Reader, unit: UnitDep, cursor: Cursor = None, limit: Limit = 50) -> BatchPage:
+    """Batches, the newest first."""
+    found = batches.page(unit.session, who.tenant, limit=limit + 1, before=cursor)
+    more = str(found[limit - 1].seq) if len(found) > limit else None
+    return BatchPage(batches=[view(unit.session, batch) for batch in found[:limit]], next_cursor=more)
+
+
+@router.get("/{batch_id}")
+def get(batch_id: UUID, who: Reader, unit: UnitDep) -> BatchView:
+    """How many of its jobs are in which state."""
+    return view(unit.session, batches.get(unit.session, who.tenant, batch_id))
+
+
+def view(session: Any, batch: Batch) -> BatchView:
+    return BatchView.of(batches.summary(session, batch))
+
+
+@router.post("/{batch_id}/cancel")
+def cancel(batch_id: UUID, who: Submitter, unit: UnitDep) -> BatchView:
+    """Throw away what waits and what runs; what is done stays. Repeating it changes nothing."""
+    batch = batches.cancel(unit.session, who.tenant, batch_id)
+    audit.note(unit.session, who.tenant, who.key, "batch.cancel", batch_id)
+    return view(unit.session, batch)
+
+
+@router.get("/{batch_id}/results", response_class=StreamingResponse, responses=JSONL)
+def results(batch_id: UUID, who: Reader, sessions: SessionsDep) -> StreamingResponse:
+    """A line for each job that has succeeded so far, in the order they were sent."""
+    return stream(ended(sessions, opened(sessions, who.tenant, batch_id), [JobState.SUCCEEDED]))
+
+
+@router.get("/{batch_id}/errors", response_class=StreamingResponse, responses=JSONL)
+def errors(batch_id: UUID, who: Reader, sessions: SessionsDep) -> StreamingResponse:
+    """A line for each line that is no job, then for each job that failed, was canceled or expired."""
+    batch = opened(sessions, who.tenant, batch_id)
+
+    def lines() -> Iterator[BatchLine]:
+        yield from refused(sessions, batch)
+        yield from ended(sessions, batch, ENDED_BADLY)
+
+    return stream(lines())
+
+
+def opened(sessions: Sessions, tenant: str, batch_id: UUID) -> Batch:
+    """Raises BatchNotFound, before anything is streamed."""
+    with sessions() as session:
+        return batches.get(session, tenant, batch_id)
+
+
+def ended(sessions: Sessions, batch: Batch, states: Iterable[JobState]) -> Iterator[BatchLine]:
+    """By pages, each with a session of its own: a slow reader holds no transaction open."""
+    after, found = 0, True
+    while found:
+        with sessions() as session:
+            jobs = batches.jobs_of(session, batch, states, after=after, limit=TOGETHER)
+        yield from map(BatchLine.of, jobs)
+        found, after = bool(jobs), jobs[-1].seq if jobs else after
+
+
+def refused(sessions: Sessions, batch: Batch) -> Iterator[BatchLine]:
+    after, found = 0, True
+    while found:
+        with sessions() as session:
+            rows = batches.refusals_of(session, batch, after=after, limit=TOGETHER)
+        yield from map(BatchLine.refused, rows)
+        found, after = bool(rows), rows[-1].line if rows else after
+
+
+def stream(lines: Iterable[BatchLine]) -> StreamingResponse:
+    return StreamingResponse((line.model_dump_json() + "\n" for line in lines), media_type="application/jsonl")

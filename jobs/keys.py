@@ -109,7 +109,7 @@ def rotate(session: Session, key_id: str, grace: timedelta) -> str:
     """A new key like this one, which stays valid for the grace time, or until it expires anyway. Raises KeyNotFound."""
     key = get(session, key_id)
     lifetime = None if key.expires_at is None else key.expires_at - key.created_at
-    ends = func.least(func.coalesce(ApiKey.expires_at, "infinity"), func.now() + grace)
+    ends = func.least(ApiKey.expires_at, func.now() + grace)  # which ignores NULL
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=ends))
     return create(session, key.tenant, key.name, [Scope(scope) for scope in key.scopes], lifetime)
 

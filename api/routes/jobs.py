@@ -40,7 +40,7 @@ router = APIRouter(responses=ERRORS)
 
 
 @router.post("", status_code=202, response_model=JobView, openapi_extra=JOB_BODY)
-def submit(posted: PostedDep, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
+def submit(intake: IntakeDep, posted: PostedDep, idempotency_key: KeyHeader = None) -> Response:
     """Accept an edit and return at once; poll the job for its outcome.
 
     Repeated with the same Idempotency-Key within a day, the first answer comes again and no second job is made.
@@ -72,13 +72,13 @@ def accepted(job: dict[str, Any], headers: dict[str, str] | None = None) -> Resp
 
 
 @router.put("/{job_id}", status_code=202, response_model=JobView, openapi_extra=JOB_BODY)
-def put(job_id: UUID, posted: PostedDep, intake: IntakeDep) -> JobView:
+def put(job_id: UUID, intake: IntakeDep, posted: PostedDep) -> JobView:
     """Submit a job under an id of the client's own; again with the same job changes nothing and shows how it stands."""
     return JobView.of(intake.put(posted, job_id))
 
 
 @router.post(":validate", openapi_extra=JOB_BODY)
-def validate(posted: PostedDep, intake: IntakeDep) -> Verdict:
+def validate(intake: IntakeDep, posted: PostedDep) -> Verdict:
     """Check a job as a submission would, and queue nothing: its defaults, its cost, when it would start."""
     submission, session = intake.check(posted).submission, intake.unit.session
     check_room_for_jobs(session, intake.tenant, intake.quotas)

@@ -62,8 +62,8 @@ class AsyncClient:
         pauses, lost = calls.pauses(), Exception("the service closes the connection")
         while True:
             try:
-                async for told in self.stream(job_id, after):
-                    pauses, after = calls.pauses(), told.seq if isinstance(told, Event) else after
+                async for after, told in self.stream(job_id, after):
+                    pauses = calls.pauses()
                     yield told
                     if isinstance(told, Job) and told.ended:
                         return
@@ -73,14 +73,15 @@ class AsyncClient:
                 raise ServiceAway(f"the events of job {job_id} break off again and again: {lost}")
             await asyncio.sleep(pause)
 
-    async def stream(self, job_id: UUID | str, after: int | None) -> AsyncIterator[Event | Job]:
+    async def stream(self, job_id: UUID | str, after: int | None) -> AsyncIterator[tuple[int, Event | Job]]:
         headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
         async with self.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
             if not response.is_success:
                 await response.aread()
                 raise Refused.of(response)
             async for told in httpx2.EventSource(response):
-                yield Job.model_validate_json(told.data) if told.event == "snapshot" else Event.model_validate_json(told.data)
+                kind: type[Event | Job] = Job if told.event == "snapshot" else Event
+                yield int(told.id), kind.model_validate_json(told.data)
 
     async def jobs(self, *, state: str | None = None, model: str | None = None, batch: UUID | None = None) -> AsyncIterator[Job]:
         cursor: str | None = None

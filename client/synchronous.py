@@ -70,8 +70,8 @@ class Client:
         pauses, lost = calls.pauses(), Exception("the service closes the connection")
         while True:
             try:
-                for told in self.stream(job_id, after):
-                    pauses, after = calls.pauses(), told.seq if isinstance(told, Event) else after
+                for after, told in self.stream(job_id, after):
+                    pauses = calls.pauses()
                     yield told
                     if isinstance(told, Job) and told.ended:
                         return
@@ -81,14 +81,16 @@ class Client:
                 raise ServiceAway(f"the events of job {job_id} break off again and again: {lost}")
             time.sleep(pause)
 
-    def stream(self, job_id: UUID | str, after: int | None) -> Iterator[Event | Job]:
+    def stream(self, job_id: UUID | str, after: int | None) -> Iterator[tuple[int, Event | Job]]:
+        """One connection's worth of `events`, each with the seq to go on after."""
         headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
         with self.http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
             if not response.is_success:
                 response.read()
                 raise Refused.of(response)
             for told in httpx2.EventSource(response):
-                yield Job.model_validate_json(told.data) if told.event == "snapshot" else Event.model_validate_json(told.data)
+                kind: type[Event | Job] = Job if told.event == "snapshot" else Event
+                yield int(told.id), kind.model_validate_json(told.data)
 
     def jobs(self, *, state: str | None = None, model: str | None = None, batch: UUID | None = None) -> Iterator[Job]:
         """The newest first."""

@@ -1,7 +1,6 @@
 """The dragqueue command. Each subcommand imports what it needs when it runs."""
 
 import os
-import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from cli import bench, edits, jobs, keys, models, quality, submit
+from cli import bench, bulk, edits, jobs, keys, models, quality, submit
+from cli.edit_files import parse_seeds
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
 from client import ClientError
@@ -25,6 +25,7 @@ app.command("eval")(quality.evaluate)
 app.command("edit")(edits.edit)
 app.command("invert")(edits.invert)
 app.command("submit")(submit.submit)
+app.add_typer(bulk.app, name="bulk")
 app.add_typer(keys.app, name="keys")
 app.add_typer(keys.tenants, name="tenants")
 for name, command in (
@@ -33,7 +34,6 @@ for name, command in (
 ):  # fmt: skip
     app.command(name)(command)
 console = Console(stderr=True)
-MAX_SEEDS = 4096
 
 
 class Noise(StrEnum):
@@ -166,20 +166,6 @@ def render(
     if npz is not None:
         offline.write_npz(images, ws, npz)
     console.print(f"{len(numbers)} pictures in {out}", highlight=False)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """1,5,9-12 -> [1, 5, 9, 10, 11, 12]."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
-            raise CommandError(f"--seeds must look like 0-15 or 1,5,9-12, got {text!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < 2**32 or len(seeds) + last - first >= MAX_SEEDS:
-            raise CommandError(f"--seeds must be at most {MAX_SEEDS} numbers, rising, from 0 to 4294967295, got {text!r}")
-        seeds += range(first, last + 1)
-    return seeds
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from cli.edit_files import parse_seeds
 from cli.edits import parse_option
 from cli.errors import CommandError
-from cli.main import app, parse_seeds
+from cli.main import app
 from tests.manifests import write_tiny_checkpoints
 
 

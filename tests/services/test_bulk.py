@@ -64,10 +64,8 @@ def test_a_run_killed_twice_has_each_result_once(service, sessions, tmp_path):
     done = Counter(json.loads(line)["custom_id"] for line in (out / "done.jsonl").read_text().splitlines() if line)
     assert done == dict.fromkeys((row["custom_id"] for row in rows), 1)
     with sessions() as session:
-        counts = session.execute(
-            select(Job.custom_id, func.count()).where(Job.state == JobState.SUCCEEDED).group_by(Job.custom_id)
-        )
-        assert dict(counts.tuples().all() if hasattr(counts, "tuples") else counts.all()) == done
+        query = select(Job.custom_id, func.count()).where(Job.state == JobState.SUCCEEDED).group_by(Job.custom_id)
+        assert {custom_id: count for custom_id, count in session.execute(query)} == done
     assert (out / "errors.jsonl").read_text() == ""
 
 

@@ -5,6 +5,7 @@ A job comes as JSON, or as multipart with the parts job (JSON), image (a photo) 
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Annotated
 from uuid import UUID
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from api.access import Submitter
 from api.dependencies import ManifestDep, SettingsDep, StorageDep, Unit, UnitDep
+from jobs import webhooks
 from jobs.checkpoints import Manifest
 from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import IdTaken, InvalidJob, Problem
@@ -60,6 +62,9 @@ class TenantInputs:
 
     def job(self, job_id: UUID) -> Job:
         return self.unit.jobs.hold(self.tenant, job_id)
+
+    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+        return webhooks.known(self.unit.session, self.tenant, ids)
 
 
 @dataclass(frozen=True)

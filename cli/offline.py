@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,9 @@ class OfflineInputs:
 
     def job(self, job_id: UUID) -> Job:
         raise JobNotFound("without a service there are no earlier jobs; give --latent")
+
+    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ JobError
 ├── IdTaken             id_taken              another job has the id that a client chose
 ├── BatchNotFound       batch_not_found       no such batch of this tenant
 ├── WebhookNotFound     webhook_not_found     no such webhook, or delivery, of this tenant
+├── InvalidWebhook      invalid_webhook       nothing may be sent to its URL
+├── WebhookDisabled     webhook_disabled      the webhook is sent nothing until it is enabled again
 ├── KeyReused           key_reused            the idempotency key came with another request before
 ├── KeyInUse            key_in_use            a request with the same idempotency key is being answered
 ├── Unauthorized        unauthorized          no key, or one that is not valid
@@ -117,6 +119,14 @@ class BatchNotFound(JobError):
 
 class WebhookNotFound(JobError):
     code = "webhook_not_found"
+
+
+class InvalidWebhook(InvalidJob):
+    code = "invalid_webhook"
+
+
+class WebhookDisabled(JobError):
+    code = "webhook_disabled"
 
 
 class KeyReused(JobError):

@@ -219,7 +219,7 @@ class Delivery(Base):
 
     __table_args__ = (
         CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
-        Index("ix_deliveries_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_deliveries_pending", "webhook", "next_at", postgresql_where=text("state = 'pending'")),
         Index("ix_deliveries_webhook", "webhook", text("created_at DESC")),
     )
 

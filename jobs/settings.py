@@ -1,11 +1,12 @@
 """What operators set, all by environment variables named DRAGQUEUE_*. Read in composition roots only."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.destinations import Destinations, Network
 from jobs.models import DEFAULT_POOL
 from jobs.quotas import Quotas
 from jobs.retries import Retries
@@ -57,6 +58,10 @@ class Settings(BaseSettings):
     max_streams: int = Field(default=200, ge=1)  # of events, for each API process
     requests_per_minute: int = Field(default=12_000, ge=1)
     submits_per_minute: int = Field(default=6_000, ge=1)  # of them
+    webhook_allow_http: bool = False  # or https alone
+    webhook_allowed_networks: Annotated[tuple[Network, ...], NoDecode] = ()  # besides public addresses: 10.1.0.0/16,fd00::/8
+    webhook_timeout_s: float = Field(default=15.0, gt=0, le=60)  # of a delivery, from the look-up of the host on
+    webhook_rest_scale: float = Field(default=1.0, ge=0)  # of the rests between its tries; for tests
     pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # a worker's
     model_cache_bytes: int = Field(default=4 * 10**9, ge=0)  # models that a worker keeps; the one in use always
 
@@ -67,6 +72,15 @@ class Settings(BaseSettings):
     @property
     def quotas(self) -> Quotas:
         return Quotas(max_queued=self.max_queued, max_uploads=self.max_uploads, max_stored_bytes=self.max_stored_bytes)
+
+    @property
+    def destinations(self) -> Destinations:
+        return Destinations(allow_http=self.webhook_allow_http, allowed_networks=self.webhook_allowed_networks)
+
+    @field_validator("webhook_allowed_networks", mode="before")
+    @classmethod
+    def split_at_commas(cls, networks: object) -> object:
+        return [part.strip() for part in networks.split(",") if part.strip()] if isinstance(networks, str) else networks
 
     @field_validator("database_url")
     @classmethod

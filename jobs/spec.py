@@ -175,6 +175,7 @@ class JobSpec(Strict):
     run_timeout_s: float = Field(default=900, ge=1, le=86_400)
     retain_for_s: int = Field(default=604_800, ge=60, le=31_536_000)
     metadata: dict[str, JsonValue] = {}
+    webhooks: list[UUID] = Field(default=[], max_length=8)  # told of this job, besides those that want every job
 
     @model_validator(mode="after")
     def inversion_needs_a_photo(self) -> Self:

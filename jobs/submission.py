@@ -1,6 +1,7 @@
 """From a posted document to a job that can run: everything that is checked before anything is stored."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -37,6 +38,10 @@ class Inputs(Protocol):
         """Raises JobNotFound."""
         ...
 
+    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+        """Those of them that are the tenant's."""
+        ...
+
 
 class NoInputs:
     """Where nothing can have been sent before."""
@@ -49,6 +54,9 @@ class NoInputs:
 
     def job(self, job_id: UUID) -> Job:
         raise JobNotFound(f"there is no job {job_id}")
+
+    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+        return ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ def check_submission(
     parent = None if spec.source.job is None else usable_parent(inputs.job(spec.source.job), model)
     framing = framing_of(spec, model, inputs)
     problems = [*point_problems(spec, framing), *option_problems(spec, model), *latent_problems(spec, model, inputs)]
+    problems += webhook_problems(spec, inputs)
     if posted_mask is not None and spec.movable is not None:
         problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
     mask = spec_mask(spec, framing, inputs) if posted_mask is None else uploaded_mask(posted_mask.data, framing)
@@ -159,6 +168,15 @@ def latent_problems(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> list[Pr
         wanted = f"1 or {model.num_ws} rows of {model.w_dim or 'w_dim'} numbers for {model.name}"
         return [Problem(field="source.latent", message=f"must have {wanted}, has {latent.height} of {latent.width}")]
     return []
+
+
+def webhook_problems(spec: JobSpec, inputs: Inputs) -> list[Problem]:
+    known = inputs.webhooks(spec.webhooks)
+    return [
+        Problem(field=f"webhooks[{k}]", message=f"there is no webhook {webhook}")
+        for k, webhook in enumerate(spec.webhooks)
+        if webhook not in known
+    ]
 
 
 def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:

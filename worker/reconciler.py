@@ -14,6 +14,7 @@ from functools import partial
 from redis import RedisError
 from sqlalchemy import text
 
+from jobs import deliveries
 from jobs.claims import claimable
 from jobs.database import Sessions, make_sessions
 from jobs.idempotency import forget_old
@@ -23,6 +24,7 @@ from jobs.retries import Retries
 from jobs.settings import Settings
 from jobs.storage import Storage
 from jobs.workers import forget_silent
+from worker.delivery import Deliverer
 from worker.patience import SERVER_AWAY
 from worker.purge import Purge
 
@@ -58,6 +60,7 @@ class Reconciler:
             expired = jobs.expire()
             forget_old(session)
             forget_silent(session, timedelta(seconds=FORGET_WORKERS_S))
+            deliveries.forget_old(session)
             waiting = claimable(session, MOST_MESSAGES)
         return Sweep(requeued=requeued, failed=failed, expired=expired, messages=self.wake(waiting))
 
@@ -73,7 +76,7 @@ class Reconciler:
 
 
 def main(settings: Settings) -> None:
-    """Sweep until SIGTERM; a server that is away is waited for. Purging goes on beside it: neither waits for the other."""
+    """Sweep until SIGTERM; a server that is away is waited for. Purge and deliveries go on beside it: none waits for another."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,7 +86,11 @@ def main(settings: Settings) -> None:
     purge = Purge(sessions, Storage.from_settings(settings), settings.tidy_after_s)
     repeat = partial(until_stopped, stop=stop, every_s=settings.sweep_s)
     threading.Thread(target=repeat, args=(purge.purge,), name="purge", daemon=True).start()
+    deliverer = Deliverer.from_settings(sessions, settings)
+    delivery = threading.Thread(target=deliverer.run, args=(stop,), name="delivery", daemon=True)
+    delivery.start()
     repeat(reconciler.sweep)
+    delivery.join(settings.drain_grace_s)  # what is cut off here is delivered again
 
 
 def until_stopped(look: Callable[[], object], stop: threading.Event, every_s: float) -> None:

@@ -1,0 +1,203 @@
+"""Receivers that are dead, deliverers that are killed, hosts that turn private: what happens to deliveries then."""
+
+import signal
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, text
+
+from cli.service import start_part
+from jobs.database import make_sessions
+from jobs.deliveries import AT_ONCE, Room, claim
+from jobs.destinations import Destinations
+from jobs.models import Delivery, Webhook
+from tests.receivers import receiving
+from tests.services.doomed import SPAWN, before, end_of
+from tests.services.telling import QUICK, change, create, deliver, end, log, row
+from worker.delivery import ROOM_FOR_FAILING, Deliverer
+from worker.posting import Poster
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update=QUICK)
+
+
+@pytest.fixture
+def deliverer(settings, sessions):
+    return Deliverer.from_settings(sessions, settings)
+
+
+@pytest.fixture
+def receiver():
+    with receiving() as receiver:
+        yield receiver
+
+
+def test_a_host_that_has_become_private_is_not_reached(client, sessions, receiver):
+    """The name was public when it was registered."""
+    webhook = create(client, receiver)
+    end(client)
+    for address in ("10.0.0.1", "::ffff:127.0.0.1", "100.64.0.1", "127.0.0.1"):
+        rebound = Destinations(allow_http=True, resolve=lambda host, port, address=address: [address])
+        rebinding = Deliverer(sessions, Poster(destinations=rebound, timeout_s=3), rest_scale=1)
+        assert rebinding.look() == 1
+        rebinding.finish()
+        (line,) = log(client, webhook)
+        assert (line["state"], line["status"], line["error"]) == ("pending", None, "127.0.0.1 is not at a public address")
+        change(sessions, Delivery, next_at=func.now())
+    assert receiver.all() == []
+
+
+@contextmanager
+def delivering(deliverer):
+    stop = threading.Event()
+    thread = threading.Thread(target=deliverer.run, args=(stop,))
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def test_a_dead_receiver_holds_up_nobody(client, deliverer, receiver):
+    with delivering(deliverer), receiving() as dead:
+        dead.open.clear()
+        stuck = create(client, dead)
+        create(client, receiver)
+        for _ in range(20):
+            end(client)
+        began = time.monotonic()
+        assert len({receiver.get().id for _ in range(20)}) == 20
+        assert time.monotonic() - began < deliverer.poster.timeout_s
+        assert (dead.most_at_once, receiver.most_at_once <= AT_ONCE) == (AT_ONCE, True)
+        assert {line["state"] for line in log(client, stuck)} == {"pending"}
+
+
+def test_many_that_fail_leave_room_for_others(client, sessions, deliverer, receiver):
+    with delivering(deliverer), receiving() as dead:
+        dead.open.clear()
+        for _ in range(10):
+            create(client, dead)
+        change(sessions, Webhook, failing_since=func.now())
+        create(client, receiver)
+        for _ in range(5):
+            end(client)
+        assert len({receiver.get().id for _ in range(5)}) == 5
+        assert dead.most_at_once == ROOM_FOR_FAILING
+        assert max(Counter(this.webhook for this in deliverer.under_way).values()) == 1
+
+
+def test_no_delivery_is_claimed_twice(client, sessions, receiver):
+    for _ in range(8):
+        create(client, receiver)
+    end(client)
+    barrier, claimed = threading.Barrier(4), []
+
+    def take():
+        barrier.wait()
+        with sessions.begin() as session:
+            claimed.extend(this.id for this in claim(session, Room(room=8, room_for_failing=4, under_way={}), HOUR))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == len(set(claimed)) == 8
+
+
+def test_an_outcome_that_comes_too_late_changes_nothing(client, sessions, deliverer, receiver):
+    create(client, receiver)
+    end(client)
+    receiver.open.clear()
+    deliverer.look()
+    receiver.get()
+    change(sessions, Delivery, next_at=func.now() + HOUR)  # as a deliverer does that claims it after our lease
+    receiver.open.set()
+    deliverer.finish()
+    assert row(sessions, Delivery).state == "pending"
+
+
+def test_a_webhook_that_is_deleted_while_it_is_told_is_no_harm(client, sessions, deliverer, receiver):
+    webhook = create(client, receiver)
+    end(client)
+    receiver.open.clear()
+    deliverer.look()
+    receiver.get()
+    assert client.delete(f"/v1/webhooks/{webhook['id']}").status_code == 204
+    receiver.open.set()
+    deliverer.finish()
+    assert deliverer.under_way == set()
+
+
+def test_jobs_go_on_while_no_webhook_can_be_told(client, sessions, deliverer, receiver):
+    create(client, receiver)
+    receiver.open.clear()
+    end(client)
+    deliverer.look()
+    receiver.get()
+    began = time.monotonic()
+    end(client)
+    assert time.monotonic() - began < 1
+    receiver.open.set()
+    deliverer.finish()
+
+
+DEATHS = {
+    "before it is sent": lambda: before(Deliverer, "send"),
+    "before it is settled": lambda: before(Deliverer, "settle"),
+}
+
+
+def doomed(settings, point):
+    DEATHS[point]()
+    deliverer = Deliverer.from_settings(make_sessions(settings.database_url), settings)
+    deliverer.look()
+    deliverer.finish()
+
+
+@pytest.mark.parametrize(("point", "arrived"), [("before it is sent", 0), ("before it is settled", 1)])
+def test_what_a_killed_deliverer_had_claimed_is_delivered_by_another(
+    client, settings, sessions, deliverer, receiver, point, arrived
+):
+    webhook = create(client, receiver)
+    end(client)
+    assert end_of(SPAWN.Process(target=doomed, args=(settings, point))) == -signal.SIGKILL
+    assert len(receiver.received.queue) == arrived
+    deliver(deliverer)  # not before the lease has run out
+    assert len(receiver.received.queue) == arrived
+    change(sessions, Delivery, next_at=func.now())
+    deliver(deliverer)
+    assert {request.id for request in receiver.all()} == {log(client, webhook)[0]["id"]}
+    assert (row(sessions, Delivery).state, row(sessions, Delivery).tries) == ("delivered", 2)
+
+
+def test_many_that_wait_for_one_webhook_do_not_slow_down_the_claims(client, sessions, receiver):
+    webhook = create(client, receiver)
+    with sessions.begin() as session:
+        rows = "SELECT :id, gen_random_uuid(), 'job.failed', '{}' FROM generate_series(1, 50000)"
+        session.execute(text(f"INSERT INTO deliveries (webhook, job_id, type, data) {rows}"), {"id": UUID(webhook["id"])})
+    with sessions.begin() as session:
+        session.execute(text("ANALYZE deliveries"))
+    with sessions.begin() as session:
+        began = time.monotonic()
+        assert len(claim(session, Room(room=8, room_for_failing=4, under_way={}), HOUR)) == 2
+        assert time.monotonic() - began < 0.1
+
+
+def test_the_reconciler_delivers_and_ends_when_asked(stack, settings, client, sessions, receiver, cleanup):
+    create(client, receiver)
+    allowed = {"DRAGQUEUE_WEBHOOK_ALLOW_HTTP": "1", "DRAGQUEUE_WEBHOOK_ALLOWED_NETWORKS": "10.9.0.0/16, 127.0.0.0/8"}
+    child = start_part(stack, "reconciler", [], cleanup, environment=stack.environment | allowed)
+    end(client)
+    receiver.received.get(timeout=30)
+    child.process.terminate()
+    assert child.process.wait(10) == 0
+    assert row(sessions, Delivery).state == "delivered"

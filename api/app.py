@@ -1,26 +1,38 @@
 """The ASGI application: builds every client once and hands them to the routes."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 
 from api.access import KeyRing, RateLimits
-from api.contract import add_body_schemas
+from api.contract import complete, operation_id
 from api.errors import add_error_handlers
 from api.limits import BodyLimit
-from api.routes import account, artifacts, batches, events, health, jobs, models, uploads
+from api.routes import account, artifacts, batches, events, health, jobs, models, uploads, webhooks
 from api.routes.events import Streams
 from api.watching import Watcher
 from jobs.checkpoints import ManifestFile
 from jobs.database import make_sessions
 from jobs.queue import Queue
+from jobs.quotas import Room
 from jobs.settings import Settings
 from jobs.storage import OF_A_REQUEST, Storage
 
 
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.rate_limits.close()
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()  # type: ignore[call-arg]  # from the environment
-    app = FastAPI(title="Dragqueue", version=version("dragqueue"), description="Point-based image editing with DragGAN, as jobs.")
+    app = FastAPI(
+        title="Dragqueue", version=version("dragqueue"), description="Point-based image editing with DragGAN, as jobs.",
+        generate_unique_id_function=operation_id, lifespan=lifespan,
+    )  # fmt: skip
     app.state.settings = settings
     app.state.checkpoints = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
@@ -30,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.rate_limits = RateLimits(settings)
     app.state.watcher = Watcher(app.state.sessions)
     app.state.streams = Streams()
+    app.state.room = Room(settings.quotas)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):
@@ -37,7 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(batches.router, prefix="/v1/batches", tags=["batches"])
     app.include_router(uploads.router, prefix="/v1/uploads", tags=["uploads"])
     app.include_router(models.router, prefix="/v1/models", tags=["models"])
+    app.include_router(webhooks.router, prefix="/v1/webhooks", tags=["webhooks"])
     app.include_router(account.router, prefix="/v1", tags=["account"])
     app.include_router(health.router, tags=["health"])
-    add_body_schemas(app)
+    complete(app)
     return app

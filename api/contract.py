@@ -1,17 +1,26 @@
-"""The OpenAPI document: routes that read their body themselves say here what it looks like."""
+"""The OpenAPI document: what FastAPI cannot see for itself, such as bodies that routes read on their own."""
 
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
+from api.errors import CODES
 from jobs.spec import JobSpec
 
 NO_NUL = "^[^\x00]*$"  # Postgres has no such character
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+JOB_EXAMPLE: dict[str, Any] = {
+    "model": "demo-faces",
+    "source": {"seed": 3},
+    "points": [{"handle": [75, 80], "target": [59, 80]}],
+    "movable": {"shapes": [{"circle": [66, 70, 46]}]},
+}
 JOB_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}, "example": JOB_EXAMPLE},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -34,7 +43,7 @@ BATCH_BODY = {
     }
 }
 
-JSONL: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {}}}}
+JSONL: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}}
 
 UPLOAD_BODY = {
     "requestBody": {
@@ -46,15 +55,41 @@ UPLOAD_BODY = {
     }
 }
 
+MAKES_A_JOB: dict[int | str, dict[str, Any]] = {
+    202: {
+        "headers": {"Location": {"schema": {"type": "string"}, "description": "of the job"}},
+        "links": {
+            name: {"operationId": f"jobs_{name}", "parameters": {"job_id": "$response.body#/id"}}
+            for name in ("get", "cancel", "stop", "retry", "delete", "frames", "artifacts")
+        },
+    }
+}
 
-def add_body_schemas(app: FastAPI) -> None:
-    """Put what JOB_BODY refers to among the document's components."""
+
+def operation_id(route: APIRoute) -> str:
+    """jobs_submit: what generated clients call it."""
+    return "_".join([*map(str, route.tags[:1]), route.name.rstrip("_")])
+
+
+def complete(app: FastAPI) -> None:
+    """Let the document say what JOB_BODY refers to, and how errors look."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
+        schemas = document["components"]["schemas"]
         schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= schema.pop("$defs") | {"JobSpec": schema}
+        schemas |= schema.pop("$defs") | {"JobSpec": schema}
+        schemas["ProblemDocument"]["properties"]["code"]["enum"] = CODES
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                tell_errors(operation["responses"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def tell_errors(responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        if status >= "400":
+            response["content"] = PROBLEM

@@ -3,10 +3,11 @@
 Those that only hand something on are coroutines: they need no thread of their own.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
@@ -39,6 +40,10 @@ async def sessions(request: Request) -> Sessions:
     return request.app.state.sessions  # type: ignore[no-any-return]
 
 
+# threads of their own: those of the routes may all be waiting for a connection that only the end of another request frees
+ENDINGS = CapacityLimiter(16)
+
+
 @dataclass
 class Unit:
     """One request, one transaction; workers are woken after it is committed."""
@@ -49,12 +54,24 @@ class Unit:
     wake: list[str] = field(default_factory=list)  # pools whose workers get a message
 
 
-def unit(request: Request) -> Iterator[Unit]:
-    with request.app.state.sessions.begin() as session:
-        work = Unit(session, JobRepository(session), UploadRepository(session))
+async def unit(request: Request) -> AsyncIterator[Unit]:
+    """The session connects with its first statement, which a route's own thread sends; only the end needs one more."""
+    session: Session = request.app.state.sessions()
+    work = Unit(session, JobRepository(session), UploadRepository(session))
+    try:
         yield work
+    except BaseException:
+        with CancelScope(shield=True):  # also when the client has gone
+            await to_thread.run_sync(session.close, limiter=ENDINGS)
+        raise
+    await to_thread.run_sync(commit, work, request.app.state.queue, limiter=ENDINGS)
+
+
+def commit(work: Unit, queue: Queue) -> None:
+    with work.session as session:
+        session.commit()
     for pool in work.wake:
-        request.app.state.queue.wake(pool)
+        queue.wake(pool)
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]

@@ -27,6 +27,8 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.UploadInUse: 409,
     errors.BatchNotFound: 404,
     errors.WebhookNotFound: 404,
+    errors.InvalidWebhook: 422,
+    errors.WebhookDisabled: 409,
     errors.KeyReused: 422,
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
@@ -35,6 +37,8 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.DecoderBusy: 503,
     errors.StorageUnavailable: 503,
 }
+OURS = ("invalid_parameters", "http_error", "body_too_large", "database_unavailable", "internal_error")
+CODES = sorted({*(error.code for error in STATUS), *OURS})  # every one that an answer can have
 RETRY_AFTER = {"Retry-After": "5"}
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from api.access import Submitter
-from api.dependencies import ManifestDep, SettingsDep, StorageDep, Unit, UnitDep
+from api.dependencies import StorageDep, Unit, UnitDep
 from jobs import webhooks
-from jobs.checkpoints import Manifest
+from jobs.checkpoints import Manifest, ManifestFile
 from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import IdTaken, InvalidJob, Problem
 from jobs.models import Job, Upload
-from jobs.quotas import Quotas, check_room_for_jobs, check_room_for_upload
+from jobs.quotas import Room, check_room_for_upload
 from jobs.storage import Storage, upload_key
 from jobs.submission import Submission, check_submission
 from jobs.uploads import row_of
@@ -82,8 +82,12 @@ class Intake:
     tenant: str
     unit: Unit
     storage: Storage
-    manifest: Manifest
-    quotas: Quotas
+    checkpoints: ManifestFile
+    room: Room
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.checkpoints.current()  # may ask a slow disk: not while a dependency is made
 
     @property
     def inputs(self) -> TenantInputs:
@@ -99,7 +103,7 @@ class Intake:
 
     def queue(self, checked: Checked, job_id: UUID) -> Job:
         """Raises QuotaExceeded, StorageUnavailable."""
-        check_room_for_jobs(self.unit.session, self.tenant, self.quotas)
+        self.room.take(self.unit.session, self.tenant)
         for file in checked.files:
             self.keep(file)
         job = self.unit.jobs.add(job_id, self.tenant, checked.submission)
@@ -108,7 +112,7 @@ class Intake:
 
     def keep(self, file: Decoded) -> Upload:
         """Raises QuotaExceeded, StorageUnavailable."""
-        check_room_for_upload(self.unit.session, self.tenant, self.quotas)
+        check_room_for_upload(self.unit.session, self.tenant, self.room.defaults)
         return self.unit.uploads.add(self.tenant, file, self.storage)
 
     def put(self, posted: PostedJob, job_id: UUID) -> Job:
@@ -122,8 +126,8 @@ class Intake:
         return job
 
 
-async def intake(who: Submitter, unit: UnitDep, storage: StorageDep, manifest: ManifestDep, settings: SettingsDep) -> Intake:
-    return Intake(who.tenant, unit, storage, manifest, settings.quotas)
+async def intake(who: Submitter, unit: UnitDep, storage: StorageDep, request: Request) -> Intake:
+    return Intake(who.tenant, unit, storage, request.app.state.checkpoints, request.app.state.room)
 
 
 async def posted_job(request: Request) -> PostedJob:

@@ -226,6 +226,10 @@ class Sampler:
             counts["database_mb"] = session.scalar(text("SELECT pg_database_size(current_database()) / 1e6"))
         return {name: float(count or 0) for name, count in counts.items()}
 
+    def lose_messages(self) -> bool:
+        """Whether one waited: the reconciler sends it again, and has opened all it ever opens before anything is judged."""
+        return bool(self.redis.delete(queue_of(DEFAULT_POOL)))
+
     def messages(self) -> dict[str, float]:
         length, keys = self.redis.llen(queue_of(DEFAULT_POOL)), self.redis.dbsize()
         return {"messages": float(str(length)), "redis_keys": float(str(keys))}
@@ -293,6 +297,7 @@ class Run:
         self.console = console
         self.began = time.monotonic()
         self.next_sample = 0.0
+        self.lost = False  # whether a message was
 
     def run(self, load_s: float) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
@@ -314,6 +319,7 @@ class Run:
     def step(self, every_s: float, loaded: bool) -> None:
         self.stack.check()
         self.customer.turn(submit=loaded)
+        self.lost = self.lost or self.sampler.lose_messages()
         if self.now() >= self.next_sample:
             self.next_sample = self.now() + every_s
             self.record.add(self.sampler.sample(self.now(), loaded))

@@ -58,3 +58,22 @@ def cancel(
         f"an iteration {found.iteration_s:.2f} s + a beat {found.beat_s:.2f} s = {limit_s:.2f} s",
         highlight=False,
     )
+
+
+@app.command()
+def api(
+    seconds: Annotated[float, typer.Option(min=5, max=3600, help="Of the polls; 80 s are 10,000 polls.")] = 80,
+) -> None:
+    """Submissions beside a bare route with one INSERT, polls of 64 clients, events to 200 streams."""
+    from benchmarks.api_speed import POLLERS, STREAMS, measure
+
+    with console.status("starting servers") as status:
+        found = measure(seconds, status.update)
+    polls, waits = found.polls, found.fan_out.seconds
+    console.print(
+        f"submissions: {found.submits.median:.0f} /s, a bare INSERT {found.bare.median:.0f} /s, share {100 * found.share:.0f} %\n"
+        f"polls of {POLLERS} clients, {len(polls.latencies_s)} in all: p50 {polls.percentile_ms(50):.1f} ms, "
+        f"p99 {polls.percentile_ms(99):.1f} ms; the API's memory grew by {polls.grown_bytes / 1e6:.1f} MB\n"
+        f"a change reaches all of {STREAMS} streams after {sum(waits) / len(waits):.2f} s in the mean, {max(waits):.2f} s at most",
+        highlight=False,
+    )

@@ -110,7 +110,6 @@ class JobRepository:
         job = Job(**columns(job_id, tenant, submission))
         self.session.add(job)
         self.session.flush()
-        self.session.refresh(job)
         return job
 
     def get(self, tenant: str, job_id: UUID, *, lock: bool = False) -> Job:

@@ -23,7 +23,6 @@ from jobs import audit, batches, idempotency
 from jobs.batches import ENDED_BADLY, TOGETHER, Summary
 from jobs.database import Sessions
 from jobs.models import Batch, Job, Refusal
-from jobs.quotas import check_room_for_jobs
 from jobs.states import JobState
 
 IN_MEMORY = 2**20  # bytes of a batch; the rest lies in a temporary file while it is read
@@ -102,7 +101,7 @@ def accept(intake: Intake, file: IO[bytes], key: str | None, fingerprint: str) -
         return answered(earlier, {"Idempotency-Replayed": "true"})
     file.seek(0)
     batch, reading = batches.add(session, tenant, lines_of(file), intake.manifest, intake.inputs)
-    check_room_for_jobs(session, tenant, intake.quotas, more=0)
+    intake.room.count(session, tenant, more=0)  # they are in the queue already
     for pool, count in reading.pools.items():
         intake.unit.wake += [pool] * min(count, MOST_WOKEN)
     answer = BatchView.of(batches.summary(session, batch)).model_dump(mode="json")

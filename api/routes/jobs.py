@@ -13,8 +13,8 @@ from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
 from api.access import Reader, Submitter
-from api.contract import JOB_BODY, NO_NUL
-from api.dependencies import ManifestDep, SessionsDep, StorageDep, UnitDep
+from api.contract import JOB_BODY, MAKES_A_JOB, NO_NUL
+from api.dependencies import SessionsDep, StorageDep, UnitDep
 from api.problems import ERRORS
 from api.schemas import JobPage, JobView, Verdict
 from api.submissions import IntakeDep, PostedDep, PostedJob
@@ -25,7 +25,6 @@ from jobs.errors import JobActive
 from jobs.estimates import place, run_time
 from jobs.events import versions
 from jobs.models import Job
-from jobs.quotas import check_room_for_jobs
 from jobs.repository import JobRepository
 from jobs.states import JobState
 
@@ -39,7 +38,7 @@ Text = Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)]
 router = APIRouter(responses=ERRORS)
 
 
-@router.post("", status_code=202, response_model=JobView, openapi_extra=JOB_BODY)
+@router.post("", status_code=202, response_model=JobView, openapi_extra=JOB_BODY, responses=MAKES_A_JOB)
 def submit(intake: IntakeDep, posted: PostedDep, idempotency_key: KeyHeader = None) -> Response:
     """Accept an edit and return at once; poll the job for its outcome.
 
@@ -71,7 +70,7 @@ def accepted(job: dict[str, Any], headers: dict[str, str] | None = None) -> Resp
     return JSONResponse(job, status_code=202, headers={"Location": job["links"]["self"]} | (headers or {}))
 
 
-@router.put("/{job_id}", status_code=202, response_model=JobView, openapi_extra=JOB_BODY)
+@router.put("/{job_id}", status_code=202, response_model=JobView, openapi_extra=JOB_BODY, responses=MAKES_A_JOB)
 def put(job_id: UUID, intake: IntakeDep, posted: PostedDep) -> JobView:
     """Submit a job under an id of the client's own; again with the same job changes nothing and shows how it stands."""
     return JobView.of(intake.put(posted, job_id))
@@ -81,7 +80,7 @@ def put(job_id: UUID, intake: IntakeDep, posted: PostedDep) -> JobView:
 def validate(intake: IntakeDep, posted: PostedDep) -> Verdict:
     """Check a job as a submission would, and queue nothing: its defaults, its cost, when it would start."""
     submission, session = intake.check(posted).submission, intake.unit.session
-    check_room_for_jobs(session, intake.tenant, intake.quotas)
+    intake.room.count(session, intake.tenant, more=1)
     spec = submission.spec
     imagined = Job(tenant=intake.tenant, pool=submission.pool, model=spec.model, priority=spec.priority)
     return Verdict.of(spec, run_time(session, spec.model), place(session, imagined).starts_in_s)
@@ -167,14 +166,16 @@ def delete(job_id: UUID, who: Submitter, unit: UnitDep, storage: StorageDep) -> 
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
-def retry(job_id: UUID, manifest: ManifestDep, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
+def retry(job_id: UUID, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
     """The same edit as a new job, once this one has ended. An Idempotency-Key makes it safe to ask again."""
 
     def again() -> Job:
         job = intake.unit.jobs.get(intake.tenant, job_id)
         if not JobState(job.state).terminal:
             raise JobActive(f"job {job_id} is {job.state}: it may still succeed")
-        return intake.queue(intake.check(PostedJob(job.spec | {"start_before": None})), uuid4())
+        named = [UUID(webhook) for webhook in job.spec.get("webhooks", [])]
+        left = {"webhooks": [str(webhook) for webhook in intake.inputs.webhooks(named)]}  # of them; others were deleted
+        return intake.queue(intake.check(PostedJob(job.spec | {"start_before": None} | left)), uuid4())
 
     return answer_once(intake.unit.session, intake.tenant, idempotency_key, None, again, f"retry {job_id}")
 

@@ -94,8 +94,10 @@ def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     receiver = Receiver(tls)
     thread = threading.Thread(target=receiver.server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    yield receiver
-    receiver.open.set()
-    receiver.server.shutdown()
-    receiver.server.server_close()
-    thread.join()
+    try:
+        yield receiver
+    finally:
+        receiver.open.set()
+        receiver.server.shutdown()
+        receiver.server.server_close()
+        thread.join()

@@ -61,9 +61,11 @@ def delivering(deliverer):
     stop = threading.Event()
     thread = threading.Thread(target=deliverer.run, args=(stop,))
     thread.start()
-    yield
-    stop.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_dead_receiver_holds_up_nobody(client, deliverer, receiver):

@@ -1,5 +1,6 @@
 """Webhooks over HTTP: registering, changing, rotating; whose they are."""
 
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_network
 from uuid import uuid4
 
@@ -115,6 +116,12 @@ def test_a_tenant_has_at_most_sixteen(client):
     assert "may have 16 webhooks" in refused.json()["detail"]
     client.delete(f"/v1/webhooks/{made[0]['id']}")
     create(client)
+
+
+def test_also_of_those_that_are_added_at_the_same_time(client):
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: client.post("/v1/webhooks", json={"url": URL}).status_code, range(40)))
+    assert sorted(answers) == [201] * 16 + [429] * 24
 
 
 @pytest.mark.parametrize(

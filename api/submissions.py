@@ -55,7 +55,7 @@ class TenantInputs:
     def upload(self, sha256: str) -> Upload:
         if self.posted is not None and sha256 == self.posted.sha256:
             return Upload(**row_of(self.tenant, self.posted))
-        return self.unit.uploads.get(self.tenant, sha256, hold=True)
+        return self.unit.uploads.use(self.tenant, sha256)
 
     def content(self, sha256: str) -> bytes:
         return self.storage.get(upload_key(self.tenant, sha256))

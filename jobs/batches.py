@@ -6,12 +6,12 @@ A batch is stored whole or not at all; lines that are no jobs are noted as refus
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from jobs.checkpoints import Manifest
@@ -161,3 +161,10 @@ def cancel(session: Session, tenant: str, batch_id: UUID) -> Batch:
     running = and_(Job.batch == batch_id, Job.state == JobState.RUNNING, Job.cancel_requested_at.is_(None))
     session.execute(update(Job).where(running).values(cancel_requested_at=now))
     return batch
+
+
+def forget_empty(session: Session) -> int:
+    """Forget batches whose jobs are all gone; how many. A young one may still be on its way."""
+    empty = ~select(Job.id).where(Job.batch == Batch.id).exists()
+    old = delete(Batch).where(Batch.created_at < func.now() - timedelta(days=1), empty)
+    return len(session.execute(old.returning(Batch.id)).all())

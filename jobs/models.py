@@ -276,5 +276,6 @@ class Upload(Base):
     height: Mapped[int]  # pixels; of a latent its rows
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)  # by a submission; to the hour
 
     __table_args__ = (CheckConstraint("kind IN ('image', 'mask', 'latent')", name="kind"),)

@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     webhook_allowed_networks: Annotated[tuple[Network, ...], NoDecode] = ()  # besides public addresses: 10.1.0.0/16,fd00::/8
     webhook_timeout_s: float = Field(default=15.0, gt=0, le=60)  # of a delivery, from the look-up of the host on
     webhook_rest_scale: float = Field(default=1.0, ge=0)  # of the rests between its tries; for tests
+    upload_retain_s: float = Field(default=30 * 86_400, ge=60)  # after the last submission that named an upload
     pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # a worker's
     model_cache_bytes: int = Field(default=4 * 10**9, ge=0)  # models that a worker keeps; the one in use always
 

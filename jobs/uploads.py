@@ -1,8 +1,9 @@
 """What tenants have uploaded: rows in Postgres, bytes in the store under their own hash."""
 
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -11,6 +12,8 @@ from jobs.errors import UploadInUse, UploadNotFound
 from jobs.models import Job, Upload
 from jobs.states import JobState
 from jobs.storage import Storage, upload_key
+
+USED_PRECISION = timedelta(hours=1)
 
 
 class UploadRepository:
@@ -22,9 +25,16 @@ class UploadRepository:
     def add(self, tenant: str, decoded: Decoded, storage: Storage) -> Upload:
         """Store bytes and row; the same content again is the same upload."""
         storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
-        row = row_of(tenant, decoded)
-        self.session.execute(insert(Upload).values(**row).on_conflict_do_nothing())
+        added = insert(Upload).values(**row_of(tenant, decoded))
+        self.session.execute(added.on_conflict_do_update(index_elements=["tenant", "sha256"], set_={"used_at": func.now()}))
         return self.get(tenant, decoded.sha256)
+
+    def use(self, tenant: str, sha256: str) -> Upload:
+        """An upload that a job is made from: nobody may remove it until the transaction ends. Raises UploadNotFound."""
+        upload = self.get(tenant, sha256, hold=True)
+        long_ago = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at < func.now() - USED_PRECISION)
+        self.session.execute(update(Upload).where(*long_ago).values(used_at=func.now()))
+        return upload
 
     def get(self, tenant: str, sha256: str, *, lock: bool = False, hold: bool = False) -> Upload:
         """Raises UploadNotFound, also for other tenants' uploads.
@@ -39,6 +49,10 @@ class UploadRepository:
         if upload is None:
             raise UploadNotFound(f"there is no upload {sha256}")
         return upload
+
+    def unused(self, after: timedelta, limit: int) -> list[Upload]:
+        """Those that no submission has named for so long."""
+        return list(self.session.scalars(select(Upload).where(Upload.used_at < func.now() - after).limit(limit)))
 
     def remove(self, tenant: str, sha256: str, storage: Storage) -> None:
         """Raises UploadNotFound; UploadInUse while a job needs it that has not ended; StorageUnavailable."""

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from jobs import batches
 from jobs.database import Sessions
-from jobs.errors import StorageUnavailable
-from jobs.models import Job
+from jobs.errors import StorageUnavailable, UploadInUse, UploadNotFound
+from jobs.models import Job, Upload
+from jobs.quotas import measure
 from jobs.retention import expired, forget, needed, still_expired, tidied, untidy
 from jobs.storage import Storage, job_prefix
+from jobs.uploads import UploadRepository
 
 TOGETHER = 100  # jobs looked at in one go
 logger = logging.getLogger(__name__)
@@ -21,24 +24,40 @@ class Purged:
 
     tidied: int = 0  # ended jobs, now without anything but their result
     forgotten: int = 0  # jobs past their retention
+    uploads: int = 0  # that no submission has named for long
     objects: int = 0  # of both
 
 
 class Purge:
     """Any number may run: each step can be repeated."""
 
-    def __init__(self, sessions: Sessions, storage: Storage, tidy_after_s: float) -> None:
+    def __init__(self, sessions: Sessions, storage: Storage, tidy_after_s: float, upload_retain_s: float) -> None:
         self.sessions = sessions
         self.storage = storage
         self.tidy_after = timedelta(seconds=tidy_after_s)
+        self.upload_retain = timedelta(seconds=upload_retain_s)
 
     def purge(self) -> Purged:
         """Look once. Raises OperationalError; what was not done is done next time."""
         with self.sessions() as session:
             past, ended = expired(session, TOGETHER), untidy(session, self.tidy_after, TOGETHER)
+            unused = UploadRepository(session).unused(self.upload_retain, TOGETHER)
         gone = [objects for job in past if (objects := self.try_to(self.forget, job)) is not None]
         tidy = [objects for job in ended if (objects := self.try_to(self.tidy, job)) is not None]
-        return Purged(tidied=len(tidy), forgotten=len(gone), objects=sum(gone + tidy))
+        uploads = sum(map(self.forget_upload, unused))
+        with self.sessions.begin() as session:
+            batches.forget_empty(session)
+            measure(session)
+        return Purged(tidied=len(tidy), forgotten=len(gone), uploads=uploads, objects=sum(gone + tidy) + uploads)
+
+    def forget_upload(self, upload: Upload) -> bool:
+        """Whether it is gone: one that a job still needs stays."""
+        try:
+            with self.sessions.begin() as session:
+                UploadRepository(session).remove(upload.tenant, upload.sha256, self.storage)
+        except (UploadInUse, UploadNotFound, StorageUnavailable):
+            return False
+        return True
 
     def try_to(self, action: Callable[[Job], int], job: Job) -> int | None:
         """None when it cannot be done now: one job must not hold up the others."""

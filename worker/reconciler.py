@@ -83,7 +83,7 @@ def main(settings: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     sessions = make_sessions(settings.database_url)
     reconciler = Reconciler(sessions, Queue(settings.redis_url), settings.retries)
-    purge = Purge(sessions, Storage.from_settings(settings), settings.tidy_after_s)
+    purge = Purge(sessions, Storage.from_settings(settings), settings.tidy_after_s, settings.upload_retain_s)
     repeat = partial(until_stopped, stop=stop, every_s=settings.sweep_s)
     threading.Thread(target=repeat, args=(purge.purge,), name="purge", daemon=True).start()
     deliverer = Deliverer.from_settings(sessions, settings)

@@ -175,7 +175,7 @@ def live_through(chaos: Chaos) -> Verdict:
             story = chaos.run(bar)
         chaos.site.stop()
         storage = Storage.from_settings(chaos.site.stack.settings())
-        everything = Purge(chaos.sessions, storage, tidy_after_s=0)
+        everything = Purge(chaos.sessions, storage, tidy_after_s=0, upload_retain_s=3600)
         while everything.purge().tidied:
             pass
         allowed_s = float(QUICK["LEASE_S"]) + float(QUICK["SWEEP_S"]) + REACTION_S

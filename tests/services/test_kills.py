@@ -80,7 +80,7 @@ def test_a_worker_killed_leaves_what_the_next_one_ends_as_if_nothing_had_been(
     job = read_job(sessions, job_id)
     assert (job.state, job.attempt, job.checkpoint) == ("succeeded", 1 if point in ENDED_BEFORE else 2, None)
     assert artifacts(client, job_id) == expected
-    assert Purge(sessions, storage, 0).purge().tidied >= 1
+    assert Purge(sessions, storage, 0, 3600).purge().tidied >= 1
     with sessions() as session:
         rows = session.query(Attempt).filter(Attempt.job_id == job.id).order_by(Attempt.attempt).all()
     assert [row.ending for row in rows] == ["went silent", "succeeded"][-job.attempt :]

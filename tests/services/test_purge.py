@@ -3,19 +3,20 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
 from jobs.errors import StorageUnavailable
-from jobs.models import Artifact, Job
+from jobs.models import Artifact, Batch, Job, Upload
 from jobs.storage import artifact_key, job_prefix
 from tests.services.jobs import add_job, read_job
+from tests.services.test_photos import photo
 from worker.purge import Purge, Purged
 from worker.run import Runner
 
 
 @pytest.fixture
 def purge(sessions, storage):
-    return Purge(sessions, storage, tidy_after_s=0)
+    return Purge(sessions, storage, tidy_after_s=0, upload_retain_s=3600)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_what_earlier_attempts_left_is_deleted_and_the_result_stays(purge, sessi
 
 
 def test_nothing_is_tidied_before_its_time(sessions, storage, done):
-    assert Purge(sessions, storage, tidy_after_s=600).purge() == Purged()
+    assert Purge(sessions, storage, tidy_after_s=600, upload_retain_s=3600).purge() == Purged()
 
 
 def test_a_canceled_job_keeps_nothing(purge, sessions, storage, done):
@@ -92,5 +93,34 @@ def test_a_job_that_cannot_be_deleted_holds_up_no_other(settings, sessions, stor
     Runner(settings, sessions, storage, queue).run_next()
     for job_id in (done, other):
         let_expire(sessions, job_id)
-    assert Purge(sessions, Locked(storage, done), tidy_after_s=600).purge().forgotten == 1
+    assert Purge(sessions, Locked(storage, done), tidy_after_s=600, upload_retain_s=3600).purge().forgotten == 1
     assert (read_job(sessions, done) is None, read_job(sessions, other) is None) == (False, True)
+
+
+def test_uploads_that_nobody_names_go_and_those_that_a_job_needs_stay(client, sessions, storage):
+    used, unused, queued = (client.post("/v1/uploads", content=photo(seed=seed)).json()["sha256"] for seed in (2, 3, 4))
+    client.post("/v1/jobs", json={"model": "tiny", "source": {"upload": queued}})
+    with sessions.begin() as session:
+        session.execute(update(Upload).where(Upload.sha256 != used).values(used_at=func.now() - timedelta(days=1)))
+    assert Purge(sessions, storage, tidy_after_s=600, upload_retain_s=3600).purge().uploads == 1
+    assert [client.get(f"/v1/uploads/{sha256}").status_code for sha256 in (used, unused, queued)] == [200, 404, 200]
+    assert len(list(storage.keys("t/default/u/"))) == 2
+
+
+def test_a_submission_keeps_its_upload_in_use(client, sessions):
+    sha256 = client.post("/v1/uploads", content=photo()).json()["sha256"]
+    with sessions.begin() as session:
+        session.execute(update(Upload).values(used_at=func.now() - timedelta(days=1)))
+    client.post("/v1/jobs", json={"model": "tiny", "source": {"upload": sha256}})
+    with sessions() as session:
+        assert session.scalar(select(Upload.used_at > func.now() - timedelta(minutes=1)))
+
+
+def test_a_batch_is_forgotten_with_its_last_job(purge, client, sessions):
+    batch = client.post("/v1/batches", content=b'{"job": 1}\n').json()["id"]
+    purge.purge()
+    assert client.get(f"/v1/batches/{batch}").status_code == 200
+    with sessions.begin() as session:
+        session.execute(update(Batch).values(created_at=func.now() - timedelta(days=2)))
+    purge.purge()
+    assert client.get(f"/v1/batches/{batch}").status_code == 404

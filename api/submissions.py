@@ -23,6 +23,7 @@ from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import IdTaken, InvalidJob, Problem
 from jobs.models import Job, Upload
 from jobs.quotas import Room, check_room_for_upload
+from jobs.spec import JobSpec
 from jobs.storage import Storage, upload_key
 from jobs.submission import Submission, check_submission
 from jobs.uploads import row_of
@@ -121,7 +122,7 @@ class Intake:
         if self.unit.jobs.take_id(job_id):
             return self.queue(checked, job_id)
         job = self.unit.jobs.find(self.tenant, job_id)
-        if job is None or job.spec != checked.submission.spec.model_dump(mode="json"):
+        if job is None or JobSpec.model_validate(job.spec) != checked.submission.spec:
             raise IdTaken(f"the id {job_id} is another job's: choose a new one")
         return job
 

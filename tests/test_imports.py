@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 WITHOUT_TORCH = (
-    "api.app, worker.app, worker.reconciler, cli.main, cli.service, cli.client, jobs.submission, migrations.upgrade, "
+    "api.app, worker.app, worker.reconciler, cli.main, cli.service, client, jobs.submission, migrations.upgrade, "
     "engine.layouts, engine.canonical"
 )
 

@@ -6,7 +6,9 @@ No decision hangs on Redis (docs/decisions/0012): a look takes the versions of a
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Callable, Hashable
 from contextlib import suppress
+from typing import Any, TypeVar
 from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
@@ -18,6 +20,7 @@ from jobs.events import versions
 LOOK_S = 0.25  # between two looks
 AWAY_S = 1.0  # after a look that the database did not answer
 GONE = "gone"  # the version of a job that was deleted
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +29,18 @@ class Watcher:
         self.sessions = sessions
         self.waiting: dict[UUID, list[tuple[str, asyncio.Future[str]]]] = defaultdict(list)  # with the version each has seen
         self.looking: asyncio.Task[None] | None = None
+        self.reading: dict[Hashable, asyncio.Future[Any]] = {}
+
+    async def once(self, key: Hashable, read: Callable[[], T]) -> T:
+        """What `read` finds, in a thread; who asks for the same meanwhile gets the same: all that a change has woken.
+
+        It may have begun before a change that its caller knows of; `changed` then says so at once.
+        """
+        if key not in self.reading:
+            self.reading[key] = asyncio.ensure_future(run_in_threadpool(read))
+            self.reading[key].add_done_callback(lambda _: self.reading.pop(key, None))
+        found: T = await asyncio.shield(self.reading[key])
+        return found
 
     async def changed(self, job_id: UUID, seen: str, limit_s: float) -> str:
         """The version of a job's row once it is not the one seen, or that one after limit_s."""

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -72,7 +73,9 @@ async def follow(
     last, version, shown = last_event_id, "", ""
     while True:
         try:
-            told, view, version = await run_in_threadpool(read, sessions, who.tenant, job_id, last)
+            told, view, version = await watcher.once(
+                (who.tenant, job_id, last), partial(read, sessions, who.tenant, job_id, last)
+            )
         except JobNotFound:
             return  # deleted meanwhile
         except SQLAlchemyError:

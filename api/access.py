@@ -55,8 +55,12 @@ class KeyRing:
             return who
 
     def ask(self, token: str) -> Principal:
-        with self.sessions.begin() as session:
-            principal = keys.authenticate(session, token)
+        try:
+            with self.sessions.begin() as session:
+                principal = keys.authenticate(session, token)
+        except Unauthorized:
+            self.known.pop(hashed(token), None)
+            raise
         if len(self.known) >= MOST_REMEMBERED:
             self.known.clear()
         self.known[hashed(token)] = principal, time.monotonic()
@@ -98,14 +102,14 @@ class RateLimits:
             logger.warning("requests are not counted for %g s: %s", REST_S, error)
 
     async def hit(self, what: str, per_minute: int, key: str) -> None:
-        left, taken = self.left.get((what, key), 0), max(1, per_minute // 1000)
-        if left == 0:
+        taken = 0
+        if self.left.get((what, key), 0) == 0:
+            taken = max(1, per_minute // 1000)
             if not await self.limiter.hit(RateLimitItemPerMinute(per_minute), what, key, cost=taken):
                 raise RateLimited(f"this key may make {per_minute} {what} a minute")
             if len(self.left) >= MOST_REMEMBERED:
                 self.left.clear()
-            left = taken
-        self.left[what, key] = left - 1
+        self.left[what, key] = self.left.get((what, key), 0) + taken - 1  # others may have taken some meanwhile
 
 
 async def admit(request: Request, token: str, scope: Scope) -> Principal:

@@ -70,8 +70,7 @@ async def unit(request: Request) -> AsyncIterator[Unit]:
 def commit(work: Unit, queue: Queue) -> None:
     with work.session as session:
         session.commit()
-    for pool in work.wake:
-        queue.wake(pool)
+    all(queue.wake(pool) for pool in work.wake)  # not the others while the broker is away
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]

@@ -183,9 +183,9 @@ class Verdict(BaseModel):
 
 
 class QueueView(BaseModel):
-    """How busy a pool is, as far as it is this tenant's business."""
+    """How much of this tenant's waits and runs."""
 
-    queued: int  # of this tenant's jobs
+    queued: int
     running: int
     oldest_queued_s: float | None  # age of the one that waits longest
 

@@ -62,7 +62,12 @@ class TenantInputs:
         return self.storage.get(upload_key(self.tenant, sha256))
 
     def job(self, job_id: UUID) -> Job:
-        return self.unit.jobs.hold(self.tenant, job_id)
+        """With the photo that its chain began with."""
+        job = self.unit.jobs.hold(self.tenant, job_id)
+        photo = self.unit.jobs.photo_of(job)
+        if photo is not None:
+            self.upload(photo)
+        return job
 
     def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
         return webhooks.known(self.unit.session, self.tenant, ids)
@@ -113,13 +118,14 @@ class Intake:
 
     def keep(self, file: Decoded) -> Upload:
         """Raises QuotaExceeded, StorageUnavailable."""
-        check_room_for_upload(self.unit.session, self.tenant, self.room.defaults)
+        check_room_for_upload(self.unit.session, self.tenant, file.sha256, self.room.defaults)
         return self.unit.uploads.add(self.tenant, file, self.storage)
 
     def put(self, posted: PostedJob, job_id: UUID) -> Job:
         """The job of that id, made now unless the same was before. Raises IdTaken when another has it."""
+        free = self.unit.jobs.take_id(job_id)
         checked = self.check(posted)
-        if self.unit.jobs.take_id(job_id):
+        if free:
             return self.queue(checked, job_id)
         job = self.unit.jobs.find(self.tenant, job_id)
         if job is None or JobSpec.model_validate(job.spec) != checked.submission.spec:

@@ -5,9 +5,7 @@ No decision hangs on Redis (docs/decisions/0012): a look takes the versions of a
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -21,13 +19,14 @@ LOOK_S = 0.25  # between two looks
 AWAY_S = 1.0  # after a look that the database did not answer
 GONE = "gone"  # the version of a job that was deleted
 T = TypeVar("T")
+Waiter = tuple[str, asyncio.Future[str]]  # with the version it has seen
 logger = logging.getLogger(__name__)
 
 
 class Watcher:
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
-        self.waiting: dict[UUID, list[tuple[str, asyncio.Future[str]]]] = defaultdict(list)  # with the version each has seen
+        self.waiting: dict[UUID, list[Waiter]] = {}
         self.looking: asyncio.Task[None] | None = None
         self.reading: dict[Hashable, asyncio.Future[Any]] = {}
 
@@ -44,21 +43,21 @@ class Watcher:
 
     async def changed(self, job_id: UUID, seen: str, limit_s: float) -> str:
         """The version of a job's row once it is not the one seen, or that one after limit_s."""
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        entry = (seen, future)
-        self.waiting[job_id].append(entry)
+        entry = (seen, asyncio.get_running_loop().create_future())
+        self.waiting.setdefault(job_id, []).append(entry)
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(self.look_on())
-        with suppress(TimeoutError):
-            return await asyncio.wait_for(future, limit_s)
-        self.leave(job_id, entry)
-        return seen
+        try:
+            return await asyncio.wait_for(entry[1], limit_s)
+        except TimeoutError:
+            return seen
+        finally:
+            self.leave(job_id, entry)
 
-    def leave(self, job_id: UUID, entry: tuple[str, asyncio.Future[str]]) -> None:
-        with suppress(KeyError, ValueError):
-            self.waiting[job_id].remove(entry)
-            if not self.waiting[job_id]:
-                del self.waiting[job_id]
+    def leave(self, job_id: UUID, entry: Waiter) -> None:
+        others = [other for other in self.waiting.pop(job_id, []) if other is not entry]
+        if others:
+            self.waiting[job_id] = others
 
     async def look_on(self) -> None:
         """Look while somebody waits."""
@@ -78,7 +77,6 @@ class Watcher:
 
     def tell(self, now: dict[UUID, str]) -> None:
         for job_id, version in now.items():
-            for seen, future in [entry for entry in self.waiting.get(job_id, []) if entry[0] != version]:
-                if not future.done():
+            for seen, future in self.waiting.get(job_id, []):
+                if seen != version and not future.done():
                     future.set_result(version)
-                self.leave(job_id, (seen, future))

@@ -66,8 +66,11 @@ class Folder:
             self.story = Story.model_validate_json((path / STORY).read_text()) if (path / STORY).exists() else Story()
         except ValidationError as error:
             raise CommandError(f"{path / STORY} is damaged: {error}") from error
-        lines = (path / DONE).read_text().splitlines() if (path / DONE).exists() else []
-        self.done = {json.loads(line)["custom_id"] for line in lines if line.endswith("}")}  # a kill may cut the last one off
+        text = (path / DONE).read_text() if (path / DONE).exists() else ""
+        if text and not text.endswith("\n"):  # a kill has cut the last line off
+            (path / DONE).write_text(text := text[: text.rfind("\n") + 1])
+        lines = text.splitlines()
+        self.done = {json.loads(line)["custom_id"] for line in lines}
 
     def save(self) -> None:
         part = self.path / f"{STORY}.part"
@@ -77,12 +80,8 @@ class Folder:
     def note(self, line: BatchLine) -> None:
         """An edit's artifacts are all here."""
         with (self.path / DONE).open("a") as file:
-            file.write("\n" * self.cut_off() + json.dumps({"custom_id": line.custom_id, "job": str(line.job)}) + "\n")
+            file.write(json.dumps({"custom_id": line.custom_id, "job": str(line.job)}) + "\n")
         self.done.add(str(line.custom_id))
-
-    def cut_off(self) -> bool:
-        data = (self.path / DONE).read_bytes() if (self.path / DONE).exists() else b""
-        return bool(data) and not data.endswith(b"\n")
 
     def missing(self, edits: list[Edit]) -> list[Edit]:
         """Neither done nor on their way."""

@@ -44,10 +44,12 @@ def read_edits(path: Path) -> list[Edit]:
 def edit_of(row: dict[str, Any], number: int, path: Path) -> Edit:
     """Raises CommandError."""
     custom_id = str(row.get("custom_id") or f"{number:05d}")
-    if UNSAFE & set(custom_id) or custom_id.startswith(".") or len(custom_id) > MAX_NAME:
+    if UNSAFE & set(custom_id) or custom_id.startswith(".") or len(custom_id) > MAX_NAME or not custom_id.isprintable():
         raise CommandError(f"{path}, edit {number}: the custom_id {custom_id!r} cannot be the name of a folder")
     if not isinstance(row.get("job"), dict) or not row.keys() <= {"custom_id", "job", "image"}:
         raise CommandError(f"{path}, edit {number}: must have job and, if you like, custom_id and image")
+    if not isinstance(row.get("image") or "", str):
+        raise CommandError(f"{path}, edit {number}: image must be a path")
     image = path.parent / row["image"] if row.get("image") else None
     if image is not None and not image.is_file():
         raise CommandError(f"{path}, edit {number}: there is no photo {image}")
@@ -85,6 +87,8 @@ def job_of(row: dict[str, str], number: int, path: Path) -> dict[str, Any]:
         place = job
         for name in outer:
             place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise CommandError(f"{path}, edit {number}: there are both {name} and {column}")
         try:
             place[last] = [parse_pair(pair.strip()) for pair in text.split(";")] if column == "points" else value_of(text)
         except CommandError as error:

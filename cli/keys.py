@@ -83,7 +83,7 @@ def rotate(
     """Make a key that replaces another and print it."""
     with database() as session:
         token = keys.rotate(session, key_id, timedelta(seconds=grace_s))
-        audit.note(session, keys.get(session, key_id).tenant, operator(), "key.rotate", key_id)
+        audit.note(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {id_of(token)}")
     typer.echo(token)
 
 
@@ -107,8 +107,9 @@ def set_(
     """Change one limit of a tenant."""
     if limit not in LIMITS:
         raise CommandError(f"there is no limit {limit}: take one of {', '.join(LIMITS)}")
-    if value != "-" and not (value.isdecimal() and 0 < int(value) < 2**31):
-        raise CommandError(f"{limit} must be a number from 1 to {2**31 - 1}, or -, got {value}")
+    most = 2**63 - 1 if limit == "max_stored_bytes" else 2**31 - 1
+    if value != "-" and not (value.isdecimal() and 0 < int(value) <= most):
+        raise CommandError(f"{limit} must be a number from 1 to {most}, or -, got {value}")
     with database() as session:
         row = session.get(Tenant, tenant)
         if row is None:

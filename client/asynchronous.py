@@ -1,6 +1,7 @@
 """The client for asyncio. Client has the same methods, and says more about them."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -49,8 +50,10 @@ class AsyncClient:
     async def wait(self, job_id: UUID | str, *, seen: Callable[[Job], None] = lambda job: None, limit_s: float = 3600.0) -> Job:
         until, etag = time.monotonic() + limit_s, None
         while True:
-            left = max(0, min(calls.WAIT_S, int(until - time.monotonic())))
-            job, etag = await self.send(calls.wait_for_change(job_id, etag, left))
+            left = max(1, math.ceil(min(calls.WAIT_S, until - time.monotonic())))
+            job, etag = await self.send(
+                calls.wait_for_change(job_id, etag, 0 if etag is None else left)
+            )  # the first look at once
             if job is not None:
                 seen(job)
                 if job.ended:
@@ -62,12 +65,14 @@ class AsyncClient:
         pauses, lost = calls.pauses(), Exception("the service closes the connection")
         while True:
             try:
-                async for after, told in self.stream(job_id, after):
-                    pauses = calls.pauses()
+                async for seq, told in self.stream(job_id, after):
+                    pauses, after = calls.pauses(), seq
                     yield told
                     if isinstance(told, Job) and told.ended:
                         return
-            except httpx2.TransportError as error:
+            except (httpx2.TransportError, Refused) as error:
+                if isinstance(error, Refused) and error.status not in calls.PASSING:
+                    raise
                 lost = error
             if (pause := next(pauses, None)) is None:
                 raise ServiceAway(f"the events of job {job_id} break off again and again: {lost}")
@@ -141,12 +146,8 @@ class AsyncClient:
         return await self.send(calls.cancel_batch(batch_id))
 
     async def batch_lines(self, batch_id: UUID | str, what: str = "results") -> AsyncIterator[BatchLine]:
-        async with self.http.stream("GET", f"/v1/batches/{batch_id}/{what}") as response:
-            if not response.is_success:
-                await response.aread()
-                raise Refused.of(response)
-            async for line in response.aiter_lines():
-                yield BatchLine.model_validate_json(line)
+        for line in (await self.send(calls.batch_lines(batch_id, what))).splitlines():
+            yield BatchLine.model_validate_json(line)
 
     async def send(self, call: Call[T]) -> T:
         for pause in (*calls.pauses(), None):

@@ -16,6 +16,7 @@ FIRST_PAUSE_S = 0.25  # doubled by each further try
 LONGEST_PAUSE_S = 30.0
 PASSING = (429, 500, 502, 503, 504)  # answers that another try may not get
 TIMEOUT_S = 30.0
+BATCH_S = 900.0  # for a batch of 50,000 lines to be stored, or told of
 WAIT_S = 20  # of one long poll
 Spec = dict[str, Any]  # a job as JSON
 
@@ -91,7 +92,7 @@ def usage() -> Call[Usage]:
 
 def submit_batch(lines: bytes, key: str) -> Call[Batch]:
     headers = {"Idempotency-Key": key, "Content-Type": "application/jsonl"}
-    return Call("POST", "/v1/batches", read_batch, {"content": lines, "headers": headers, "timeout": 600.0})
+    return Call("POST", "/v1/batches", read_batch, {"content": lines, "headers": headers, "timeout": BATCH_S})
 
 
 def batch(batch_id: UUID | str) -> Call[Batch]:
@@ -100,6 +101,10 @@ def batch(batch_id: UUID | str) -> Call[Batch]:
 
 def cancel_batch(batch_id: UUID | str) -> Call[Batch]:
     return Call("POST", f"/v1/batches/{batch_id}/cancel", read_batch)
+
+
+def batch_lines(batch_id: UUID | str, what: str) -> Call[bytes]:
+    return Call("GET", f"/v1/batches/{batch_id}/{what}", lambda response: response.content, {"timeout": BATCH_S})
 
 
 def read_job(response: httpx2.Response) -> Job:

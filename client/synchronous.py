@@ -1,5 +1,6 @@
 """The client for ordinary code. AsyncClient has the same methods."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,8 +53,8 @@ class Client:
         """The job once it has ended; `seen` is shown every change. Raises TookTooLong."""
         until, etag = time.monotonic() + limit_s, None
         while True:
-            left = max(0, min(calls.WAIT_S, int(until - time.monotonic())))
-            job, etag = self.send(calls.wait_for_change(job_id, etag, left))
+            left = max(1, math.ceil(min(calls.WAIT_S, until - time.monotonic())))
+            job, etag = self.send(calls.wait_for_change(job_id, etag, 0 if etag is None else left))  # the first look at once
             if job is not None:
                 seen(job)
                 if job.ended:
@@ -70,12 +71,14 @@ class Client:
         pauses, lost = calls.pauses(), Exception("the service closes the connection")
         while True:
             try:
-                for after, told in self.stream(job_id, after):
-                    pauses = calls.pauses()
+                for seq, told in self.stream(job_id, after):
+                    pauses, after = calls.pauses(), seq
                     yield told
                     if isinstance(told, Job) and told.ended:
                         return
-            except httpx2.TransportError as error:
+            except (httpx2.TransportError, Refused) as error:
+                if isinstance(error, Refused) and error.status not in calls.PASSING:
+                    raise
                 lost = error
             if (pause := next(pauses, None)) is None:
                 raise ServiceAway(f"the events of job {job_id} break off again and again: {lost}")
@@ -157,12 +160,8 @@ class Client:
 
     def batch_lines(self, batch_id: UUID | str, what: str = "results") -> Iterator[BatchLine]:
         """How lines ended: `results` of those that succeeded, `errors` of all others that have ended."""
-        with self.http.stream("GET", f"/v1/batches/{batch_id}/{what}") as response:
-            if not response.is_success:
-                response.read()
-                raise Refused.of(response)
-            for line in response.iter_lines():
-                yield BatchLine.model_validate_json(line)
+        told = self.send(calls.batch_lines(batch_id, what))
+        return map(BatchLine.model_validate_json, told.splitlines())
 
     def send(self, call: Call[T]) -> T:
         """Raises Refused, ServiceAway."""

@@ -15,7 +15,7 @@ from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from jobs.checkpoints import Manifest
-from jobs.errors import BatchNotFound, InvalidJob, JobError, Problem
+from jobs.errors import BatchNotFound, InvalidJob, JobNotFound, ObjectMissing, ParentUnusable, Problem, UploadNotFound
 from jobs.models import Batch, Job, Refusal
 from jobs.priorities import BATCH_OFFSET
 from jobs.repository import JobRepository, columns
@@ -25,6 +25,7 @@ from jobs.submission import Inputs, check_submission
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 2**17
 MAX_CUSTOM_ID = 200  # characters
+MOST_PROBLEMS = 10  # told of one line
 TOGETHER = 500  # rows written, or read, at a time
 ENDED_BADLY = (JobState.FAILED, JobState.CANCELED, JobState.EXPIRED)
 
@@ -40,9 +41,15 @@ class Reading:
     pools: dict[str, int] = field(default_factory=dict)  # jobs queued for each
 
     def refuse(self, custom_id: str | None, problems: Iterable[Problem]) -> None:
-        told = [{"field": problem.field, "message": problem.message} for problem in problems]
+        first = islice(problems, MOST_PROBLEMS)
+        told = [{"field": storable(problem.field), "message": storable(problem.message)} for problem in first]
         self.refusals.append({"line": self.lines, "custom_id": custom_id, "problems": told})
         self.refused += 1
+
+
+def storable(text: str) -> str:
+    """Without what Postgres and UTF-8 have no place for."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +67,10 @@ def add(session: Session, tenant: str, lines: Iterable[bytes], manifest: Manifes
     batch = Batch(id=batch_id, tenant=tenant, lines=0, refused=0)
     session.add(batch)
     session.flush()
-    rows = read_lines(lines, reading, tenant, batch_id, manifest, inputs)
+    rows = read_lines(session, lines, reading, tenant, batch_id, manifest, inputs)
     while chunk := list(islice(rows, TOGETHER)):
         session.execute(insert(Job), chunk)
-    for start in range(0, len(reading.refusals), TOGETHER):
-        found = [{"batch": batch_id, **row} for row in reading.refusals[start : start + TOGETHER]]
-        session.execute(insert(Refusal), found)
+    write_refusals(session, batch_id, reading)
     if reading.lines == 0:
         raise InvalidJob([Problem(field="body", message='has no line: send JSONL of {"custom_id": ..., "job": {...}}')])
     batch.lines, batch.refused = reading.lines, reading.refused
@@ -73,14 +78,22 @@ def add(session: Session, tenant: str, lines: Iterable[bytes], manifest: Manifes
     return batch, reading
 
 
+def write_refusals(session: Session, batch_id: UUID, reading: Reading) -> None:
+    if reading.refusals:
+        session.execute(insert(Refusal), [{"batch": batch_id, **row} for row in reading.refusals])
+        reading.refusals.clear()
+
+
 def read_lines(
-    lines: Iterable[bytes], reading: Reading, tenant: str, batch_id: UUID, manifest: Manifest, inputs: Inputs
+    session: Session, lines: Iterable[bytes], reading: Reading, tenant: str, batch_id: UUID, manifest: Manifest, inputs: Inputs
 ) -> Iterator[dict[str, Any]]:
     """The rows of lines that are jobs; the others are noted. Raises InvalidJob."""
     for line in lines:
         if not line.strip():
             continue
         reading.lines += 1
+        if len(reading.refusals) >= TOGETHER:  # also keeps the transaction from idling
+            write_refusals(session, batch_id, reading)
         if reading.lines > MAX_LINES:
             raise InvalidJob([Problem(field="body", message=f"may have {MAX_LINES} lines")])
         custom_id: str | None = None
@@ -90,7 +103,7 @@ def read_lines(
         except InvalidJob as error:
             reading.refuse(custom_id, error.problems)
             continue
-        except JobError as error:  # what it builds on is not there
+        except (UploadNotFound, JobNotFound, ParentUnusable, ObjectMissing) as error:  # what it builds on is not there
             reading.refuse(custom_id, [Problem(field="job.source", message=str(error))])
             continue
         reading.pools[submission.pool] = reading.pools.get(submission.pool, 0) + 1
@@ -109,8 +122,8 @@ def open_line(line: bytes, reading: Reading) -> tuple[str, object]:
     if not isinstance(document, dict) or not document.keys() <= {"custom_id", "job"} or "job" not in document:
         raise InvalidJob([Problem(field="line", message="must be an object with job and, if you like, custom_id")])
     custom_id = document.get("custom_id", str(reading.lines))
-    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID or "\x00" in custom_id:
-        raise InvalidJob([Problem(field="custom_id", message=f"must be text of 1 to {MAX_CUSTOM_ID} characters")])
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID or not custom_id.isprintable():
+        raise InvalidJob([Problem(field="custom_id", message=f"must be text of 1 to {MAX_CUSTOM_ID} printable characters")])
     if custom_id in reading.names:
         raise InvalidJob([Problem(field="custom_id", message=f"{custom_id!r} is an earlier line's")])
     reading.names.add(custom_id)
@@ -163,8 +176,9 @@ def cancel(session: Session, tenant: str, batch_id: UUID) -> Batch:
     return batch
 
 
-def forget_empty(session: Session) -> int:
+def forget_empty(session: Session, limit: int) -> int:
     """Forget batches whose jobs are all gone; how many. A young one may still be on its way."""
-    empty = ~select(Job.id).where(Job.batch == Batch.id).exists()
-    old = delete(Batch).where(Batch.created_at < func.now() - timedelta(days=1), empty)
-    return len(session.execute(old.returning(Batch.id)).all())
+    long_ago = Batch.created_at < func.now() - timedelta(days=1)
+    empty = select(Batch.id).where(long_ago, ~select(Job.id).where(Job.batch == Batch.id).exists()).limit(limit)
+    gone = delete(Batch).where(Batch.id.in_(empty)).returning(Batch.id)
+    return len(session.execute(gone).all())

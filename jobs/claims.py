@@ -16,17 +16,21 @@ from jobs.states import JobState
 MOST_PASSED_OVER = 32  # times that a cold job lets one of a warm model go first
 MOST_LOOKS = 20  # of one claim: others may take, again and again, what it waited for
 
+MAY_RUN = (
+    "(start_before IS NULL OR start_before > now() OR started_at IS NOT NULL) AND (not_before IS NULL OR not_before <= now())"
+)
+
 # Tenants that have work and may run more of it: those whose next job somebody waits for, before those with batches alone;
 # among them the least recently served first. Those with work are found by skipping through the index that the full ORDER BY
 # names: any other could lead through all their finished jobs. Each is then looked up, so that idle tenants cost nothing.
 # OFFSET 0 makes Postgres sort before it looks for jobs.
 TURNS = f"""
 WITH RECURSIVE at_work AS (
-    (SELECT tenant, priority FROM jobs WHERE pool = :pool AND state = 'queued'
+    (SELECT tenant, priority FROM jobs WHERE pool = :pool AND state = 'queued' AND {MAY_RUN}
         ORDER BY pool, tenant, priority DESC, seq LIMIT 1)
     UNION ALL
     SELECT next.tenant, next.priority FROM at_work CROSS JOIN LATERAL (
-        SELECT tenant, priority FROM jobs WHERE pool = :pool AND state = 'queued' AND tenant > at_work.tenant
+        SELECT tenant, priority FROM jobs WHERE pool = :pool AND state = 'queued' AND tenant > at_work.tenant AND {MAY_RUN}
         ORDER BY pool, tenant, priority DESC, seq LIMIT 1) AS next
 ),
 turns AS (
@@ -35,10 +39,6 @@ turns AS (
         OR max_running > (SELECT count(*) FROM jobs WHERE jobs.tenant = tenants.id AND jobs.state = 'running')
     ORDER BY at_work.priority < {LANE}, served_at, id OFFSET 0
 )"""
-
-MAY_RUN = (
-    "(start_before IS NULL OR start_before > now() OR started_at IS NOT NULL) AND (not_before IS NULL OR not_before <= now())"
-)
 
 # A tenant's highest priority, a warm model among equals, then age. Only the first tenant that has something to claim is
 # looked at, so that no other's jobs are locked. Each arm reads one row of an index: BETWEEN and its ORDER BY leave no other

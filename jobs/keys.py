@@ -106,8 +106,12 @@ def revoke(session: Session, key_id: str) -> ApiKey:
 
 
 def rotate(session: Session, key_id: str, grace: timedelta) -> str:
-    """A new key like this one, which stays valid for the grace time, or until it expires anyway. Raises KeyNotFound."""
-    key = get(session, key_id)
+    """A key like this one, which stays valid for the grace time, or until it expires anyway: so does what replaces a key
+    that expires. Raises KeyNotFound, also for a key that is not valid.
+    """
+    key = session.scalar(select(ApiKey).where(ApiKey.id == key_id, *valid()))
+    if key is None:
+        raise KeyNotFound(f"there is no valid key {key_id}")
     lifetime = None if key.expires_at is None else key.expires_at - key.created_at
     ends = func.least(ApiKey.expires_at, func.now() + grace)  # which ignores NULL
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=ends))

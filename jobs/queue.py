@@ -25,12 +25,14 @@ class Queue:
         self.app.conf.update(broker_transport_options=SENDING_OPTIONS, task_ignore_result=True)
         self.redis = redis.Redis.from_url(plain_url(redis_url), socket_timeout=5, socket_connect_timeout=5)
 
-    def wake(self, pool: str) -> None:
+    def wake(self, pool: str) -> bool:
         """Tell one idle worker of a pool to look. A broker that is away is only logged: the reconciler sends again."""
         try:
             self.app.send_task(RUN_NEXT, queue=queue_of(pool), retry=False)
         except OperationalError as error:
             logger.warning("no wake-up message sent: %s", error)
+            return False
+        return True
 
     def length(self, pool: str) -> int:
         """Messages that no worker of a pool has taken."""

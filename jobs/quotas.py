@@ -67,8 +67,10 @@ class Room:
         return (quotas.max_queued - int(waiting)) // 2
 
 
-def check_room_for_upload(session: Session, tenant: str, quotas: Quotas) -> None:
-    """Raises QuotaExceeded when the tenant may not keep another upload."""
+def check_room_for_upload(session: Session, tenant: str, sha256: str, quotas: Quotas) -> None:
+    """Raises QuotaExceeded when the tenant may not keep another upload; one that is kept already is none."""
+    if session.get(Upload, (tenant, sha256)) is not None:
+        return
     row = session.get_one(Tenant, tenant)
     quotas = quotas.of(row)
     check_stored(row, quotas)
@@ -85,24 +87,23 @@ def check_stored(tenant: Tenant, quotas: Quotas) -> None:
 
 
 def usage(session: Session, tenant: str) -> Usage:
-    states = dict(
-        session.execute(
-            select(Job.state, func.count())
-            .where(Job.tenant == tenant, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-            .group_by(Job.state)
-        ).all()
-    )
+    def count(state: JobState) -> int:  # one state at a time: each has an index of its own
+        return session.scalar(select(func.count()).where(Job.tenant == tenant, Job.state == state)) or 0
+
     uploads = session.scalar(select(func.count()).where(Upload.tenant == tenant)) or 0
     stored = session.get_one(Tenant, tenant).stored_bytes
-    queued, running = (states.get(state, 0) for state in (JobState.QUEUED, JobState.RUNNING))
-    return Usage(queued=queued, running=running, uploads=uploads, stored_bytes=stored)
+    return Usage(queued=count(JobState.QUEUED), running=count(JobState.RUNNING), uploads=uploads, stored_bytes=stored)
 
 
-def measure(session: Session) -> int:
-    """Sum up what tenants store, of those that were not measured for a while; how many."""
-    uploads = select(func.coalesce(func.sum(Upload.size_bytes), 0)).where(Upload.tenant == Tenant.id)
-    artifacts = select(func.coalesce(func.sum(Artifact.size_bytes), 0)).join(Job, Artifact.job_id == Job.id)
-    stored = uploads.scalar_subquery() + artifacts.where(Job.tenant == Tenant.id).scalar_subquery()
-    due = or_(Tenant.measured_at.is_(None), Tenant.measured_at < func.now() - MEASURED_EVERY)
-    measured = update(Tenant).where(due).values(stored_bytes=stored, measured_at=func.now()).returning(Tenant.id)
-    return len(session.execute(measured, execution_options={"synchronize_session": False}).all())
+def due(session: Session, limit: int) -> list[str]:
+    """Tenants that were not measured for a while."""
+    long_ago = or_(Tenant.measured_at.is_(None), Tenant.measured_at < func.now() - MEASURED_EVERY)
+    return list(session.scalars(select(Tenant.id).where(long_ago).order_by(Tenant.measured_at.nulls_first()).limit(limit)))
+
+
+def measure(session: Session, tenant: str) -> None:
+    """Sum up what a tenant stores; its row is locked only to write that down."""
+    uploads = session.scalar(select(func.sum(Upload.size_bytes)).where(Upload.tenant == tenant)) or 0
+    artifacts = select(func.sum(Artifact.size_bytes)).join(Job, Artifact.job_id == Job.id).where(Job.tenant == tenant)
+    stored = uploads + (session.scalar(artifacts) or 0)
+    session.execute(update(Tenant).where(Tenant.id == tenant).values(stored_bytes=stored, measured_at=func.now()))

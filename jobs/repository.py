@@ -294,6 +294,11 @@ class JobRepository:
             root_spec=None if root is None else root.spec,
         )
 
+    def photo_of(self, job: Job) -> str | None:
+        """The upload that a job's chain began with, while its first job is kept."""
+        root = job if job.root is None else self.session.get(Job, job.root)
+        return None if root is None else root.spec["source"].get("upload")
+
     def frames(self, job: Job, *, after: str, limit: int) -> list[Artifact]:
         """Frames of the job's latest attempt by iteration, those whose name comes after `after`."""
         query = self.artifacts_of(job).where(Artifact.name.like("frames/%"), Artifact.name > after)

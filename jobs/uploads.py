@@ -2,10 +2,11 @@
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from jobs.decoding import Decoded
 from jobs.errors import UploadInUse, UploadNotFound
@@ -23,17 +24,19 @@ class UploadRepository:
         self.session = session
 
     def add(self, tenant: str, decoded: Decoded, storage: Storage) -> Upload:
-        """Store bytes and row; the same content again is the same upload."""
-        storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
+        """Store row and bytes; the same content again is the same upload. The row first: who removes it waits for us."""
         added = insert(Upload).values(**row_of(tenant, decoded))
         self.session.execute(added.on_conflict_do_update(index_elements=["tenant", "sha256"], set_={"used_at": func.now()}))
+        storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
         return self.get(tenant, decoded.sha256)
 
     def use(self, tenant: str, sha256: str) -> Upload:
         """An upload that a job is made from: nobody may remove it until the transaction ends. Raises UploadNotFound."""
         upload = self.get(tenant, sha256, hold=True)
         long_ago = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at < func.now() - USED_PRECISION)
-        self.session.execute(update(Upload).where(*long_ago).values(used_at=func.now()))
+        unlocked = select(Upload.sha256).where(*long_ago).with_for_update(skip_locked=True, key_share=True)
+        which = (Upload.tenant == tenant, Upload.sha256.in_(unlocked))  # others that use it are not waited for
+        self.session.execute(update(Upload).where(*which).values(used_at=func.now()))
         return upload
 
     def get(self, tenant: str, sha256: str, *, lock: bool = False, hold: bool = False) -> Upload:
@@ -51,19 +54,40 @@ class UploadRepository:
         return upload
 
     def unused(self, after: timedelta, limit: int) -> list[Upload]:
-        """Those that no submission has named for so long."""
-        return list(self.session.scalars(select(Upload).where(Upload.used_at < func.now() - after).limit(limit)))
+        """Those that no submission has named for so long, the longest first."""
+        return list(
+            self.session.scalars(select(Upload).where(Upload.used_at < func.now() - after).order_by(Upload.used_at).limit(limit))
+        )
 
-    def remove(self, tenant: str, sha256: str, storage: Storage) -> None:
-        """Raises UploadNotFound; UploadInUse while a job needs it that has not ended; StorageUnavailable."""
+    def touch(self, tenant: str, sha256: str) -> None:
+        """Note that an upload is in use."""
+        self.session.execute(update(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256).values(used_at=func.now()))
+
+    def remove(self, tenant: str, sha256: str, storage: Storage, unused_for: timedelta = timedelta(0)) -> None:
+        """Raises UploadNotFound; UploadInUse while a job needs it that has not ended, or when it was used since."""
         self.get(tenant, sha256, lock=True)
-        named = (Job.spec["source"]["upload"], Job.spec["source"]["latent"], Job.spec["movable"]["upload"])
-        active = (Job.tenant == tenant, Job.state.in_([JobState.QUEUED, JobState.RUNNING]))
-        user = self.session.scalar(select(Job.id).where(*active, or_(*(name.as_string() == sha256 for name in named))).limit(1))
+        user = self.user(tenant, sha256)
         if user is not None:
             raise UploadInUse(f"job {user} needs it")
+        which = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at <= func.clock_timestamp() - unused_for)
+        if self.session.scalar(delete(Upload).where(*which).returning(Upload.sha256)) is None:
+            raise UploadInUse("it was named by a submission a moment ago")
         storage.remove([upload_key(tenant, sha256)])
-        self.session.execute(delete(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256))
+
+    def user(self, tenant: str, sha256: str) -> UUID | None:
+        """A job that has not ended and needs the upload, also as the photo that its chain began with."""
+        root = aliased(Job)
+        for state in (JobState.QUEUED, JobState.RUNNING):  # each has an index of its own
+            query = select(Job.id).outerjoin(root, Job.root == root.id).where(Job.tenant == tenant, Job.state == state)
+            needs = or_(*(name.as_string() == sha256 for job in (Job, root) for name in inputs_of(job)))
+            user = self.session.scalar(query.where(needs).limit(1))
+            if user is not None:
+                return user
+        return None
+
+
+def inputs_of(job: type[Job]) -> tuple[Any, ...]:
+    return job.spec["source"]["upload"], job.spec["source"]["latent"], job.spec["movable"]["upload"]
 
 
 def row_of(tenant: str, decoded: Decoded) -> dict[str, Any]:

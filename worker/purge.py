@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from jobs import batches
+from jobs import batches, quotas
 from jobs.database import Sessions
 from jobs.errors import StorageUnavailable, UploadInUse, UploadNotFound
 from jobs.models import Job, Upload
-from jobs.quotas import measure
 from jobs.retention import expired, forget, needed, still_expired, tidied, untidy
 from jobs.storage import Storage, job_prefix
 from jobs.uploads import UploadRepository
@@ -45,17 +44,29 @@ class Purge:
         gone = [objects for job in past if (objects := self.try_to(self.forget, job)) is not None]
         tidy = [objects for job in ended if (objects := self.try_to(self.tidy, job)) is not None]
         uploads = sum(map(self.forget_upload, unused))
-        with self.sessions.begin() as session:
-            batches.forget_empty(session)
-            measure(session)
+        self.keep_books()
         return Purged(tidied=len(tidy), forgotten=len(gone), uploads=uploads, objects=sum(gone + tidy) + uploads)
+
+    def keep_books(self) -> None:
+        """A transaction for each, so that none holds up the others."""
+        with self.sessions.begin() as session:
+            batches.forget_empty(session, TOGETHER)
+        with self.sessions() as session:
+            tenants = quotas.due(session, TOGETHER)
+        for tenant in tenants:
+            with self.sessions.begin() as session:
+                quotas.measure(session, tenant)
 
     def forget_upload(self, upload: Upload) -> bool:
         """Whether it is gone: one that a job still needs stays."""
         try:
             with self.sessions.begin() as session:
-                UploadRepository(session).remove(upload.tenant, upload.sha256, self.storage)
-        except (UploadInUse, UploadNotFound, StorageUnavailable):
+                UploadRepository(session).remove(upload.tenant, upload.sha256, self.storage, self.upload_retain)
+        except UploadInUse:
+            with self.sessions.begin() as session:
+                UploadRepository(session).touch(upload.tenant, upload.sha256)
+            return False
+        except (UploadNotFound, StorageUnavailable):
             return False
         return True
 

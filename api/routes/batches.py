@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import IO, Any, Self
 from uuid import UUID
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -27,6 +28,7 @@ from jobs.states import JobState
 
 IN_MEMORY = 2**20  # bytes of a batch; the rest lies in a temporary file while it is read
 MOST_WOKEN = 64  # workers of a pool; each that ends a job wakes another while jobs wait
+AT_ONCE = CapacityLimiter(2)  # batches that are stored
 router = APIRouter(responses=ERRORS)
 
 
@@ -91,7 +93,8 @@ async def submit(request: Request, intake: IntakeDep, idempotency_key: KeyHeader
         async for chunk in request.stream():
             digest.update(chunk)
             await run_in_threadpool(file.write, chunk)
-        return await run_in_threadpool(accept, intake, file, idempotency_key, digest.hexdigest())
+        async with AT_ONCE:  # each holds a connection for long
+            return await run_in_threadpool(accept, intake, file, idempotency_key, digest.hexdigest())
 
 
 def accept(intake: Intake, file: IO[bytes], key: str | None, fingerprint: str) -> Response:

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 from uuid import UUID
@@ -70,33 +71,42 @@ async def follow(
     A client that comes back with Last-Event-ID gets every event it has missed, however long ago and whichever process serves it.
     """
     watcher: Watcher = request.app.state.watcher
-    last, version, shown = last_event_id, "", ""
+    last, shown = last_event_id, ""
     while True:
         try:
-            told, view, version = await watcher.once(
-                (who.tenant, job_id, last), partial(read, sessions, who.tenant, job_id, last)
-            )
+            story = await watcher.once((who.tenant, job_id, last), partial(read, sessions, who.tenant, job_id, last))
         except JobNotFound:
             return  # deleted meanwhile
         except SQLAlchemyError:
             await asyncio.sleep(RETRY_MS / 1000)
             continue
-        if last is not None:
-            for event in told:
-                yield ServerSentEvent(event=event.type, id=str(event.seq), data=event, retry=RETRY_MS)
-        last = told[-1].seq if told else last or 0
-        if (text := view.model_dump_json()) != shown:
+        for event in story.told:
+            yield ServerSentEvent(event=event.type, id=str(event.seq), data=event, retry=RETRY_MS)
+        last = story.last
+        if (text := story.view.model_dump_json()) != shown:
             shown = text
             yield ServerSentEvent(event="snapshot", id=str(last), raw_data=text, retry=RETRY_MS)
-        if view.state.terminal:
+        if story.view.state.terminal:
             return
         await asyncio.sleep(BETWEEN_S)
-        await watcher.changed(job_id, version, PAUSE_S)
+        await watcher.changed(job_id, story.version, PAUSE_S)
 
 
-def read(sessions: Sessions, tenant: str, job_id: UUID, last: int | None) -> tuple[list[EventView], JobView, str]:
-    """A job's events since one, and how it stands after them. Raises JobNotFound."""
+@dataclass(frozen=True)
+class Story:
+    """How a job stands, and what has happened to it since."""
+
+    told: list[EventView]
+    last: int  # seq to go on after
+    view: JobView
+    version: str
+
+
+def read(sessions: Sessions, tenant: str, job_id: UUID, last: int | None) -> Story:
+    """Events after `last`, by default those from now on. Raises JobNotFound."""
     with sessions() as session:
-        told = [EventView.of(event) for event in events.since(session, job_id, last or 0)]
+        since = events.last(session, job_id) if last is None else last
     view, version = look(sessions, tenant, job_id)
-    return told, view, version
+    with sessions() as session:  # after the look: of a job that it saw ended, all has been told
+        told = [EventView.of(event) for event in events.since(session, job_id, since)]
+    return Story(told, told[-1].seq if told else since, view, version)

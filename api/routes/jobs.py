@@ -131,8 +131,8 @@ def look(sessions: Sessions, tenant: str, job_id: UUID, expand: list[Expansion] 
     """The job as it stands, and the version of its row. Raises JobNotFound."""
     with sessions() as session:
         jobs = JobRepository(session)
+        version = versions(session, [job_id]).get(job_id, "")  # before the job: a change in between is seen as one
         job = jobs.get(tenant, job_id)
-        version = versions(session, [job_id]).get(job_id, "")
         artifacts = jobs.artifacts(job) if "artifacts" in expand else None
         view = JobView.of(job, artifacts, jobs.attempts(job) if "attempts" in expand else None)
         if job.state == JobState.QUEUED:

@@ -116,30 +116,45 @@ class Run:
         self.choice = choice
         self.errors: list[BatchLine] = []
         self.uploaded: dict[Path, str] = {}
+        self.tried: set[str] = set()  # edits of batches that have ended: not again in this run
+        self.room = True  # for more jobs, as far as we know
 
     def carry_through(self) -> None:
         with Progress(*BAR, console=console) as bar:
             task = bar.add_task("submitting", total=len(self.edits), completed=self.finished())
-            self.submit()
-            while sent := [sent for sent in self.folder.story.batches if not sent.over]:
-                batches = [self.look(one) for one in sent]
-                self.show(bar, task, batches)
-                if any(batch.finished_at is None for batch in batches):
+            while True:
+                if self.room:
+                    self.submit()
+                running = [sent for sent in self.folder.story.batches if sent.id is not None and not sent.over]
+                if not running:
+                    break
+                self.show(bar, task, [batch for sent in running if (batch := self.look(sent)) is not None])
+                if not any(sent.over for sent in running):
                     time.sleep(POLL_S)
+        if not self.room:
+            raise CommandError("the service has no room for more of this tenant's jobs: run this again later")
 
     def submit(self) -> None:
+        """What is missing, as far as there is room for it."""
         for sent in self.folder.story.batches:
-            if sent.id is None:  # it may have arrived, or not
-                self.send(sent)
-        missing = self.folder.missing(list(self.edits.values()))
-        for start in range(0, len(missing), LINES):
-            sent = Sent(key=str(uuid4()), custom_ids=[edit.custom_id for edit in missing[start : start + LINES]])
+            if sent.id is None and not self.send(sent):  # it may have arrived before, or not
+                return
+        missing = [edit for edit in self.folder.missing(list(self.edits.values())) if edit.custom_id not in self.tried]
+        lines = self.lines_at_once()
+        for start in range(0, len(missing), lines):
+            sent = Sent(key=str(uuid4()), custom_ids=[edit.custom_id for edit in missing[start : start + lines]])
             self.folder.story.batches.append(sent)
             self.folder.save()  # before it goes
-            self.send(sent)
+            if not self.send(sent):
+                return
 
-    def send(self, sent: Sent) -> None:
-        """Raises CommandError."""
+    def lines_at_once(self) -> int:
+        """Half of what may be queued fits while the other half runs."""
+        most = self.client.usage().max_queued
+        return LINES if most is None else max(1, min(LINES, most // 2))
+
+    def send(self, sent: Sent) -> bool:
+        """False when the service has no room for it now. Raises CommandError."""
         gone = [custom_id for custom_id in sent.custom_ids if custom_id not in self.edits]
         if gone:
             raise CommandError(f"an earlier run was sending {gone[0]!r}, which the file has no more: put it back")
@@ -150,8 +165,12 @@ class Run:
         except Refused as error:
             if error.code == "key_reused":
                 raise CommandError("the file's edits have changed since an earlier run was sending them") from error
-            raise
+            if error.code != "quota_exceeded":
+                raise
+            self.room = False
+            return False
         self.folder.save()
+        return True
 
     def line_of(self, edit: Edit) -> dict[str, Any]:
         job = edit.job
@@ -161,17 +180,27 @@ class Run:
             job = job | {"source": job.get("source", {}) | {"upload": self.uploaded[edit.image]}}
         return {"custom_id": edit.custom_id, "job": job}
 
-    def look(self, sent: Sent) -> Batch:
-        """How a batch stands; fetches what has succeeded since."""
-        batch = self.client.batch(str(sent.id))
+    def look(self, sent: Sent) -> Batch | None:
+        """How a batch stands; fetches what has succeeded since. None when the service has forgotten it."""
+        try:
+            batch = self.client.batch(str(sent.id))
+        except Refused as error:
+            if error.code != "batch_not_found":
+                raise
+            self.end(sent)
+            return None
         known = sum(custom_id in self.folder.done for custom_id in sent.custom_ids)
         if sent.looks(batch, known):
             self.fetch([line for line in self.client.batch_lines(batch.id) if line.custom_id not in self.folder.done])
         if batch.finished_at is not None:
             self.errors += self.client.batch_lines(batch.id, "errors")
-            sent.over = True
-            self.folder.save()
+            self.tried |= set(sent.custom_ids)
+            self.end(sent)
         return batch
+
+    def end(self, sent: Sent) -> None:
+        sent.over, self.room = True, True
+        self.folder.save()
 
     def fetch(self, lines: list[BatchLine]) -> None:
         def fetch(line: BatchLine) -> BatchLine:
@@ -186,7 +215,7 @@ class Run:
 
     def show(self, bar: Progress, task: TaskID, batches: list[Batch]) -> None:
         counts = [batch.counts.model_dump() for batch in batches]
-        states = {state: sum(count[state] for count in counts) for state in counts[0]}
+        states = {state: sum(count[state] for count in counts) for state in (counts[0] if counts else ())}
         told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         bar.update(task, completed=self.finished(), description=told)
 

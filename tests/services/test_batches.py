@@ -1,14 +1,18 @@
 """Many jobs sent together."""
 
 import json
+from datetime import timedelta
 
+import numpy as np
 import pytest
 from sqlalchemy import func, select
 
 from jobs import batches
 from jobs.claims import Claimer, claim
 from jobs.models import Batch, Job, Refusal, Tenant
+from tests.services.conftest import api_client
 from tests.services.jobs import DOCUMENT, add_job
+from tests.services.test_api import png
 from tests.services.test_claims import LEASE, take
 from worker.run import Runner
 
@@ -128,3 +132,28 @@ def test_batches_of_several_tenants_take_turns(client, sessions):
     with sessions.begin() as session:
         order = [claim(session, Claimer(worker="w", lease=LEASE)).tenant for _ in range(4)]
     assert sorted(order[:2]) == sorted(order[2:]) == ["default", "other"]
+
+
+@pytest.mark.parametrize(
+    "bad", ['{"custom_id": "\\ud800", "job": {}}', '{"job": {"x\\u0000y": 1}}', '{"job": {"\\ud800": 1}}', '{"job": 3}']
+)
+def test_a_line_that_nothing_can_store_keeps_nobody_else_out(client, bad):
+    batch = post(client, bad.encode() + b"\n" + jsonl(line("a"))).json()
+    assert (batch["lines"], batch["refused"]) == (2, 1)
+    assert told(client, batch, "errors")[0]["problems"]
+
+
+def test_while_the_store_is_away_no_line_is_refused_for_it(settings, sessions, api_key, client):
+    mask = client.post("/v1/uploads?kind=mask", content=png(np.ones((32, 32), dtype=bool))).json()["sha256"]
+    with api_client(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}), api_key) as cut_off:
+        answer = post(cut_off, jsonl(line("a", movable={"upload": mask})))
+    assert (answer.status_code, answer.json()["code"], count(sessions, Batch)) == (503, "storage_unavailable", 0)
+
+
+def test_a_batch_does_not_go_before_others_while_its_tenants_job_rests(client, sessions):
+    post(client, jsonl(line("a")))
+    resting = add_job(sessions)
+    with sessions.begin() as session:
+        session.get(Job, resting).not_before = func.now() + timedelta(minutes=1)
+    other = add_job(sessions, tenant="other")
+    assert [take(sessions).id == other, take(sessions).custom_id] == [True, "a"]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.service import running_service
-from jobs.models import Job
+from jobs.models import Job, Tenant
 from jobs.states import JobState
 from tests.services.jobs import DOCUMENT
 from tests.services.test_photos import photo
@@ -90,3 +90,41 @@ def test_what_failed_is_told_and_tried_again(service, tmp_path, monkeypatch):
     (tmp_path / "edits.csv").write_text(edits)
     again = CliRunner().invoke(app, command)
     assert (again.exit_code, again.stdout) == (0, f"4 of 4 edits have succeeded: {tmp_path / 'out'}\n")
+
+
+def test_a_file_larger_than_the_quota_is_run_in_parts(service, sessions, tmp_path):
+    with sessions.begin() as session:
+        session.get(Tenant, "default").max_queued = 4
+    document = DOCUMENT | {"output": {"frames_every": 0, "animation": [], "overlay": False}, "drag": {"max_iterations": 2}}
+    edits = write(
+        tmp_path / "edits.jsonl", [{"custom_id": f"edit{k}", "job": document | {"source": {"seed": k}}} for k in range(9)]
+    )
+    bulk = start(service, edits, tmp_path / "out")
+    bulk.communicate(timeout=LIMIT_S)
+    assert (bulk.returncode, results(tmp_path / "out")) == (0, 9)
+
+
+def test_a_batch_that_the_service_has_forgotten_is_sent_again(service, sessions, tmp_path):
+    edits = write(tmp_path / "edits.jsonl", [{"custom_id": "edit", "job": DOCUMENT}])
+    (tmp_path / "out").mkdir()
+    sent = {"key": "k", "custom_ids": ["edit"], "id": "00000000-0000-0000-0000-000000000000"}
+    (tmp_path / "out" / "bulk.json").write_text(json.dumps({"batches": [sent]}))
+    bulk = start(service, edits, tmp_path / "out")
+    bulk.communicate(timeout=LIMIT_S)
+    assert (bulk.returncode, results(tmp_path / "out")) == (0, 1)
+
+
+def test_a_job_is_submitted_watched_and_downloaded_by_command(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("DRAGQUEUE_URL", service.url)
+    monkeypatch.setenv("DRAGQUEUE_KEY", service.key)
+    (tmp_path / "job.json").write_text(json.dumps(DOCUMENT))
+    run = CliRunner()
+    job_id = run.invoke(app, ["submit", str(tmp_path / "job.json")]).stdout.strip()
+    watched = run.invoke(app, ["watch", job_id])
+    assert (watched.exit_code, watched.stdout.split()[:2]) == (0, [job_id, "succeeded"])
+    assert json.loads(run.invoke(app, ["get", job_id, "--json"]).stdout)["state"] == "succeeded"
+    assert job_id in run.invoke(app, ["list", "--json"]).stdout
+    assert run.invoke(app, ["download", job_id, "--out", str(tmp_path / "out")]).exit_code == 0
+    assert (tmp_path / "out" / "result.png").exists()
+    again = run.invoke(app, ["retry", job_id]).stdout.strip()
+    assert run.invoke(app, ["cancel", again]).exit_code == 0

@@ -1,5 +1,6 @@
 """Who may do what, how often, and how much of it."""
 
+import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
@@ -125,6 +126,17 @@ def test_requests_a_minute_are_limited_by_key(client, sessions, settings, forget
     assert (answers[-1].json()["code"], answers[-1].headers["retry-after"]) == ("rate_limited", "5")
     with api_client(settings, make_key(sessions, "other")) as other:
         assert other.get("/v1/jobs").status_code == 200
+
+
+def test_requests_at_the_same_time_are_each_counted_once(settings, queue):
+    async def ask():
+        limits = access.RateLimits(settings)
+        who = keys.Principal(tenant="t", key=uuid4().hex, scopes=frozenset(), requests_per_minute=3000)
+        answers = await asyncio.gather(*(limits.count(who, submits=False) for _ in range(3000)), return_exceptions=True)
+        await limits.close()
+        return sum(answer is None for answer in answers)
+
+    assert asyncio.run(ask()) > 2900  # but for blocks that were taken and not used up
 
 
 def test_submissions_a_minute_are_limited_too(client, sessions, forgetful):

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
 from fastapi import Depends, Request
@@ -23,9 +23,9 @@ from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import IdTaken, InvalidJob, Problem
 from jobs.models import Job, Upload
 from jobs.quotas import Room, check_room_for_upload
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, Movable
 from jobs.storage import Storage, upload_key
-from jobs.submission import Submission, check_submission
+from jobs.submission import Submission, check_submission, parse_spec
 from jobs.uploads import row_of
 
 PARTS = ("job", "image", "movable")
@@ -74,6 +74,29 @@ class TenantInputs:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """A posted job, its files decoded."""
+
+    document: JsonValue
+    photo: Decoded | None
+    mask: Decoded | None
+
+    @classmethod
+    def of(cls, posted: PostedJob) -> Self:
+        """Raises InvalidJob, DecoderBusy."""
+        photo = None if posted.image is None else decode(posted.image, "image")
+        mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
+        return cls(posted.document if photo is None else with_upload(posted.document, photo.sha256), photo, mask)
+
+    def spec(self, manifest: Manifest) -> JobSpec:
+        """What it asks for, whether that can be done or not. Raises InvalidJob."""
+        spec = parse_spec(self.document)
+        if self.mask is not None:
+            spec = spec.model_copy(update={"movable": Movable(upload=self.mask.sha256)})
+        return spec.resolved(manifest.get(spec.model))
+
+
+@dataclass(frozen=True)
 class Checked:
     """A posted job that may be queued, with the files that came along."""
 
@@ -101,11 +124,10 @@ class Intake:
 
     def check(self, posted: PostedJob) -> Checked:
         """Raises InvalidJob and what check_submission raises; nothing is stored yet."""
-        photo = None if posted.image is None else decode(posted.image, "image")
-        mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
-        document = posted.document if photo is None else with_upload(posted.document, photo.sha256)
-        submission = check_submission(document, self.manifest, mask, replace(self.inputs, posted=photo))
-        return Checked(submission, [part for part in (photo, mask) if part is not None])
+        parts = Parts.of(posted)
+        inputs = replace(self.inputs, posted=parts.photo)
+        submission = check_submission(parts.document, self.manifest, parts.mask, inputs)
+        return Checked(submission, [part for part in (parts.photo, parts.mask) if part is not None])
 
     def queue(self, checked: Checked, job_id: UUID) -> Job:
         """Raises QuotaExceeded, StorageUnavailable."""
@@ -123,12 +145,10 @@ class Intake:
 
     def put(self, posted: PostedJob, job_id: UUID) -> Job:
         """The job of that id, made now unless the same was before. Raises IdTaken when another has it."""
-        free = self.unit.jobs.take_id(job_id)
-        checked = self.check(posted)
-        if free:
-            return self.queue(checked, job_id)
+        if self.unit.jobs.take_id(job_id):
+            return self.queue(self.check(posted), job_id)
         job = self.unit.jobs.find(self.tenant, job_id)
-        if job is None or JobSpec.model_validate(job.spec) != checked.submission.spec:
+        if job is None or JobSpec.model_validate(job.spec) != Parts.of(posted).spec(self.manifest):
             raise IdTaken(f"the id {job_id} is another job's: choose a new one")
         return job
 

@@ -139,7 +139,7 @@ class Batch(BaseModel):
     counts: Counts  # of the others
     created_at: datetime
     finished_at: datetime | None = None
-    cancel_requested: bool = False
+    cancel_requested_at: datetime | None = None
 
 
 class BatchLine(BaseModel):

@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
 from api.access import Reader, Submitter
 from api.contract import BATCH_BODY, JSONL
 from api.dependencies import SessionsDep, UnitDep
 from api.problems import ERRORS, FieldProblem
 from api.routes.jobs import Cursor, KeyHeader, Limit
-from api.schemas import JobFailure, artifact_url, failure
+from api.schemas import JobFailure, Row, artifact_url, failure
 from api.submissions import Intake, IntakeDep
 from jobs import audit, batches, idempotency
 from jobs.batches import ENDED_BADLY, TOGETHER, Summary
@@ -32,27 +33,26 @@ AT_ONCE = CapacityLimiter(2)  # batches that are stored
 router = APIRouter(responses=ERRORS)
 
 
-class BatchView(BaseModel):
+class BatchHead(Row):
     id: UUID
     lines: int  # that were sent
     refused: int  # of them, because they are no jobs; /errors says why
-    counts: dict[JobState, int]  # of the others, by state
-    cancel_requested: bool
     created_at: datetime
+    cancel_requested_at: datetime | None
+
+
+class BatchView(BatchHead):
+    counts: dict[JobState, int]  # of the others, by state
     finished_at: datetime | None  # when the last job ended
 
     @classmethod
     def of(cls, summary: Summary) -> Self:
-        batch = summary.batch
-        return cls(
-            id=batch.id, lines=batch.lines, refused=batch.refused,
-            counts={JobState(state): count for state, count in summary.counts.items()},
-            cancel_requested=batch.cancel_requested_at is not None, created_at=batch.created_at, finished_at=summary.finished_at,
-        )  # fmt: skip
+        head = BatchHead.model_validate(summary.batch).model_dump()
+        return cls(**head, counts={JobState(state): n for state, n in summary.counts.items()}, finished_at=summary.finished_at)
 
 
 class BatchPage(BaseModel):
-    batches: list[BatchView]  # the newest first
+    batches: list[BatchHead]  # the newest first
     next_cursor: str | None
 
 
@@ -130,7 +130,7 @@ def page(who: Reader, unit: UnitDep, cursor: Cursor = None, limit: Limit = 50) -
     """Batches, the newest first."""
     found = batches.page(unit.session, who.tenant, limit=limit + 1, before=cursor)
     more = str(found[limit - 1].seq) if len(found) > limit else None
-    return BatchPage(batches=[view(unit.session, batch) for batch in found[:limit]], next_cursor=more)
+    return BatchPage(batches=[BatchHead.model_validate(batch) for batch in found[:limit]], next_cursor=more)
 
 
 @router.get("/{batch_id}")
@@ -139,7 +139,7 @@ def get(batch_id: UUID, who: Reader, unit: UnitDep) -> BatchView:
     return view(unit.session, batches.get(unit.session, who.tenant, batch_id))
 
 
-def view(session: Any, batch: Batch) -> BatchView:
+def view(session: Session, batch: Batch) -> BatchView:
     return BatchView.of(batches.summary(session, batch))
 
 

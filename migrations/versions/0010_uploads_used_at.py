@@ -10,9 +10,7 @@ down_revision = "0009"
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("uploads", sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False))
-    op.create_index(op.f("ix_uploads_used_at"), "uploads", ["used_at"])
 
 
 def downgrade() -> None:
-    op.drop_index(op.f("ix_uploads_used_at"), "uploads")
     op.drop_column("uploads", "used_at")

@@ -67,13 +67,20 @@ def test_results_are_told_in_the_order_of_the_lines(client, settings, sessions, 
     assert (error["custom_id"], error["state"], error["error"]["code"]) == ("bad", "failed", "checkpoint_missing")
 
 
+def test_batches_are_listed_from_the_newest(client):
+    ids = [post(client, jsonl(line("a"))).json()["id"] for _ in range(3)]
+    first = client.get("/v1/batches", params={"limit": 2}).json()
+    rest = client.get("/v1/batches", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    assert [batch["id"] for batch in first["batches"] + rest["batches"]] == ids[::-1]
+
+
 def test_canceling_keeps_what_is_done(client, settings, sessions, storage, queue):
     batch = post(client, jsonl(line("a"), line("b"), line("c"))).json()
     Runner(settings, sessions, storage, queue).run_next()
     running = take(sessions)
     path = f"/v1/batches/{batch['id']}"
     canceled = [client.post(f"{path}/cancel").json() for _ in range(2)][-1]
-    assert (canceled["counts"], canceled["cancel_requested"]) == ({"succeeded": 1, "running": 1, "canceled": 1}, True)
+    assert (canceled["counts"], canceled["cancel_requested_at"] is None) == ({"succeeded": 1, "running": 1, "canceled": 1}, False)
     assert client.get(f"/v1/jobs/{running.id}").json()["cancel_requested"]
     assert [result["custom_id"] for result in told(client, batch, "results")] == ["a"]
 

@@ -67,7 +67,9 @@ def blank(answer):
 def test_lists_and_counts_show_a_tenants_own(client, stranger, theirs):
     for method, path in operations(client):
         if method == "get" and "{" not in path and path not in ("/v1/models",):
-            text = stranger.get(path).text
+            answer = stranger.get(path)
+            assert (path, answer.status_code) == (path, 200)
+            text = answer.text
             assert not any(value in text for value in (*theirs.values(), "theirs")), path
     assert stranger.get("/v1/usage").json()["queued"] == stranger.get("/v1/queue").json()["queued"] == 0
 

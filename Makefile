@@ -25,8 +25,8 @@ test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
 unit: install  ## Run the quick tests: no server, no trained model
 	$(BIN)/python -m pytest --ignore tests/services --ignore tests/test_demo_checkpoint.py
 
-fuzz: install  ## Read 2,000 mutated checkpoints
-	DRAGQUEUE_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/engine/test_fuzz.py
+fuzz: install  ## Read 2,000 mutated checkpoints; hold the running API against its contract at length
+	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/test_fuzz.py tests/services/test_contract.py
 
 check: install  ## Format, lint, types, import rules, container files: what CI runs
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from jobs.repository import JobRepository
 from jobs.retries import Retries
 from tests.services.jobs import DOCUMENT, SLOW, add_job
 from tests.services.test_claims import take
+from tests.services.test_photos import photo
 from worker.run import Runner
 
 LIMIT_S = 60
@@ -241,6 +242,17 @@ def test_a_client_may_choose_the_id(client, sessions):
     assert answers[0].json()["id"] == path.rpartition("/")[2]
     assert len(client.get("/v1/jobs").json()["jobs"]) == 1
     assert client.put(path, json=DOCUMENT | {"priority": 3}).json()["code"] == "id_taken"
+
+
+def test_a_job_put_again_is_shown_when_what_it_was_made_from_is_gone(client, sessions):
+    path = "/v1/jobs/6f3c1c53-3a5c-4f5f-9d0e-51f4a6f7a002"
+    sha256 = client.post("/v1/uploads", content=photo()).json()["sha256"]
+    job = {"model": "tiny", "source": {"upload": sha256}}
+    assert client.put(path, json=job).status_code == 202
+    client.post(f"{path}/cancel")
+    assert client.delete(f"/v1/uploads/{sha256}").status_code == 204
+    again = client.put(path, json=job)
+    assert (again.status_code, again.json()["state"]) == (202, "canceled")
 
 
 def test_an_id_that_another_tenant_took_is_taken_and_no_more_is_told(client, sessions, settings):

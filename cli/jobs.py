@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.connection import KEY, URL, Key, Url, connect
 from cli.edits import AsJson
@@ -31,7 +31,7 @@ def list_(
     url: Url = URL, key: Key = KEY, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show jobs, the newest first."""
-    table = Table("id", "state", "model", "created", "took, s", "ended by")
+    table = Table(Column("id", no_wrap=True), "state", "model", "created", "took, s", "ended by")
     with connect(url, key) as client:
         for job, _ in zip(client.jobs(state=state, model=model), range(limit), strict=False):
             if as_json:

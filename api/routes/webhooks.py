@@ -55,6 +55,7 @@ def change(webhook_id: UUID, body: WebhookChange, who: Admin, unit: UnitDep, set
     body.apply(webhook)
     if body.enabled:
         webhooks.enable(webhook)
+    audit.note(unit.session, who.tenant, who.key, "webhook.change", webhook_id)
     return WebhookView.of(webhook)
 
 

@@ -31,7 +31,7 @@ def list_(
     url: Url = URL, key: Key = KEY, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show jobs, the newest first."""
-    table = Table(Column("id", no_wrap=True), "state", "model", "created", "took, s", "ended by")
+    table = Table(*(Column(name, no_wrap=True) for name in ("id", "state", "took, s", "ended by")), "model", "created")
     with connect(url, key) as client:
         for job, _ in zip(client.jobs(state=state, model=model), range(limit), strict=False):
             if as_json:
@@ -45,7 +45,8 @@ def list_(
 def row(job: Job) -> tuple[str, ...]:
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
     ended = job.stop_reason or (job.error.code if job.error else "")
-    return str(job.id), job.state, job.model, f"{job.created_at:%Y-%m-%d %H:%M:%S}", "" if took is None else f"{took:.1f}", ended
+    shown = "" if took is None else f"{took:.1f}"
+    return str(job.id), job.state, shown, ended, job.model, f"{job.created_at:%Y-%m-%d %H:%M:%S}"
 
 
 def watch(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False) -> None:

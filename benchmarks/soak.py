@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 import redis
@@ -33,9 +33,13 @@ from cli.errors import CommandError
 from cli.service import running_service
 from cli.stack import Stack, local_stack, stop_on_signals
 from client import Client, Job
+from jobs.checkpoints import Manifest
 from jobs.database import make_sessions
-from jobs.models import DEFAULT_POOL
+from jobs.models import DEFAULT_POOL, DEFAULT_TENANT
 from jobs.queue import plain_url, queue_of
+from jobs.repository import JobRepository
+from jobs.settings import Settings
+from jobs.submission import check_submission
 
 RETAIN_S = 60  # the shortest that a job may ask for
 TIDY_AFTER_S = 20.0  # before that, so that jobs are tidied and then forgotten
@@ -226,10 +230,6 @@ class Sampler:
             counts["database_mb"] = session.scalar(text("SELECT pg_database_size(current_database()) / 1e6"))
         return {name: float(count or 0) for name, count in counts.items()}
 
-    def lose_messages(self) -> bool:
-        """Whether one waited: the reconciler sends it again, and has opened all it ever opens before anything is judged."""
-        return bool(self.redis.delete(queue_of(DEFAULT_POOL)))
-
     def messages(self) -> dict[str, float]:
         length, keys = self.redis.llen(queue_of(DEFAULT_POOL)), self.redis.dbsize()
         return {"messages": float(str(length)), "redis_keys": float(str(keys))}
@@ -273,12 +273,22 @@ def soak(minutes: float, record: Record, tally: Callable[[Tally], object], conso
         kept = {name: value for name, value in os.environ.items() if name not in OWN_SERVERS}
         environment = {"DRAGQUEUE_THREADS": "1"} | kept | {"TMPDIR": str(temporary), "DRAGQUEUE_TIDY_AFTER_S": str(TIDY_AFTER_S)}
         with local_stack(environment=environment) as stack, running_service(stack) as service, service.client() as client:
+            queue_without_a_message(stack.settings())
             customer = Customer(client)
             tally(customer.tally)
             console.print(
                 f"the service answers on {service.url}; temporary data in {stack.logs.parent}", highlight=False, soft_wrap=True
             )
             Run(stack, customer, Sampler(stack, temporary), record, console).run(60 * minutes)
+
+
+def queue_without_a_message(settings: Settings) -> None:
+    """So that the reconciler sends one, and has opened all that it ever opens long before anything is judged."""
+    sessions = make_sessions(settings.database_url)
+    submission = check_submission(DRAG | {"source": {"seed": 1}}, Manifest.load(settings.checkpoints))
+    with sessions.begin() as session:
+        JobRepository(session).add(uuid4(), DEFAULT_TENANT, submission)
+    sessions.kw["bind"].dispose()
 
 
 @contextmanager
@@ -297,7 +307,6 @@ class Run:
         self.console = console
         self.began = time.monotonic()
         self.next_sample = 0.0
-        self.lost = False  # whether a message was
 
     def run(self, load_s: float) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
@@ -319,7 +328,6 @@ class Run:
     def step(self, every_s: float, loaded: bool) -> None:
         self.stack.check()
         self.customer.turn(submit=loaded)
-        self.lost = self.lost or self.sampler.lose_messages()
         if self.now() >= self.next_sample:
             self.next_sample = self.now() + every_s
             self.record.add(self.sampler.sample(self.now(), loaded))

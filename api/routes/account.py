@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from api.access import Admin, Reader
 from api.dependencies import SettingsDep, UnitDep
+from api.paging import Cursor, Limit, paged
 from api.problems import ERRORS
-from api.routes.jobs import Cursor, Limit
 from api.schemas import AuditPage, AuditView, QueueView, UsageView
 from jobs import audit, quotas
 from jobs.models import Tenant
@@ -32,5 +32,5 @@ def queue(who: Reader, unit: UnitDep) -> QueueView:
 def lines(who: Admin, unit: UnitDep, cursor: Cursor = None, limit: Limit = 50) -> AuditPage:
     """Cancels, deletions and everything about keys, the newest first."""
     found = audit.page(unit.session, who.tenant, limit=limit + 1, before=cursor)
-    more = str(found[limit - 1].seq) if len(found) > limit else None
-    return AuditPage(lines=[AuditView.model_validate(line) for line in found[:limit]], next_cursor=more)
+    page, more = paged(found, limit, lambda line: line.seq)
+    return AuditPage(lines=list(map(AuditView.model_validate, page)), next_cursor=more)

@@ -8,8 +8,9 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from api.access import Reader
 from api.archive import archived
 from api.dependencies import StorageDep, UnitDep
+from api.paging import Limit, paged
 from api.problems import ERRORS
-from api.routes.jobs import Limit, Text
+from api.routes.jobs import Text
 from api.schemas import ArtifactList, ArtifactView, FramePage
 from jobs.models import Artifact
 
@@ -28,8 +29,8 @@ def artifacts(job_id: UUID, who: Reader, unit: UnitDep) -> ArtifactList:
 def frames(job_id: UUID, who: Reader, unit: UnitDep, cursor: Text = "", limit: Limit = 100) -> FramePage:
     """The frames stored so far, by iteration; also while the drag runs."""
     found = unit.jobs.frames(unit.jobs.get(who.tenant, job_id), after=cursor, limit=limit + 1)
-    more = found[limit - 1].name if len(found) > limit else None
-    return FramePage(frames=[ArtifactView.of(frame) for frame in found[:limit]], next_cursor=more)
+    page, more = paged(found, limit, lambda frame: frame.name)
+    return FramePage(frames=list(map(ArtifactView.of, page)), next_cursor=more)
 
 
 @router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)

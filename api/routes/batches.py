@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 from api.access import Reader, Submitter
 from api.contract import BATCH_BODY, JSONL
 from api.dependencies import SessionsDep, UnitDep
+from api.paging import Cursor, Limit, paged
 from api.problems import ERRORS, FieldProblem
-from api.routes.jobs import Cursor, KeyHeader, Limit
+from api.routes.jobs import KeyHeader
 from api.schemas import JobFailure, Row, artifact_url, failure
 from api.submissions import Intake, IntakeDep
 from jobs import audit, batches, idempotency
@@ -129,8 +130,8 @@ def answered(batch: dict[str, Any], headers: dict[str, str] | None = None) -> Re
 def page(who: Reader, unit: UnitDep, cursor: Cursor = None, limit: Limit = 50) -> BatchPage:
     """Batches, the newest first."""
     found = batches.page(unit.session, who.tenant, limit=limit + 1, before=cursor)
-    more = str(found[limit - 1].seq) if len(found) > limit else None
-    return BatchPage(batches=[BatchHead.model_validate(batch) for batch in found[:limit]], next_cursor=more)
+    page, more = paged(found, limit, lambda batch: batch.seq)
+    return BatchPage(batches=list(map(BatchHead.model_validate, page)), next_cursor=more)
 
 
 @router.get("/{batch_id}")

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from api.access import Reader, Submitter
 from api.contract import JOB_BODY, MAKES_A_JOB, NO_NUL
 from api.dependencies import SessionsDep, StorageDep, UnitDep
+from api.paging import Cursor, Limit, paged
 from api.problems import ERRORS
 from api.schemas import JobPage, JobView, Verdict
 from api.submissions import IntakeDep, PostedDep, PostedJob
@@ -32,8 +33,6 @@ LONGEST_WAIT_S = 60
 Expansion = Literal["artifacts", "attempts"]
 KeyHeader = Annotated[str | None, Header(min_length=1, max_length=255, pattern="^[ -~]+$")]
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed since that ETag."}}
-Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[int | None, Query(ge=1, lt=2**63)]
 Text = Annotated[str, StringConstraints(max_length=200, pattern=NO_NUL)]
 router = APIRouter(responses=ERRORS)
 
@@ -92,9 +91,9 @@ def page(
     cursor: Cursor = None, limit: Limit = 50,
 ) -> JobPage:  # fmt: skip
     """Jobs, the newest first."""
-    jobs = unit.jobs.page(who.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
-    more = str(jobs[limit - 1].seq) if len(jobs) > limit else None
-    return JobPage(jobs=[JobView.of(job) for job in jobs[:limit]], next_cursor=more)
+    found = unit.jobs.page(who.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
+    jobs, more = paged(found, limit, lambda job: job.seq)
+    return JobPage(jobs=list(map(JobView.of, jobs)), next_cursor=more)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=NOT_MODIFIED)

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query, Response
 
 from api.access import Admin
 from api.dependencies import SettingsDep, UnitDep
+from api.paging import Limit, paged
 from api.problems import ERRORS
-from api.routes.jobs import Limit
 from api.webhook_schemas import (
     DeliveryPage,
     DeliveryState,
@@ -95,8 +95,8 @@ def log(
     """What was sent, or will be, the newest first; for a month after it has ended."""
     webhook = webhooks.get(unit.session, who.tenant, webhook_id)
     found = deliveries.page(unit.session, webhook, limit=limit + 1, state=state, before=cursor)
-    more = str(found[limit - 1].id) if len(found) > limit else None
-    return DeliveryPage(deliveries=[DeliveryView.of(delivery) for delivery in found[:limit]], next_cursor=more)
+    page, more = paged(found, limit, lambda delivery: delivery.id)
+    return DeliveryPage(deliveries=list(map(DeliveryView.of, page)), next_cursor=more)
 
 
 @router.post("/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=202)

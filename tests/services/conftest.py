@@ -22,6 +22,8 @@ from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.storage import Storage
 from tests.manifests import write_tiny_checkpoints
+from tests.receivers import Receiver, receiving
+from worker.delivery import Deliverer
 
 QUICK = {
     "LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1", "DRAIN_GRACE_S": "0.3",
@@ -112,6 +114,18 @@ def api_client(settings, key, **options) -> Iterator[TestClient]:
     with TestClient(app, follow_redirects=False, headers={"Authorization": f"Bearer {key}"}, **options) as client:
         yield client
     app.state.sessions.kw["bind"].dispose()
+
+
+@pytest.fixture
+def deliverer(settings, sessions) -> Deliverer:
+    return Deliverer.from_settings(sessions, settings)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Somebody who wants to be told."""
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture

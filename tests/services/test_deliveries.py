@@ -12,7 +12,6 @@ from jobs.deliveries import RESTS_S
 from jobs.models import Delivery, Job, Webhook
 from tests.receivers import Answer, receiving
 from tests.services.telling import QUICK, change, create, deliver, end, log, row, submit
-from worker.delivery import Deliverer
 
 HOUR = timedelta(hours=1)
 
@@ -20,17 +19,6 @@ HOUR = timedelta(hours=1)
 @pytest.fixture
 def settings(settings):
     return settings.model_copy(update=QUICK)
-
-
-@pytest.fixture
-def deliverer(settings, sessions):
-    return Deliverer.from_settings(sessions, settings)
-
-
-@pytest.fixture
-def receiver():
-    with receiving() as receiver:
-        yield receiver
 
 
 def test_a_job_that_ends_is_told_of(client, deliverer, receiver):

@@ -30,17 +30,6 @@ def settings(settings):
     return settings.model_copy(update=QUICK)
 
 
-@pytest.fixture
-def deliverer(settings, sessions):
-    return Deliverer.from_settings(sessions, settings)
-
-
-@pytest.fixture
-def receiver():
-    with receiving() as receiver:
-        yield receiver
-
-
 def test_a_host_that_has_become_private_is_not_reached(client, sessions, receiver):
     """The name was public when it was registered."""
     webhook = create(client, receiver)

@@ -196,7 +196,8 @@ class JobSpec(Strict):
     def resolved(self, model: ModelEntry) -> "JobSpec":
         """The same job with nothing left to defaults: client's value, else the model's, else the preset's."""
         chosen = self.drag.model_dump(exclude_none=True)
-        options = PRESETS[self.drag.preset](len(self.points)) | model.defaults.drag(self.drag.preset) | chosen
+        preset = PRESETS[self.drag.preset](len(self.points), self.movable is not None)
+        options = preset | model.defaults.drag(self.drag.preset) | chosen
         options.setdefault("feature_resolution", min(128, model.resolution // 2))
         update: dict[str, object] = {"drag": Drag.model_validate(options)}
         if self.source.seed is not None and self.source.truncation_psi is None:
@@ -206,19 +207,24 @@ class JobSpec(Strict):
         return self.model_copy(update=update)
 
 
-def default_preset(points: int) -> dict[str, object]:
-    """Many points say what the whole picture should be: the rows of w+ then move as one, and wrong points outweigh less."""
-    return {
-        "preset": "default", "max_iterations": 200, "learning_rate": 0.002, "mask_weight": 20.0, "motion_radius": 3.0,
-        "tracking_radius": 12.0, "latent_space": "w" if points >= MANY_POINTS else "w+", "trainable_layers": 6,
-        "stop_distance": 1.0, "latent_weight": 0.0,
-    }  # fmt: skip
+def default_preset(points: int, masked: bool) -> dict[str, object]:
+    """A point that nothing holds is pulled by a larger disc.
+
+    Many points say what the whole picture should be: the rows of w+ then move as one, and wrong points outweigh less.
+    """
+    return BASE | {
+        "motion_radius": 12.0 if points == 1 and not masked else 3.0,
+        "latent_space": "w" if points >= MANY_POINTS else "w+",
+    }
 
 
-def paper_preset(points: int) -> dict[str, object]:
+def paper_preset(points: int, masked: bool) -> dict[str, object]:
     """As the paper states it: up to 300 iterations, 1 px for at most five points, else 2 px."""
-    stop = 1.0 if points <= 5 else 2.0
-    return default_preset(points) | {"preset": "paper", "max_iterations": 300, "stop_distance": stop, "latent_space": "w+"}
+    return BASE | {"preset": "paper", "max_iterations": 300, "stop_distance": 1.0 if points <= 5 else 2.0}
 
 
+BASE: dict[str, object] = {
+    "preset": "default", "max_iterations": 200, "learning_rate": 0.002, "mask_weight": 20.0, "motion_radius": 3.0,
+    "tracking_radius": 12.0, "latent_space": "w+", "trainable_layers": 6, "stop_distance": 1.0, "latent_weight": 0.0,
+}  # fmt: skip
 PRESETS = {"default": default_preset, "paper": paper_preset}

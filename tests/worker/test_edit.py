@@ -18,15 +18,18 @@ def resolved(points=1, movable=None, **drag):
     return check_submission(document, MANIFEST).spec
 
 
-def test_the_default_preset_is_the_reference_with_four_changes():
-    expected = DragOptions(feature_resolution=16, anchor_distance=24, overstep=False, context_blocks=2, mask_metric="l2")
+def test_the_default_preset_is_the_reference_with_five_changes():
+    expected = DragOptions(
+        feature_resolution=16, motion_radius=12, anchor_distance=24, overstep=False, context_blocks=2, mask_metric="l2"
+    )
     assert drag_options(resolved()) == expected
 
 
-def test_a_point_that_nothing_holds_is_pulled_by_its_start_from_further_away():
+def test_a_point_that_nothing_holds_is_pulled_by_its_start_from_further_away_and_by_a_larger_disc():
     movable = {"shapes": [{"circle": [16, 16, 8]}]}
-    specs = (resolved(), resolved(movable=movable), resolved(points=2))
-    assert [drag_options(spec).anchor_distance for spec in specs] == [24, 12, 12]
+    options = [drag_options(spec) for spec in (resolved(), resolved(movable=movable), resolved(points=2))]
+    assert [given.anchor_distance for given in options] == [24, 12, 12]
+    assert [given.motion_radius for given in options] == [12, 3, 3]
 
 
 def test_with_many_points_the_default_preset_drags_in_w_without_an_anchor():

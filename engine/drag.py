@@ -16,15 +16,17 @@ from torch import Tensor
 
 from engine.descent import Descent, DescentState
 from engine.errors import DragDiverged, InvalidEdit
-from engine.features import disc, sample, sample_pixels
+from engine.features import FeatureMap, disc, read, read_grid
 from engine.generator import Generator, modulate
 from engine.latent import choose_region
+from engine.windows import Seen, Watch, choose_watch, watch
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 REFERENCE_RESOLUTION = 512  # radii are given at this image size
 CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
 USUAL_CHANGE = 0.08  # of a feature, counts alike in both metrics of the mask
 DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
+SLACK_PX = 4.0  # a step, the refinement of handles, and the pixels that are blended
 STALLED_ITERATIONS = 30
 STALLED_GAIN = 0.1  # pixels at 512
 
@@ -133,7 +135,7 @@ class DragRun:
         self.scale = self.resolution / REFERENCE_RESOLUTION
         self.synthesis = generator.synthesis
         self.feature_resolution = feature_resolution(generator, options)
-        self.context_blocks = options.context_blocks if movable is None else 0
+        self.watched = watched(generator, options, len(handles), movable is not None)
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)
         self.origins = self.handles  # where the handles were at the start
@@ -144,9 +146,12 @@ class DragRun:
         layers = self.synthesis.layers(until=self.feature_resolution, rgb=False)
         self.moving_layers = [layer for layer in layers if layer.row < options.trainable_layers]
         with torch.no_grad():
+            self.energies = {name: layer.energy() for name, _, layer in self.moving_layers}
             self.constant = modulate([layer for layer in layers if layer.row >= options.trainable_layers], self.start)
-            self.start_features = self.features()
-            self.reference = sample(self.start_features, self.handles, self.resolution)  # [K, C], what each handle looks like
+            self.offsets = disc(options.motion_radius, self.scale, self.handles)  # [P, 2]
+            self.first = self.look()
+            self.reference = read(self.first.maps, self.handles[:, None], self.resolution)[:, 0]  # [K, C], each handle's look
+            self.discs = read(self.first.maps, self.handles[:, None] + self.offsets, self.resolution)  # [K, P, C]
         self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
         self.iteration = 0
         self.followed = 0  # the iteration whose handles are known
@@ -188,22 +193,22 @@ class DragRun:
         rows = self.options.trainable_layers
         return torch.cat([self.region.rows(self.variable), self.start[:, rows:]], dim=1)
 
-    def features(self) -> list[Tensor]:
-        """What is watched: the feature block's output [1, C, f, f], then those of the coarser blocks.
+    def look(self) -> Seen:
+        """What is watched: the feature block around the handles, then coarser blocks; with a mask the whole feature block.
 
         One block's features are alike all along an edge, where points would slide; coarser ones know the place. Not with
         a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
         """
-        modulations = self.constant | modulate(self.moving_layers, self.latent())
-        *coarse, (_, fine) = self.synthesis.blocks(modulations, self.feature_resolution, "const")
-        return [fine, *(x * CONTEXT_STRENGTH for _, x in coarse[len(coarse) - self.context_blocks :])]
+        modulations = self.constant | modulate(self.moving_layers, self.latent(), self.energies)
+        (fine, *coarse), blocks = watch(self.synthesis, modulations, self.watched, self.handles, self.resolution)
+        return Seen([fine, *(replace(one, values=one.values * CONTEXT_STRENGTH) for one in coarse)], blocks)
 
     def step(self) -> DragStep:
         """One feature pass: track, then supervise, on the same features."""
-        features = self.features()
+        seen = self.look()
         if self.iteration > self.followed:
-            self.handles, self.followed = self.follow([x.detach() for x in features]), self.iteration
-        self.loss = self.motion_loss(features) + self.mask_loss(features[0]) + self.latent_loss()
+            self.handles, self.followed = self.follow([one.detach() for one in seen.maps]), self.iteration
+        self.loss = self.motion_loss(seen.maps) + self.mask_loss(seen) + self.latent_loss()
         loss = self.loss.item()
         if not math.isfinite(loss):
             raise DragDiverged(f"the loss became {loss} at iteration {self.iteration}")
@@ -217,36 +222,29 @@ class DragRun:
             loss=loss,
         )
 
-    def follow(self, features: list[Tensor]) -> Tensor:
+    def follow(self, maps: list[FeatureMap]) -> Tensor:
         """Where the handles are now, [K, 2] xy pixels; other trackers take its place to be compared."""
-        return track(features, self.reference, self.handles, self.resolution, self.options)
+        return track(maps, self.reference, self.handles, self.resolution, self.options)
 
     def descend(self) -> None:
         """One step of the optimizer."""
         self.descent.step(self.loss)
         self.iteration += 1
 
-    def motion_loss(self, features: list[Tensor]) -> Tensor:
+    def motion_loss(self, maps: list[FeatureMap]) -> Tensor:
         """Descent moves the disc around each handle one pixel towards its target; summed over the points on their way.
 
         What should come there is the disc as it looks now (the paper); near the target, as it looked at the start, so that
         what slid on the way is put right (the idea of GoodDrag, Zhang et al. 2025).
         """
         steps, active = self.pull()
-        offsets = disc(self.options.motion_radius, self.scale, self.handles)
-        here = self.handles[active][:, None] + offsets  # [K', P, 2]
-        there = here + steps[active][:, None]
-        near = (self.targets - self.handles)[active].norm(dim=1) <= self.options.anchor_distance * self.scale
+        here = self.handles[:, None] + self.offsets  # [K, P, 2]
+        near = (self.targets - self.handles).norm(dim=1) <= self.options.anchor_distance * self.scale
         with torch.no_grad():
-            wanted = self.read(features, here)
-            wanted[near] = self.read(self.start_features, (self.origins[active][:, None] + offsets)[near])
-        difference = (wanted - self.read(features, there)).abs()  # [K', P, C]
-        return difference.mean(dim=(1, 2)).sum()
-
-    def read(self, features: list[Tensor], points: Tensor) -> Tensor:
-        """Features at points [K, P, 2]: [K, P, C]."""
-        values = sample(features, points.reshape(-1, 2), self.resolution)
-        return values.view(*points.shape[:2], values.shape[1])
+            now = read(maps, here, self.resolution)
+            wanted = torch.where(near[:, None, None], self.discs, now)
+        difference = (wanted - read(maps, here + steps[:, None], self.resolution)).abs()  # [K, P, C]
+        return difference.mean(dim=(1, 2))[active].sum()
 
     def pull(self) -> tuple[Tensor, Tensor]:
         """How far each point should go next, [K, 2] in image pixels, and which points are pulled, [K] bool.
@@ -259,11 +257,11 @@ class DragRun:
             return F.normalize(remaining, dim=1), distance > self.options.stop_distance
         return remaining / distance.clamp(min=1)[:, None], distance > 0
 
-    def mask_loss(self, features: Tensor) -> Tensor:
+    def mask_loss(self, seen: Seen) -> Tensor:
         """Mean change of the feature block [1, C, f, f] where the picture must stay."""
         if self.fixed is None:
-            return features.new_zeros([])
-        change = features - self.start_features[0]
+            return self.start.new_zeros([])
+        change = seen.blocks[self.feature_resolution] - self.first.blocks[self.feature_resolution]
         penalty = change.square() / USUAL_CHANGE if self.options.mask_metric == "l2" else F.relu(change.abs() - DEAD_ZONE)
         return (penalty * self.fixed).mean() * self.options.mask_weight
 
@@ -275,23 +273,24 @@ class DragRun:
         return change.abs().mean() * self.options.latent_weight
 
 
-def track(features: list[Tensor], reference: Tensor, handles: Tensor, resolution: int, options: DragOptions) -> Tensor:
+def track(maps: list[FeatureMap], reference: Tensor, handles: Tensor, resolution: int, options: DragOptions) -> Tensor:
     """Where each handle has gone: the pixel nearby whose features are nearest to what the handle looked like.
 
     Args:
-        features: maps [1, C, f, f].
+        maps: what is seen around the handles.
         reference: [K, C], the handles' features at the start.
         handles: [K, 2] xy pixels, where they were last.
 
     Returns:
         [K, 2] xy pixels.
     """
-    radius = max(1, round(options.tracking_radius * resolution / REFERENCE_RESOLUTION))
+    radius = tracking_pixels(options, resolution)
     side = 2 * radius + 3  # one more on each side, to refine winners at the window's edge
     center = handles.round().clamp(0, resolution - 1)
     pixels = center[:, None, None] + square(radius + 1, handles)  # [K, side, side, 2]
-    difference = sample_pixels(features, pixels.clamp(0, resolution - 1), resolution) - reference[:, None, None]
-    cost = difference.abs().sum(dim=3) if options.tracking_metric == "l1" else difference.square().sum(dim=3)  # [K, side, side]
+    found = read_grid(maps, pixels[:, 0, :, 0], pixels[:, :, 0, 1], resolution)  # [K, C, side, side]
+    difference = found - reference[:, :, None, None]
+    cost = difference.abs().sum(dim=1) if options.tracking_metric == "l1" else difference.square().sum(dim=1)  # [K, side, side]
     in_image = ((pixels >= 0) & (pixels <= resolution - 1)).all(dim=3)
     allowed = F.pad(torch.ones(side - 2, side - 2, dtype=torch.bool, device=handles.device), (1, 1, 1, 1)) & in_image
     best = cost.masked_fill(~allowed, math.inf).flatten(1).argmin(dim=1)  # [K]
@@ -301,6 +300,16 @@ def track(features: list[Tensor], reference: Tensor, handles: Tensor, resolution
     if options.subpixel:
         refined = refined + parabola(cost, in_image, row, column)
     return refined
+
+
+def tracking_pixels(options: DragOptions, resolution: int) -> int:
+    """How far from where a handle was it is looked for."""
+    return max(1, round(options.tracking_radius * resolution / REFERENCE_RESOLUTION))
+
+
+def reach_px(options: DragOptions, resolution: int) -> float:
+    """How far from where a handle was features are read: it is found anew, then its disc is read, and that one step on."""
+    return tracking_pixels(options, resolution) + options.motion_radius * resolution / REFERENCE_RESOLUTION + SLACK_PX
 
 
 def square(radius: int, like: Tensor) -> Tensor:
@@ -350,6 +359,15 @@ def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopRea
 def feature_resolution(generator: Generator, options: DragOptions) -> int:
     """The block whose features are used: 128, or the largest of at most half the image for smaller models."""
     return options.feature_resolution or min(128, generator.config.resolution // 2)
+
+
+def watched(generator: Generator, options: DragOptions, points: int, masked: bool) -> Watch:
+    """A mask needs the feature block whole."""
+    until, resolution = feature_resolution(generator, options), generator.config.resolution
+    if masked:
+        return Watch(until, 0, until, reach_px(options, resolution) * until / resolution)
+    reach = reach_px(options, resolution) * until / resolution
+    return choose_watch(generator.config, until, options.context_blocks, reach, points)
 
 
 def fixed_weight(movable: Tensor, size: int, like: Tensor) -> Tensor:

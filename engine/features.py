@@ -1,45 +1,70 @@
 """Reading feature maps at points of the image.
 
 A block's output has its native size f; pixel x of the R-pixel image is feature coordinate (x + 0.5) f / R - 0.5. Points
-are (x, y) in pixels of the image, pixel centers at integers.
+are (x, y) in pixels of the image, pixel centers at integers; beyond the border the border's features count. At integer
+pixels the native map is read bilinearly; between them the four neighboring pixels are blended, as on a bilinear map of the
+image's size: reading the native map there directly would turn the gradient by up to 15 %.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def sample(maps: Sequence[Tensor], points: Tensor, resolution: int) -> Tensor:
-    """Features of all maps at image points, as bilinear image-size maps would give them.
+@dataclass(frozen=True)
+class FeatureMap:
+    """A block's output, whole or in a window around each of K points."""
 
-    At integer pixels the native map is read bilinearly; between them the four neighboring pixels are blended. Reading
-    the native map there directly would turn the gradient by up to 15 %.
+    values: Tensor  # [K or 1, C, n, n]
+    corner: Tensor  # [K or 1, 2], the (x, y) cell of a window's first value; may lie outside the map
+    size: int  # f, cells of the whole map
 
-    Args:
-        maps: each [1, C, f, f], of any f.
-        points: [N, 2] xy pixels; beyond the border the border's features count.
-        resolution: R, the image's size in pixels.
+    @classmethod
+    def whole(cls, values: Tensor) -> "FeatureMap":
+        """Of a block's output [1, C, f, f]."""
+        return cls(values, values.new_zeros(1, 2), values.shape[-1])
 
-    Returns:
-        [N, sum of C]
-    """
-    corner = points.floor()
-    fraction = points - corner  # [N, 2]
-    steps = points.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
-    pixels = corner[:, None] + steps  # [N, 4, 2]
-    weights = torch.where(steps == 1, fraction[:, None], 1 - fraction[:, None]).prod(dim=2)  # [N, 4]
-    return (sample_pixels(maps, pixels.clamp(0, resolution - 1), resolution) * weights[:, :, None]).sum(dim=1)
+    def detach(self) -> "FeatureMap":
+        return replace(self, values=self.values.detach())
+
+    def weights(self, coordinates: Tensor, axis: int, resolution: int) -> Tensor:
+        """How much each cell of a window counts at points: [K, P, n].
+
+        Args:
+            coordinates: [K, P], pixels along the axis.
+            axis: 0 for x, 1 for y.
+        """
+        before = coordinates.floor()
+        share = (coordinates - before)[..., None]
+        here, next_one = (self.bilinear(pixels, axis, resolution) for pixels in (before, before + 1))
+        return here * (1 - share) + next_one * share
+
+    def bilinear(self, pixels: Tensor, axis: int, resolution: int) -> Tensor:
+        """The same at integer pixels: the two nearest cells count, each the more the nearer it is."""
+        cells = (pixels.clamp(0, resolution - 1) + 0.5) * (self.size / resolution) - 0.5
+        places = torch.arange(self.values.shape[-1], device=pixels.device) + self.corner[:, axis, None]  # [K, n]
+        return (1 - (cells.clamp(0, self.size - 1)[..., None] - places[:, None]).abs()).clamp(min=0)
 
 
-def sample_pixels(maps: Sequence[Tensor], pixels: Tensor, resolution: int) -> Tensor:
-    """Features at integer image pixels [..., 2], each native map read bilinearly: [..., sum of C]."""
-    grid = (2 * pixels + 1) / resolution - 1  # pixel x is (x + 0.5) f / R - 0.5 on the map
-    grid = grid.reshape(1, 1, -1, 2).to(maps[0].dtype)
-    read = [F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].t() for x in maps]
-    values = torch.cat(read, dim=1)
-    return values.reshape(*pixels.shape[:-1], values.shape[1])
+def read(maps: Sequence[FeatureMap], points: Tensor, resolution: int) -> Tensor:
+    """Features of all maps at points [K, P, 2]: [K, P, sum of C]."""
+    x, y = points.unbind(dim=2)
+    found = []
+    for one in maps:
+        weights = one.weights(y, 1, resolution)[..., :, None] * one.weights(x, 0, resolution)[..., None, :]  # [K, P, n, n]
+        found.append(weights.flatten(2).to(one.values.dtype) @ one.values.flatten(2).transpose(1, 2))
+    return torch.cat(found, dim=2)
+
+
+def read_grid(maps: Sequence[FeatureMap], xs: Tensor, ys: Tensor, resolution: int) -> Tensor:
+    """Features of all maps at every x [K, S] and y [K, S] of each point: [K, sum of C, S (y), S (x)]."""
+    found = []
+    for one in maps:
+        across, down = (one.weights(ticks, axis, resolution).to(one.values.dtype) for axis, ticks in enumerate((xs, ys)))
+        found.append(down[:, None] @ one.values @ across[:, None].transpose(2, 3))
+    return torch.cat(found, dim=1)
 
 
 def disc(radius: float, scale: float, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_w
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -95,22 +95,33 @@ class SynthesisLayer(nn.Module):
         if up:
             self.register_buffer("resample_filter", binomial_filter())
 
-    def modulation(self, w: Tensor) -> Modulation:
+    def modulation(self, w: Tensor, energy: Tensor | None = None) -> Modulation:
+        """Of w [B, D]; energy is this layer's, where it is known."""
         scale = self.affine(w)  # [B, Cin]
-        energy = self.weight.square().sum(dim=(2, 3))  # [Cout, Cin]
+        energy = self.energy() if energy is None else energy
         return Modulation(scale, (scale.square() @ energy.t() + 1e-8).rsqrt())
 
+    def energy(self) -> Tensor:
+        """Sum of the squared weights of each kernel, [Cout, Cin]."""
+        return self.weight.square().sum(dim=(2, 3))
+
     def forward(self, x: Tensor, modulation: Modulation, noise_mode: NoiseMode = "const", gain: float = 1.0) -> Tensor:
-        x = scale_channels(x, modulation.scale)
-        if self.up:  # [B, C, H, W] -> [B, C', 2H+1, 2W+1] -> [B, C', 2H, 2W]
-            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
-            x = depthwise(x, self.resample_filter * 4)
-        else:
-            x = F.conv2d(x, self.weight, padding=1)
+        x = self.convolve(scale_channels(x, modulation.scale), padding=1)
+        return self.activate(x, modulation, self.noise_const if noise_mode == "const" else None, gain)
+
+    def convolve(self, x: Tensor, padding: Literal[0, 1]) -> Tensor:
+        """[B, C, H, W] -> [B, C', H, W], of `up` layers [B, C', 2H, 2W]; without padding 2 cells less, 4 of `up` layers."""
+        if not self.up:
+            return F.conv2d(x, self.weight, padding=padding)
+        x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # [B, C', 2H+1, 2W+1]
+        return depthwise(x if padding else x[..., 1:-1, 1:-1], self.resample_filter * 4, padding)
+
+    def activate(self, x: Tensor, modulation: Modulation, noise: Tensor | None, gain: float = 1.0) -> Tensor:
+        """Demodulation, noise [H, W] or [B, 1, H, W], bias, leaky ReLU, clamp."""
         assert modulation.demodulation is not None
         x = scale_channels(x, modulation.demodulation)
-        if noise_mode == "const":
-            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
+        if noise is not None:
+            x = x + (noise * self.noise_strength).to(x.dtype)
         x = F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], 0.2) * (SQRT2 * gain)
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp * gain, self.conv_clamp * gain)
 
@@ -142,8 +153,11 @@ class ToRGBLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
         self.weight_gain = 1 / math.sqrt(channels)
 
-    def modulation(self, w: Tensor) -> Modulation:
+    def modulation(self, w: Tensor, energy: Tensor | None = None) -> Modulation:
         return Modulation(self.affine(w) * self.weight_gain, None)
+
+    def energy(self) -> None:
+        """Nothing is demodulated here."""
 
     def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
         x = F.conv2d(scale_channels(x, modulation.scale), self.weight).to(self.bias.dtype) + self.bias[:, None, None]
@@ -186,9 +200,10 @@ class ModulatedLayer(NamedTuple):
 Modulations = dict[str, Modulation]  # by layer name
 
 
-def modulate(layers: Sequence[ModulatedLayer], ws: Tensor) -> Modulations:
-    """The modulations of these layers under w+ [B, L, D]."""
-    return {name: layer.modulation(ws[:, row]) for name, row, layer in layers}
+def modulate(layers: Sequence[ModulatedLayer], ws: Tensor, energies: Mapping[str, Tensor | None] | None = None) -> Modulations:
+    """The modulations of these layers under w+ [B, L, D]; energies of frozen layers need not be computed each time."""
+    known = energies or {}
+    return {name: layer.modulation(ws[:, row], known.get(name)) for name, row, layer in layers}
 
 
 class SynthesisNetwork(nn.Module):
@@ -305,6 +320,10 @@ class Generator(nn.Module):
 def channels_last(generator: Generator) -> Generator:
     """The same generator with its convolutions laid out for speed: twice as fast on CPUs, measured."""
     generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    for layer in generator.synthesis.modules():
+        if isinstance(layer, SynthesisLayer) and layer.up:  # transposed convolutions read them the other way round
+            turned = layer.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            layer.weight.data = turned.transpose(0, 1)
     return generator
 
 
@@ -330,10 +349,10 @@ def binomial_filter() -> Tensor:
     return torch.outer(line, line)
 
 
-def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
-    """Filter each channel of x [B, C, H, W] with a 4x4 kernel and padding 1: one pixel less in H and W."""
+def depthwise(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    """Filter each channel of x [B, C, H, W] with a 4x4 kernel: one pixel less in H and W with padding 1, three without."""
     channels = x.shape[1]
-    return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, 4, 4), padding=1, groups=channels)
+    return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, 4, 4), padding=padding, groups=channels)
 
 
 def upsample(image: Tensor, resample_filter: Tensor) -> Tensor:

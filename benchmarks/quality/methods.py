@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
 from engine.drag import DragOptions, DragRun, parabola, square, to_points
-from engine.features import sample
+from engine.features import FeatureMap
 from engine.generator import Generator
 from jobs.checkpoints import ModelEntry
 from jobs.spec import Drag, JobSpec, Movable, PointPair, Shape, Source
@@ -83,7 +84,7 @@ def dragging(
 class Untracked(DragRun):
     """Believes that each handle moved by the pixel it was asked to."""
 
-    def follow(self, features: list[Tensor]) -> Tensor:
+    def follow(self, maps: list[FeatureMap]) -> Tensor:
         way = self.targets - self.handles
         moved: Tensor = self.handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
         return moved
@@ -99,20 +100,21 @@ class BlockMatching(DragRun):
         self.generator = generator
         self.patch_offsets = square(max(2, PATCH_RADIUS * self.resolution // 128), self.handles).reshape(-1, 2)  # [P, 2]
         self.search_offsets = square(round(options.tracking_radius * self.scale) + 1, self.handles).reshape(-1, 2)  # [S, 2]
-        self.patches = self.look(self.handles[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
+        self.patches = self.patches_at(self.handles[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
 
     @torch.no_grad()
     def picture(self) -> Tensor:
         return self.generator.images(self.latent())
 
-    def look(self, points: Tensor, picture: Tensor) -> Tensor:
-        limited = points.clamp(0, self.resolution - 1)
-        return sample([picture], limited.reshape(-1, 2), self.resolution).view(*points.shape[:-1], 3)
+    def patches_at(self, points: Tensor, picture: Tensor) -> Tensor:
+        grid = (points * (2 / (self.resolution - 1)) - 1).reshape(1, 1, -1, 2)
+        found = F.grid_sample(picture, grid, padding_mode="border", align_corners=True)
+        return found[0, :, 0].t().view(*points.shape[:-1], 3)
 
-    def follow(self, features: list[Tensor]) -> Tensor:
+    def follow(self, maps: list[FeatureMap]) -> Tensor:
         picture = self.picture()
         places = self.handles[:, None] + self.search_offsets  # [K, S, 2]
-        found = self.look(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
+        found = self.patches_at(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
         side = round(len(self.search_offsets) ** 0.5)
         cost = (found - self.patches[:, None]).square().mean(dim=(2, 3)).view(-1, side, side)
         best = cost[:, 1:-1, 1:-1].flatten(1).argmin(dim=1)
@@ -120,7 +122,7 @@ class BlockMatching(DragRun):
         center = torch.stack([column, row], dim=1) - side // 2
         shift = center + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
         handles: Tensor = (self.handles + shift).clamp(0, self.resolution - 1)
-        self.patches = self.look(handles[:, None] + self.patch_offsets, picture)
+        self.patches = self.patches_at(handles[:, None] + self.patch_offsets, picture)
         return handles
 
 

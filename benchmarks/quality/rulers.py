@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.faces.detector import detect, load_detector
 from engine.drag import DragOptions, feature_resolution, parabola
-from engine.features import sample
+from engine.features import FeatureMap, read
 from engine.generator import Generator, modulate
 from jobs.checkpoints import ModelEntry
 
@@ -64,7 +64,8 @@ class FeatureRuler:
 
     def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
         resolution = self.generator.config.resolution
-        wanted = sample([self.features(start)], torch.from_numpy(handles).to(start), resolution)  # [K, C]
+        points = torch.from_numpy(handles).to(start)[:, None]
+        wanted = read([FeatureMap.whole(self.features(start))], points, resolution)[:, 0]  # [K, C]
         found = self.features(result)[0]  # [C, f, f]
         cost = torch.stack([(found - one[:, None, None]).square().sum(dim=0) for one in wanted])  # [K, f, f]
         size = cost.shape[-1]

@@ -8,6 +8,7 @@ from safetensors.torch import load, save
 
 from engine.drag import DragOptions, DragRun, DragState, drag, fixed_weight, to_points, track
 from engine.errors import DragDiverged, InvalidEdit
+from engine.features import FeatureMap
 from engine.generator import modulate
 from engine.latent import latent_statistics
 from tests.engine.plain import plain_drag, plain_features
@@ -98,29 +99,29 @@ def test_a_fixed_cell_weighs_its_share():
     assert fixed_weight(movable, 4, like=torch.zeros(1)).flatten()[:3].tolist() == [0.5, 0.25, 0.0]
 
 
-def blob(x: float, y: float, size: int = 64) -> torch.Tensor:
-    """Features [1, 3, size, size] with a bump at a point of a 64-pixel image."""
+def blob(x: float, y: float, size: int = 64) -> FeatureMap:
+    """Three channels with a bump at a point of a 64-pixel image."""
     line = torch.arange(size, dtype=torch.float64)
     bump = torch.exp(-((line[None, :] - x) ** 2 + (line[:, None] - y) ** 2) / 18)
-    return torch.stack([bump, bump**2, 1 - bump])[None]
+    return FeatureMap.whole(torch.stack([bump, bump**2, 1 - bump])[None])
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
 def test_tracking_finds_a_shifted_blob(metric):
-    reference = blob(20, 30)[0, :, 30, 20][None]
+    reference = blob(20, 30).values[:, :, 30, 20]
     options = DragOptions(tracking_radius=48, tracking_metric=metric, subpixel=False)
     found = track([blob(25, 27)], reference, to_points([[20, 30]]), 64, options)
     assert found.tolist() == [[25, 27]]
 
 
 def test_tracking_finds_a_shift_below_the_pixel():
-    reference = blob(20, 30)[0, :, 30, 20][None]
+    reference = blob(20, 30).values[:, :, 30, 20]
     found = track([blob(21.3, 29.6)], reference, to_points([[20, 30]]), 64, DragOptions(tracking_radius=48))
     assert (found - to_points([[21.3, 29.6]])).abs().max() < 0.15
 
 
 def test_tracking_stays_in_the_image():
-    reference = blob(1, 62)[0, :, 62, 1][None]
+    reference = blob(1, 62).values[:, :, 62, 1]
     found = track([blob(-2, 66)], reference, to_points([[1, 62]]), 64, DragOptions(tracking_radius=48))
     assert found.tolist() == [[0, 63]]
 

@@ -7,7 +7,7 @@ Handles and targets are (x, y) in pixels of the model's image, pixel centers at 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from engine.errors import DragDiverged, InvalidEdit
 from engine.features import FeatureMap, disc, read, read_grid
 from engine.generator import Generator, modulate
 from engine.latent import choose_region
-from engine.windows import Seen, Watch, choose_watch, watch
+from engine.mask_term import EARLY_SIZE, MaskTerm, check_early, early_shares, paper_shares
+from engine.windows import Watch, choose_watch, watch
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 REFERENCE_RESOLUTION = 512  # radii are given at this image size
 CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
-USUAL_CHANGE = 0.08  # of a feature, counts alike in both metrics of the mask
-DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
 SLACK_PX = 4.0  # a step, the refinement of handles, and the pixels that are blended
 STALLED_ITERATIONS = 30
 STALLED_GAIN = 0.1  # pixels at 512
@@ -46,6 +45,9 @@ class DragOptions:
     stop_distance: float = 1.0  # d, pixels of the image at any resolution
     latent_weight: float = 0.0  # of the mean change of w
     tracking_metric: Literal["l1", "l2"] = "l2"  # the paper says L1, its code L2
+    mask_term: Literal["paper", "early"] = (
+        "paper"  # what a mask holds: the feature block, or how the trainable rows reach the picture
+    )
     mask_metric: Literal["l1", "l2"] = "l1"  # of the change where the picture must stay; l2 forbids large ones, allows small
     subpixel: bool = True  # refine tracked handles below the pixel
     anchor_distance: float = 0.0  # pixels at 512: nearer to its target a point is pulled by what it looked like at the start
@@ -122,6 +124,13 @@ class DragState:
         return cls(iteration=iteration, handles=tensors["handles"], best=best, mark_px=mark_px, since=since, descent=descent)
 
 
+class Look(NamedTuple):
+    """What one feature pass shows."""
+
+    maps: list[FeatureMap]  # around the handles: the feature block, then coarser ones
+    held: list[Tensor]  # what the mask penalizes the change of
+
+
 class DragRun:
     """The state of one drag between iterations; see `drag`."""
 
@@ -136,6 +145,7 @@ class DragRun:
         self.synthesis = generator.synthesis
         self.feature_resolution = feature_resolution(generator, options)
         self.watched = watched(generator, options, len(handles), movable is not None)
+        self.mask = None if movable is None else mask_term(generator, options, movable)
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)
         self.origins = self.handles  # where the handles were at the start
@@ -143,7 +153,7 @@ class DragRun:
         self.region = choose_region(generator, self.start[:, : options.trainable_layers], options.latent_space)
         self.variable = self.region.origin.clone().requires_grad_()
         self.descent = Descent([self.variable], options.learning_rate)
-        layers = self.synthesis.layers(until=self.feature_resolution, rgb=False)
+        layers = self.synthesis.layers(until=self.feature_resolution, rgb=options.mask_term == "early")
         self.moving_layers = [layer for layer in layers if layer.row < options.trainable_layers]
         with torch.no_grad():
             self.energies = {name: layer.energy() for name, _, layer in self.moving_layers}
@@ -152,7 +162,6 @@ class DragRun:
             self.first = self.look()
             self.reference = read(self.first.maps, self.handles[:, None], self.resolution)[:, 0]  # [K, C], each handle's look
             self.discs = read(self.first.maps, self.handles[:, None] + self.offsets, self.resolution)  # [K, P, C]
-        self.fixed = None if movable is None else fixed_weight(movable, self.feature_resolution, like=self.start)
         self.iteration = 0
         self.followed = 0  # the iteration whose handles are known
         self.loss = torch.zeros([])
@@ -193,22 +202,23 @@ class DragRun:
         rows = self.options.trainable_layers
         return torch.cat([self.region.rows(self.variable), self.start[:, rows:]], dim=1)
 
-    def look(self) -> Seen:
-        """What is watched: the feature block around the handles, then coarser blocks; with a mask the whole feature block.
+    def look(self) -> Look:
+        """What is watched around the handles, and what the mask holds.
 
         One block's features are alike all along an edge, where points would slide; coarser ones know the place. Not with
         a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
         """
         modulations = self.constant | modulate(self.moving_layers, self.latent(), self.energies)
         (fine, *coarse), blocks = watch(self.synthesis, modulations, self.watched, self.handles, self.resolution)
-        return Seen([fine, *(replace(one, values=one.values * CONTEXT_STRENGTH) for one in coarse)], blocks)
+        maps = [fine, *(replace(one, values=one.values * CONTEXT_STRENGTH) for one in coarse)]
+        return Look(maps, [] if self.mask is None else self.mask.held(blocks, modulations))
 
     def step(self) -> DragStep:
         """One feature pass: track, then supervise, on the same features."""
-        seen = self.look()
+        look = self.look()
         if self.iteration > self.followed:
-            self.handles, self.followed = self.follow([one.detach() for one in seen.maps]), self.iteration
-        self.loss = self.motion_loss(seen.maps) + self.mask_loss(seen) + self.latent_loss()
+            self.handles, self.followed = self.follow([one.detach() for one in look.maps]), self.iteration
+        self.loss = self.motion_loss(look.maps) + self.mask_loss(look.held) + self.latent_loss()
         loss = self.loss.item()
         if not math.isfinite(loss):
             raise DragDiverged(f"the loss became {loss} at iteration {self.iteration}")
@@ -257,13 +267,8 @@ class DragRun:
             return F.normalize(remaining, dim=1), distance > self.options.stop_distance
         return remaining / distance.clamp(min=1)[:, None], distance > 0
 
-    def mask_loss(self, seen: Seen) -> Tensor:
-        """Mean change of the feature block [1, C, f, f] where the picture must stay."""
-        if self.fixed is None:
-            return self.start.new_zeros([])
-        change = seen.blocks[self.feature_resolution] - self.first.blocks[self.feature_resolution]
-        penalty = change.square() / USUAL_CHANGE if self.options.mask_metric == "l2" else F.relu(change.abs() - DEAD_ZONE)
-        return (penalty * self.fixed).mean() * self.options.mask_weight
+    def mask_loss(self, held: list[Tensor]) -> Tensor:
+        return self.start.new_zeros([]) if self.mask is None else self.mask.loss(held, self.first.held)
 
     def latent_loss(self) -> Tensor:
         if self.options.latent_weight == 0:
@@ -362,18 +367,20 @@ def feature_resolution(generator: Generator, options: DragOptions) -> int:
 
 
 def watched(generator: Generator, options: DragOptions, points: int, masked: bool) -> Watch:
-    """A mask needs the feature block whole."""
+    """The paper's mask needs the feature block whole; the early one the blocks before its layers."""
     until, resolution = feature_resolution(generator, options), generator.config.resolution
-    if masked:
-        return Watch(until, 0, until, reach_px(options, resolution) * until / resolution)
     reach = reach_px(options, resolution) * until / resolution
-    return choose_watch(generator.config, until, options.context_blocks, reach, points)
+    if not masked:
+        return choose_watch(generator.config, until, options.context_blocks, reach, points)
+    if options.mask_term == "paper":
+        return Watch(until, 0, until, reach)
+    return choose_watch(generator.config, until, 0, reach, points, least=EARLY_SIZE // 2)
 
 
-def fixed_weight(movable: Tensor, size: int, like: Tensor) -> Tensor:
-    """[R, R] bool, True may change -> [1, 1, f, f], the share of each feature cell that must stay."""
-    fixed = (~movable).to(like.device, like.dtype)[None, None]
-    return F.avg_pool2d(fixed, movable.shape[0] // size)
+def mask_term(generator: Generator, options: DragOptions, movable: Tensor) -> MaskTerm:
+    early, like = options.mask_term == "early", generator.mapping.w_avg
+    shares = early_shares(movable, like) if early else paper_shares(movable, feature_resolution(generator, options), like)
+    return MaskTerm(generator, shares, early, options.mask_metric, options.mask_weight)
 
 
 def check_arguments(
@@ -395,6 +402,8 @@ def check_arguments(
         raise InvalidEdit("movable is False everywhere: nothing may change")
     if not 1 <= options.trainable_layers <= config.num_ws:
         raise InvalidEdit(f"trainable_layers must be 1 to {config.num_ws}, got {options.trainable_layers}")
+    if movable is not None and options.mask_term == "early":
+        check_early(generator, options.trainable_layers)
     if options.feature_resolution not in (None, *config.block_resolutions):
         raise InvalidEdit(f"feature_resolution must be one of {config.block_resolutions}, got {options.feature_resolution}")
 

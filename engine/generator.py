@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_w
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -240,15 +240,19 @@ class SynthesisNetwork(nn.Module):
 
     def images(self, modulations: Modulations, until: int | None = None, noise_mode: NoiseMode = "const") -> Tensor:
         """The image summed up to the block of resolution `until`: [B, 3, until, until], default the whole."""
+        return self.sum_rgb(self.blocks(modulations, until, noise_mode), modulations)
+
+    def sum_rgb(self, blocks: Iterable[tuple[int, Tensor]], modulations: Modulations) -> Tensor:
+        """What the ToRGB layers of these blocks make of their outputs [B, C, r, r], from 4 up."""
         image: Tensor | None = None
-        for resolution, x in self.blocks(modulations, until, noise_mode):
+        for resolution, x in blocks:
             block = self.block(resolution)
             if block.torgb is None:
                 continue
             rgb = block.torgb(x, modulations[f"b{resolution}.torgb"])
             image = rgb if image is None else upsample(image, block.resample_filter) + rgb
         if image is None:
-            raise ValueError(f"no block up to {until} makes an image in this architecture")
+            raise ValueError("none of these blocks makes an image in this architecture")
         return image
 
     def blocks(self, modulations: Modulations, until: int | None, noise_mode: NoiseMode) -> Iterator[tuple[int, Tensor]]:

@@ -126,14 +126,17 @@ def layer_in(layer: SynthesisLayer, x: Tensor, modulation: Modulation, windows: 
     return layer.activate(layer.convolve(scale_channels(x, modulation.scale), padding=0), modulation, noise) * windows.inside()
 
 
-def choose_watch(config: GeneratorConfig, until: int, context: int, reach: float, points: int) -> Watch:
+def choose_watch(
+    config: GeneratorConfig, until: int, context: int, reach: float, points: int, least: int = SMALLEST_WHOLE
+) -> Watch:
     """The cheapest way to see this far around so many points: which blocks are computed whole.
 
     Args:
         until: the feature block's resolution.
         reach: cells of the feature block.
+        least: resolution up to which blocks are wanted whole.
     """
-    ways = [Watch(until, context, whole, reach) for whole in config.block_resolutions if SMALLEST_WHOLE <= whole < until]
+    ways = [Watch(until, context, whole, reach) for whole in config.block_resolutions if least <= whole < until]
     windowed = ways if config.architecture != "resnet" else []  # its blocks have a branch beside their layers
     return min([Watch(until, context, until, reach), *windowed], key=lambda way: cost(config, way, points))
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag import DragOptions, DragRun, DragState, drag, fixed_weight, to_points, track
+from engine.drag import DragOptions, DragRun, DragState, drag, to_points, track
 from engine.errors import DragDiverged, InvalidEdit
 from engine.features import FeatureMap
 from engine.generator import modulate
 from engine.latent import latent_statistics
+from engine.mask_term import early_shares, paper_shares
 from tests.engine.plain import plain_drag, plain_features
 from tests.generators import reference_generator, some_w, tiny_generator
 
@@ -81,13 +82,14 @@ def test_latent_space_w_moves_all_rows_alike(exact):
     torch.testing.assert_close(change, change[:1].expand(6, -1))
 
 
-def test_the_mask_holds_what_is_fixed(exact):
+@pytest.mark.parametrize("term", ["paper", "early"])
+def test_the_mask_holds_what_is_fixed(exact, term):
     w, left = some_w(exact), torch.zeros(64, 64, dtype=torch.bool)
     left[:, :32] = True
     points = to_points([[12.0, 30.0]]), to_points([[20.0, 30.0]])
 
     def change_on_the_right(movable):
-        step = after(drag(exact, w, *points, movable=movable, options=DragOptions(learning_rate=0.01)), 20)
+        step = after(drag(exact, w, *points, movable=movable, options=DragOptions(learning_rate=0.01, mask_term=term)), 20)
         return (exact.images(step.w) - exact.images(w))[..., 40:].abs().mean()
 
     assert change_on_the_right(left) < 0.5 * change_on_the_right(None)
@@ -96,7 +98,26 @@ def test_the_mask_holds_what_is_fixed(exact):
 def test_a_fixed_cell_weighs_its_share():
     movable = torch.ones(8, 8, dtype=torch.bool)
     movable[0, 0:3] = False
-    assert fixed_weight(movable, 4, like=torch.zeros(1)).flatten()[:3].tolist() == [0.5, 0.25, 0.0]
+    assert paper_shares(movable, 4, like=torch.zeros(1))[0].flatten()[:3].tolist() == [0.5, 0.25, 0.0]
+
+
+def test_an_early_cell_weighs_the_share_of_its_field():
+    movable = torch.ones(64, 64, dtype=torch.bool)
+    movable[:, :32] = False
+    finer, coarser = early_shares(movable, like=torch.zeros(1))
+    assert finer[0, 0, 16].tolist() == pytest.approx([1.0] * 13 + [k / 7 for k in range(6, 0, -1)] + [0.0] * 13)
+    assert coarser.shape == (1, 1, 16, 16)
+
+
+def test_the_early_mask_knows_when_it_would_miss_something(exact):
+    movable = torch.zeros(64, 64, dtype=torch.bool)
+    movable[20:40, 20:40] = True
+    points = to_points([[20.0, 30.0]]), to_points([[25.0, 30.0]])
+    with pytest.raises(InvalidEdit, match="first 6 rows change, trainable_layers is 7"):
+        DragRun(exact, some_w(exact), *points, movable, DragOptions(mask_term="early", trainable_layers=7))
+    small = tiny_generator(32)
+    with pytest.raises(InvalidEdit, match="at least 64 px, got skip of 32 px"):
+        DragRun(small, some_w(small), *points, movable[:32, :32], DragOptions(mask_term="early"))
 
 
 def blob(x: float, y: float, size: int = 64) -> FeatureMap:

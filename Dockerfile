@@ -23,7 +23,7 @@ COPY checkpoints checkpoints
 ENTRYPOINT ["tini", "--", "dragqueue"]
 
 FROM base AS api
-RUN pip install --editable . --constraint constraints.txt
+RUN pip install --editable '.[c2pa]' --constraint constraints.txt
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \

@@ -13,7 +13,7 @@ install: $(VENV)/installed  ## Create .venv with the dragqueue command and every
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Dragqueue needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[engine,eval,local,dev]' --constraint constraints.txt
+	$(PIP) install --quiet --editable '.[c2pa,engine,eval,local,dev]' --constraint constraints.txt
 	touch $@
 
 demo: install  ## Run two real edits through the whole service, pictures in demo-out/

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
@@ -47,6 +47,7 @@ SEEN_S = 600.0  # a worker that said something, or renewed its job's lease, with
 OVERDUE_S = 60.0  # a lease that ran out this long ago should have been noticed
 MOST_WAITING = 1000  # jobs that are counted
 LITTLE_SPACE, TOO_LITTLE_SPACE = 2 * 10**9, 10**8  # bytes
+LITTLE_VALIDITY = timedelta(days=30)  # of a certificate
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -398,6 +399,25 @@ def model(name: str, manifest: Manifest, entry: ModelEntry, needed: bool) -> Fin
     return ok(name, f"{entry.resolution} px, {len(files)} files with the right hash")
 
 
+def credentials(settings: Settings) -> Findings:
+    """Whether a reconciler on this host can sign copies, where it is to."""
+    from worker.credentials import Credentials, CredentialsInvalid
+
+    name = "content credentials"
+    try:
+        found = Credentials.from_settings(settings)
+    except CredentialsInvalid as error:
+        yield problem(name, str(error), "see docs/provenance.md; only the host of the reconciler needs these files")
+        return
+    if found is None:
+        return
+    valid = f"{found.subject}, valid until {found.valid_until:%Y-%m-%d}"
+    if found.valid_until < datetime.now(UTC) + LITTLE_VALIDITY:
+        yield warning(name, valid, "have it renewed, then start the reconciler again")
+    else:
+        yield ok(name, valid)
+
+
 def device(settings: Settings) -> Findings:
     """What a worker on this host would compute on."""
     if importlib.util.find_spec("torch") is None:
@@ -433,4 +453,4 @@ def disk(settings: Settings) -> Findings:
         yield ok("disk", found)
 
 
-CHECKS = (postgres, broker, store, checkpoints, device, disk)
+CHECKS = (postgres, broker, store, checkpoints, credentials, device, disk)

@@ -110,10 +110,14 @@ def worker(name: Annotated[str, typer.Option(help="Tells the workers of one mach
 
 @app.command()
 def reconciler() -> None:
-    """Requeue the jobs of silent workers; settings from the environment."""
+    """Requeue the jobs of silent workers, deliver, purge, sign; settings from the environment."""
+    from worker.credentials import CredentialsInvalid
     from worker.reconciler import main as serve
 
-    serve(settings())
+    try:
+        serve(settings())
+    except CredentialsInvalid as error:
+        raise CommandError(str(error)) from error
 
 
 @app.command()

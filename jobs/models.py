@@ -113,6 +113,8 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]  # when row and objects may be deleted
     tidied_at: Mapped[datetime | None]  # when what no result needs was deleted
+    signed_at: Mapped[datetime | None]  # when the last signed copy was made, or given up
+    sign_tries: Mapped[int] = mapped_column(server_default="0")  # to make them; what is lost to a store that is away is none
 
     __table_args__ = (
         CheckConstraint("state IN ('" + "', '".join(JobState) + "')", name="state"),
@@ -126,6 +128,7 @@ class Job(Base):
         Index("ix_jobs_batch", "batch", "seq", postgresql_where=text("batch IS NOT NULL")),
         Index("ix_jobs_succeeded", "model", "finished_at", postgresql_where=text("state = 'succeeded'")),
         Index("ix_jobs_untidy", "finished_at", postgresql_where=text("finished_at IS NOT NULL AND tidied_at IS NULL")),
+        Index("ix_jobs_unsigned", "finished_at", postgresql_where=text("state = 'succeeded' AND signed_at IS NULL")),
         Index("ix_jobs_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
 

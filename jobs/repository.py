@@ -272,7 +272,7 @@ class JobRepository:
         return len(self.session.execute(self.move(JobState.EXPIRED, *late).returning(Job.id)).all())
 
     def artifacts(self, job: Job) -> list[Artifact]:
-        """Artifacts of the job's latest attempt by name, without the frames: a dozen at most."""
+        """Artifacts of the job's latest attempt by name, without the frames: fewer than twenty."""
         query = self.artifacts_of(job).where(Artifact.name.not_like("frames/%"))
         return list(self.session.scalars(query.order_by(Artifact.name)))
 

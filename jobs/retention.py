@@ -18,7 +18,8 @@ def untidy(session: Session, after: timedelta, limit: int) -> list[Job]:
 
 
 def needed(session: Session, job: Job) -> set[str]:
-    """Keys of the objects that an ended job shows; a canceled one shows none."""
+    """Keys of the objects that an ended job shows; a canceled one shows none. None is added until the transaction ends."""
+    session.execute(select(Job.id).where(Job.id == job.id).with_for_update(key_share=True))
     if job.state == JobState.CANCELED:
         return set()
     return set(session.scalars(select(Artifact.key).where(Artifact.job_id == job.id, Artifact.attempt == job.attempt)))

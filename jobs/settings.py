@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     presigned_url_s: int = Field(default=300, ge=1, le=900)
     checkpoints: Path = REPOSITORY / "checkpoints"  # folder with manifest.toml
     lpips_file: Path | None = None  # the lpips package's state dict of LPIPS(net="squeeze"); for inversions
+    c2pa_certificate: Path | None = None  # PEM, the signer's own and then those that vouch for it; the reconciler reads it
+    c2pa_key: Path | None = None  # PEM, not encrypted
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = Field(default=None, ge=1)  # of one worker's arithmetic; default all cores
     max_body_bytes: int = Field(default=32 * 10**6, ge=1024)  # photos of up to 30 MB
@@ -96,6 +98,12 @@ class Settings(BaseSettings):
     def refuse_example_secrets(self) -> Self:
         if self.environment == "production" and self.s3_secret_key.get_secret_value().lower() in EXAMPLE_SECRETS:
             raise ValueError("DRAGQUEUE_S3_SECRET_KEY is a well-known example; set a secret of your own")
+        return self
+
+    @model_validator(mode="after")
+    def certificate_with_its_key(self) -> Self:
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("DRAGQUEUE_C2PA_CERTIFICATE and DRAGQUEUE_C2PA_KEY must be set together")
         return self
 
     @model_validator(mode="after")

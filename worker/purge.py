@@ -80,11 +80,10 @@ class Purge:
 
     def tidy(self, job: Job) -> int:
         """Delete every object that no artifact of the job is; how many."""
-        with self.sessions() as session:
-            keep = needed(session, job)
-        strays = [key for key in self.storage.keys(job_prefix(job.tenant, job.id)) if key not in keep]
-        self.storage.remove(strays)
         with self.sessions.begin() as session:
+            keep = needed(session, job)
+            strays = [key for key in self.storage.keys(job_prefix(job.tenant, job.id)) if key not in keep]
+            self.storage.remove(strays)
             tidied(session, job)
         return len(strays)
 

@@ -22,11 +22,13 @@ from jobs.queue import Queue
 from jobs.repository import JobRepository
 from jobs.retries import Retries
 from jobs.settings import Settings
-from jobs.storage import Storage
+from jobs.storage import OF_A_REQUEST, Storage
 from jobs.workers import forget_silent
+from worker.credentials import Credentials
 from worker.delivery import Deliverer
 from worker.patience import SERVER_AWAY
 from worker.purge import Purge
+from worker.signing import Signing
 
 LOCK = 7_346_813  # the advisory lock of sweeps
 MOST_MESSAGES = 1000
@@ -76,7 +78,11 @@ class Reconciler:
 
 
 def main(settings: Settings) -> None:
-    """Sweep until SIGTERM; a server that is away is waited for. Purge and deliveries go on beside it: none waits for another."""
+    """Sweep until SIGTERM; a server that is away is waited for. Purge, deliveries and signing go on beside it.
+
+    Raises CredentialsInvalid.
+    """
+    credentials = Credentials.from_settings(settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,6 +92,9 @@ def main(settings: Settings) -> None:
     purge = Purge(sessions, Storage.from_settings(settings), settings.tidy_after_s, settings.upload_retain_s)
     repeat = partial(until_stopped, stop=stop, every_s=settings.sweep_s)
     threading.Thread(target=repeat, args=(purge.purge,), name="purge", daemon=True).start()
+    if credentials is not None:
+        signing = Signing(sessions, Storage.from_settings(settings, OF_A_REQUEST), credentials)
+        threading.Thread(target=repeat, args=(signing.sign,), name="signing", daemon=True).start()
     deliverer = Deliverer.from_settings(sessions, settings)
     delivery = threading.Thread(target=deliverer.run, args=(stop,), name="delivery", daemon=True)
     delivery.start()

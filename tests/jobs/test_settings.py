@@ -35,6 +35,12 @@ def test_example_secrets_are_refused_in_production():
     assert Settings(**GIVEN | {"s3_secret_key": "minioadmin", "environment": "development"})
 
 
+@pytest.mark.parametrize("alone", ["c2pa_certificate", "c2pa_key"])
+def test_a_certificate_comes_with_its_key(alone):
+    with pytest.raises(ValidationError, match="must be set together"):
+        Settings(**GIVEN, **{alone: "some.pem"})
+
+
 def test_a_beat_longer_than_the_lease_is_refused():
     with pytest.raises(ValidationError, match="shorter than"):
         Settings(**GIVEN, lease_s=5, beat_s=10)

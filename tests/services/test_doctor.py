@@ -14,6 +14,7 @@ from jobs.checkpoints import Manifest
 from jobs.claims import Claimer, claim
 from jobs.storage import Storage
 from jobs.workers import Report, report
+from tests.certificates import write_certificate
 from tests.generators import tiny_generator
 from tests.manifests import TINY, add_model
 from tests.services.conftest import execute
@@ -219,3 +220,10 @@ def test_a_check_that_breaks_down_or_hangs_stops_no_other(healthy, monkeypatch):
     assert {name: finding[1] for name, finding in findings(healthy).items()} == {
         "broken": "the ladder fell", "endless": "no answer within 0.2 s"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("days", "verdict"), [(300, OK), (9, WARNING), (-1, PROBLEM)])
+def test_a_certificate_is_tried_and_its_end_is_seen_coming(healthy, tmp_path, days, verdict):
+    certificate, key = map(str, write_certificate(tmp_path, days=days))
+    found = findings(healthy | {"DRAGQUEUE_C2PA_CERTIFICATE": certificate, "DRAGQUEUE_C2PA_KEY": key})
+    assert found["content credentials"][0] == verdict

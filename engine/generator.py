@@ -119,10 +119,10 @@ class SynthesisLayer(nn.Module):
     def activate(self, x: Tensor, modulation: Modulation, noise: Tensor | None, gain: float = 1.0) -> Tensor:
         """Demodulation, noise [H, W] or [B, 1, H, W], bias, leaky ReLU, clamp."""
         assert modulation.demodulation is not None
-        x = scale_channels(x, modulation.demodulation)
-        if noise is not None:
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        x = F.leaky_relu(x + self.bias.to(x.dtype)[:, None, None], 0.2) * (SQRT2 * gain)
+        amplified = gain * SQRT2  # before the leaky ReLU instead of behind it: part of what is multiplied anyway
+        shift = self.bias[:, None, None] if noise is None else self.bias[:, None, None] + noise * self.noise_strength
+        x = scale_channels(x, modulation.demodulation * amplified).add_((shift * amplified).to(x.dtype))
+        x = F.leaky_relu_(x, 0.2)  # in place: a step keeps less for its way back
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp * gain, self.conv_clamp * gain)
 
 

@@ -66,6 +66,13 @@ MAKES_A_JOB: dict[int | str, dict[str, Any]] = {
 }
 
 
+ANNOUNCES_AN_UPLOAD: dict[int | str, dict[str, Any]] = {
+    201: {
+        "links": {"complete": {"operationId": "uploads_complete", "parameters": {"presigned_id": "$response.body#/id"}}},
+    }
+}
+
+
 def operation_id(route: APIRoute) -> str:
     """jobs_submit: what generated clients call it."""
     return "_".join([*map(str, route.tags[:1]), route.name.rstrip("_")])

@@ -25,6 +25,7 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.KeyInUse: 409,
     errors.IdTaken: 409,
     errors.UploadInUse: 409,
+    errors.NotUploaded: 409,
     errors.BatchNotFound: 404,
     errors.WebhookNotFound: 404,
     errors.InvalidWebhook: 422,

@@ -1,16 +1,25 @@
 """Files that clients send straight to the store: announced, sent, completed."""
 
+import asyncio
 import hashlib
+import io
 from datetime import timedelta
 
 import httpx2
+import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import func, update
 
+from cli.servers import free_port, speaks_http
+from cli.service import start_part
+from client import AsyncClient, Client, Refused, calls
 from jobs import presigned
 from jobs.models import PresignedUpload, Tenant
 from jobs.storage import raw_key
 from tests.services.test_photos import photo
+
+API_S = 60
 
 
 def announce(client, data, **more):
@@ -35,6 +44,15 @@ def problem(answer):
 
 def stored(storage, link):
     return bool(list(storage.keys(raw_key("default", link["id"]))))
+
+
+@pytest.fixture
+def service(stack, queue, cleanup):
+    """The address of an API process."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    start_part(stack, "api", ["--port", str(port)], cleanup).wait_until(lambda: speaks_http(f"{url}/healthz"), API_S)
+    return url
 
 
 def test_a_file_sent_to_its_link_becomes_the_upload_that_it_is_when_sent_directly(client):
@@ -136,3 +154,28 @@ def test_announced_files_count_against_the_quotas(client, sessions, quota, enoug
     assert problem(client.post("/v1/uploads/presigned", json=file)) == (429, "quota_exceeded", [])
     send(link, photo())
     assert complete(client, link).status_code == 201
+
+
+def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_key, storage):
+    out = io.BytesIO()
+    noise = np.random.RandomState(0).randint(0, 256, (3400, 3300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(out, format="PNG", compress_level=1)
+    data = out.getvalue()
+    before = set(storage.keys("t/default/p/"))
+    assert len(data) > calls.DIRECT_BYTES
+    with Client(service, api_key) as client:
+        upload = client.upload(data)
+    assert (upload.kind, upload.width, upload.height) == ("image", 3300, 3400)
+    assert set(storage.keys("t/default/p/")) == before
+
+
+def test_so_does_the_client_for_asyncio(service, api_key, monkeypatch):
+    monkeypatch.setattr(calls, "DIRECT_BYTES", 0)
+
+    async def upload():
+        async with AsyncClient(service, api_key) as client:
+            with pytest.raises(Refused, match="is not a picture"):
+                await client.upload(b"hello")
+            return await client.upload(photo(), kind="mask")
+
+    assert asyncio.run(upload()).kind == "mask"

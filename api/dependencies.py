@@ -4,6 +4,7 @@ Those that only hand something on are coroutines: they need no thread of their o
 """
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from jobs.checkpoints import Manifest
 from jobs.database import Sessions
+from jobs.errors import StorageUnavailable
 from jobs.queue import Queue
 from jobs.repository import JobRepository
 from jobs.settings import Settings
@@ -46,12 +48,13 @@ ENDINGS = CapacityLimiter(16)
 
 @dataclass
 class Unit:
-    """One request, one transaction; workers are woken after it is committed."""
+    """One request, one transaction; after it is committed workers are woken and objects removed."""
 
     session: Session
     jobs: JobRepository
     uploads: UploadRepository
     wake: list[str] = field(default_factory=list)  # pools whose workers get a message
+    needless: list[str] = field(default_factory=list)  # keys of objects that nothing needs once it is committed
 
 
 async def unit(request: Request) -> AsyncIterator[Unit]:
@@ -64,13 +67,15 @@ async def unit(request: Request) -> AsyncIterator[Unit]:
         with CancelScope(shield=True):  # also when the client has gone
             await to_thread.run_sync(session.close, limiter=ENDINGS)
         raise
-    await to_thread.run_sync(commit, work, request.app.state.queue, limiter=ENDINGS)
+    await to_thread.run_sync(commit, work, request.app.state.queue, request.app.state.storage, limiter=ENDINGS)
 
 
-def commit(work: Unit, queue: Queue) -> None:
+def commit(work: Unit, queue: Queue, storage: Storage) -> None:
     with work.session as session:
         session.commit()
     all(queue.wake(pool) for pool in work.wake)  # not the others while the broker is away
+    with suppress(StorageUnavailable):  # the purge comes by again
+        storage.remove(work.needless)
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]

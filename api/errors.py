@@ -25,6 +25,7 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.KeyInUse: 409,
     errors.IdTaken: 409,
     errors.UploadInUse: 409,
+    errors.NotUploaded: 409,
     errors.BatchNotFound: 404,
     errors.WebhookNotFound: 404,
     errors.InvalidWebhook: 422,
@@ -70,6 +71,9 @@ def bad_parameters(request: Request, error: Exception) -> JSONResponse:
 
 def http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's answer to bytes that are no text; to text that is no JSON it is 422
+        problems = [errors.Problem(field="body", message=str(error.detail))]
+        return problem_response(422, "invalid_parameters", str(errors.InvalidJob(problems)), problems)
     return problem_response(error.status_code, "http_error", str(error.detail), headers=dict(error.headers or {}))
 
 

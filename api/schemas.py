@@ -4,14 +4,15 @@ from datetime import datetime
 from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.checkpoints import ModelEntry
 from jobs.errors import ErrorCode
 from jobs.estimates import Expected, Place
 from jobs.events import EventType
 from jobs.models import Artifact, Attempt, Event, Job
-from jobs.spec import JobSpec, Source
+from jobs.presigned import MAX_BYTES
+from jobs.spec import JobSpec, Source, UploadId
 from jobs.states import Ending, JobState
 
 
@@ -225,6 +226,26 @@ class UploadView(Row):
     height: int  # pixels; of a latent its rows
     size_bytes: int
     created_at: datetime
+
+
+class AnnouncedFile(BaseModel):
+    """A file that is going to be sent to the store."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: UploadId  # of the file; the upload that it becomes has another
+    size_bytes: int = Field(ge=1, le=MAX_BYTES)
+    kind: Literal["mask"] | None = None
+
+
+class PresignedView(BaseModel):
+    """Where a file is sent to, and how; its id then completes the upload."""
+
+    id: UUID
+    url: str
+    method: Literal["PUT"] = "PUT"
+    headers: dict[str, str]  # to be sent along as they are
+    expires_at: datetime  # the link; what has been sent may be completed for another hour
 
 
 class ModelView(BaseModel):

@@ -17,14 +17,15 @@ from starlette.exceptions import HTTPException
 
 from api.access import Submitter
 from api.dependencies import StorageDep, Unit, UnitDep
-from jobs import webhooks
+from jobs import presigned, webhooks
 from jobs.checkpoints import Manifest, ManifestFile
+from jobs.database import Sessions
 from jobs.decoding import Decoded, decode, decode_mask
-from jobs.errors import IdTaken, InvalidJob, Problem
-from jobs.models import Job, Upload
-from jobs.quotas import Room, check_room_for_upload
+from jobs.errors import IdTaken, InvalidJob, NotUploaded, Problem
+from jobs.models import Job, PresignedUpload, Upload
+from jobs.quotas import Room, check_room_for_upload, check_room_to_announce
 from jobs.spec import JobSpec, Movable
-from jobs.storage import Storage, upload_key
+from jobs.storage import Storage, raw_key, upload_key
 from jobs.submission import Submission, check_submission, parse_spec
 from jobs.uploads import row_of
 
@@ -142,6 +143,34 @@ class Intake:
         """Raises QuotaExceeded, StorageUnavailable."""
         check_room_for_upload(self.unit.session, self.tenant, file.sha256, self.room.defaults)
         return self.unit.uploads.add(self.tenant, file, self.storage)
+
+    def announce(self, sha256: str, size_bytes: int, kind: str | None) -> PresignedUpload:
+        """A file that its client is going to send to the store. Raises QuotaExceeded."""
+        check_room_to_announce(self.unit.session, self.tenant, size_bytes, self.room.defaults)
+        return presigned.announce(self.unit.session, self.tenant, sha256, size_bytes, kind, self.storage.link_lifetime)
+
+    def complete(self, presigned_id: UUID, sessions: Sessions) -> Upload:
+        """What an announced file has become; asked again it is the same. Raises UploadNotFound and what presigned.read does."""
+        file, announced = self.read(presigned_id, sessions)
+        if file is None:
+            return self.unit.uploads.get(self.tenant, str(announced.upload))
+        upload = self.keep(file)
+        presigned.note_kept(self.unit.session, announced, upload.sha256)
+        self.unit.needless.append(raw_key(self.tenant, presigned_id))
+        return upload
+
+    def read(self, presigned_id: UUID, sessions: Sessions) -> tuple[Decoded | None, PresignedUpload]:
+        """The file, unless it is kept already; no transaction is open while it is read."""
+        with sessions() as session:
+            announced = presigned.get(session, self.tenant, presigned_id)
+        try:
+            return None if announced.upload else presigned.read(announced, self.storage), announced
+        except NotUploaded:  # or kept meanwhile, by a request that was sent twice
+            with sessions() as session:
+                announced = presigned.get(session, self.tenant, presigned_id)
+            if announced.upload is None:
+                raise
+            return None, announced
 
     def put(self, posted: PostedJob, job_id: UUID) -> Job:
         """The job of that id, made now unless the same was before. Raises IdTaken when another has it."""

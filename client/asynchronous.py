@@ -128,7 +128,11 @@ class AsyncClient:
             yield folders.path_of(folder, artifact) if there else folders.store(folder, artifact, await self.fetch(artifact))
 
     async def upload(self, data: bytes, *, kind: str | None = None) -> Upload:
-        return await self.send(calls.upload(data, kind))
+        if len(data) <= calls.DIRECT_BYTES:
+            return await self.send(calls.upload(data, kind))
+        presigned = await self.send(calls.presign(data, kind))
+        await self.send(calls.send_file(presigned, data))
+        return await self.send(calls.complete(presigned.id))
 
     async def models(self) -> list[Model]:
         return (await self.send(calls.models())).models
@@ -164,6 +168,8 @@ class AsyncClient:
 
     async def attempt(self, call: Call[Any]) -> httpx2.Response | httpx2.HTTPError:
         try:
+            if call.elsewhere:
+                return await self.http.send(call.alone())
             return await self.http.request(call.method, call.path, **call.options)
         except httpx2.HTTPError as error:
             return error

@@ -1,5 +1,6 @@
 """Each call of the API as data: what to send, and how to read the answer. Both clients send these."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 
-from client.models import Batch, FramePage, Job, JobPage, ModelPage, Upload, Usage
+from client.models import Batch, FramePage, Job, JobPage, ModelPage, Presigned, Upload, Usage
 
 T = TypeVar("T")
 TRIES = 6
@@ -18,6 +19,8 @@ PASSING = (429, 500, 502, 503, 504)  # answers that another try may not get
 TIMEOUT_S = 30.0
 BATCH_S = 900.0  # for a batch of 50,000 lines to be stored, or told of
 WAIT_S = 20  # of one long poll
+DIRECT_BYTES = 30 * 10**6  # larger files go straight to the store
+COMPLETE_S = 300.0  # for such a file to be read there
 Spec = dict[str, Any]  # a job as JSON
 
 
@@ -29,6 +32,11 @@ class Call(Generic[T]):
     path: str
     read: Callable[[httpx2.Response], T]
     options: dict[str, Any] = field(default_factory=dict)
+    elsewhere: bool = False  # to a link of the store, which is not told our key
+
+    def alone(self) -> httpx2.Request:
+        """Without what a client adds to its requests."""
+        return httpx2.Request(self.method, self.path, **self.options)
 
 
 def submit(spec: Spec, image: bytes | None, movable: bytes | None, key: str | None) -> Call[Job]:
@@ -80,6 +88,21 @@ def fetch(url: str) -> Call[bytes]:
 def upload(data: bytes, kind: str | None) -> Call[Upload]:
     options = {"content": data, "params": {} if kind is None else {"kind": kind}}
     return Call("POST", "/v1/uploads", lambda response: Upload.model_validate_json(response.content), options)
+
+
+def presign(data: bytes, kind: str | None) -> Call[Presigned]:
+    file = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data), "kind": kind}
+    return Call("POST", "/v1/uploads/presigned", lambda response: Presigned.model_validate_json(response.content), {"json": file})
+
+
+def send_file(presigned: Presigned, data: bytes) -> Call[None]:
+    options = {"content": data, "headers": presigned.headers}
+    return Call(presigned.method, presigned.url, lambda response: None, options, elsewhere=True)
+
+
+def complete(upload_id: UUID) -> Call[Upload]:
+    path = f"/v1/uploads/presigned/{upload_id}/complete"
+    return Call("POST", path, lambda response: Upload.model_validate_json(response.content), {"timeout": COMPLETE_S})
 
 
 def models() -> Call[ModelPage]:

@@ -94,6 +94,15 @@ class Upload(BaseModel):
     size_bytes: int
 
 
+class Presigned(BaseModel):
+    """Where a large file is sent to, past the service."""
+
+    id: UUID
+    url: str
+    method: str
+    headers: dict[str, str]
+
+
 class Model(BaseModel):
     name: str
     resolution: int  # pixels, width and height

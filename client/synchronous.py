@@ -138,8 +138,12 @@ class Client:
             yield folders.path_of(folder, artifact) if there else folders.store(folder, artifact, self.fetch(artifact))
 
     def upload(self, data: bytes, *, kind: str | None = None) -> Upload:
-        """Keep a photo or latent there, with kind="mask" a mask."""
-        return self.send(calls.upload(data, kind))
+        """Keep a photo or latent there, with kind="mask" a mask; one of more than 30 MB goes straight to the store."""
+        if len(data) <= calls.DIRECT_BYTES:
+            return self.send(calls.upload(data, kind))
+        presigned = self.send(calls.presign(data, kind))
+        self.send(calls.send_file(presigned, data))
+        return self.send(calls.complete(presigned.id))
 
     def models(self) -> list[Model]:
         return self.send(calls.models()).models
@@ -179,6 +183,8 @@ class Client:
 
     def attempt(self, call: Call[Any]) -> httpx2.Response | httpx2.HTTPError:
         try:
+            if call.elsewhere:
+                return self.http.send(call.alone())
             return self.http.request(call.method, call.path, **call.options)
         except httpx2.HTTPError as error:
             return error

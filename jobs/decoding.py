@@ -12,7 +12,8 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -24,7 +25,7 @@ from safetensors.numpy import save as save_safetensors
 from jobs.errors import DecoderBusy, InvalidJob, Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_BYTES = 30 * 10**6
+MAX_BYTES = 30 * 10**6  # that come as one piece
 MAX_PIXELS = 50 * 10**6
 NUMBERS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 MAX_LATENT_NUMBERS = 2**20
@@ -60,22 +61,33 @@ class Decoded:
 
 def decode(data: bytes, field: str) -> Decoded:
     """A photo or a latent. Raises InvalidJob, naming the field; DecoderBusy."""
-    return run_child("picture", data, field)
+    return run_child("picture", whole(data, field), field)
 
 
 def decode_mask(data: bytes, field: str) -> Decoded:
     """A movable mask: a PNG, set where any channel but alpha is not zero. Raises InvalidJob, naming the field; DecoderBusy."""
-    return run_child("mask", data, field)
+    return run_child("mask", whole(data, field), field)
 
 
-def run_child(what: str, data: bytes, field: str) -> Decoded:
+def decode_stream(parts: Iterable[bytes], kind: str | None, field: str) -> Decoded:
+    """A photo or a latent, or a mask, of any size: the bytes lie in the child's memory alone.
+
+    Raises InvalidJob, naming the field; DecoderBusy; what the parts raise.
+    """
+    return run_child("mask" if kind == "mask" else "picture", parts, field)
+
+
+def whole(data: bytes, field: str) -> list[bytes]:
     if len(data) > MAX_BYTES:
         raise refusal(field, f"may have {MAX_BYTES / 1e6:g} MB, has {len(data) / 1e6:.1f} MB")
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "jobs.decoding", what]
+    return [data]
+
+
+def run_child(what: str, parts: Iterable[bytes], field: str) -> Decoded:
     if not CHILDREN.acquire(timeout=TURN_S):
         raise DecoderBusy(f"more pictures are being read than this server can: no turn within {TURN_S:g} s")
     try:
-        child = subprocess.run(command, input=data, capture_output=True, timeout=2 * CPU_S, check=False, env=environment())
+        child = answer(what, parts)
     except subprocess.TimeoutExpired:
         raise refusal(field, f"takes longer than {2 * CPU_S} s to read") from None
     finally:
@@ -86,6 +98,27 @@ def run_child(what: str, data: bytes, field: str) -> Decoded:
         raise refusal(field, "cannot be read within the limits of memory and time")
     head, _, body = child.stdout.partition(b"\n")
     return Decoded(**json.loads(head), data=body)
+
+
+def answer(what: str, parts: Iterable[bytes]) -> subprocess.CompletedProcess[bytes]:
+    """Of a child that is told the parts. Raises TimeoutExpired, and what the parts raise: then it never learns of their end."""
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "jobs.decoding", what]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment()) as child:
+        try:
+            feed(child, parts)
+            out, err = child.communicate(timeout=2 * CPU_S)
+        except BaseException:
+            child.kill()
+            child.communicate()
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+def feed(child: subprocess.Popen[bytes], parts: Iterable[bytes]) -> None:
+    with suppress(BrokenPipeError):  # it ended by itself, and its status says why
+        for part in parts:
+            child.stdin.write(part)  # type: ignore[union-attr]  # it is a pipe
 
 
 def environment() -> dict[str, str]:

@@ -5,6 +5,7 @@ JobError
 ├── JobNotFound         job_not_found         no such job for this tenant
 ├── ArtifactNotFound    artifact_not_found    no such artifact (yet)
 ├── UploadNotFound      upload_not_found      no such upload of this tenant
+├── NotUploaded         not_uploaded          the store has not got the file yet that was announced
 ├── UploadInUse         upload_in_use         a job needs the upload that has not ended
 ├── ParentUnusable      parent_unusable       the job to go on from has no result, or is of another model
 ├── ModelNotFound       model_not_found       no such model in the manifest
@@ -83,6 +84,10 @@ class ArtifactNotFound(JobError):
 
 class UploadNotFound(JobError):
     code = "upload_not_found"
+
+
+class NotUploaded(JobError):
+    code = "not_uploaded"
 
 
 class UploadInUse(JobError):

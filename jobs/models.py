@@ -282,3 +282,17 @@ class Upload(Base):
     used_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)  # by a submission; to the hour
 
     __table_args__ = (CheckConstraint("kind IN ('image', 'mask', 'latent')", name="kind"),)
+
+
+class PresignedUpload(Base):
+    """A file that a client announced, to be sent straight to the store; gone some time after its link."""
+
+    __tablename__ = "presigned_uploads"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    sha256: Mapped[str]  # of the file
+    size_bytes: Mapped[int] = mapped_column(BigInteger)  # of the file
+    kind: Mapped[str | None]  # mask, or whatever the file is
+    upload: Mapped[str | None]  # sha256 of the upload that it has become
+    expires_at: Mapped[datetime] = mapped_column(index=True)  # the link

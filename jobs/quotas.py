@@ -8,7 +8,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.errors import QuotaExceeded
-from jobs.models import Artifact, Job, Tenant, Upload
+from jobs.models import Artifact, Job, PresignedUpload, Tenant, Upload
 from jobs.states import JobState
 
 TRUSTED_S = 1.0  # a count of queued jobs
@@ -74,15 +74,31 @@ def check_room_for_upload(session: Session, tenant: str, sha256: str, quotas: Qu
     row = session.get_one(Tenant, tenant)
     quotas = quotas.of(row)
     check_stored(row, quotas)
+    check_uploads(session, tenant, quotas)
+
+
+def check_room_to_announce(session: Session, tenant: str, size_bytes: int, quotas: Quotas) -> None:
+    """Raises QuotaExceeded when the tenant may not send a file of that size, besides those it has announced already."""
+    open_ = (PresignedUpload.tenant == tenant, PresignedUpload.upload.is_(None))
+    files, size = session.execute(select(func.count(), func.sum(PresignedUpload.size_bytes)).where(*open_)).one()
+    row = session.get_one(Tenant, tenant)
+    quotas = quotas.of(row)
+    check_stored(row, quotas, int(size or 0) + size_bytes)
+    check_uploads(session, tenant, quotas, files)
+
+
+def check_uploads(session: Session, tenant: str, quotas: Quotas, announced: int = 0) -> None:
     if quotas.max_uploads is None:
         return
     kept = session.scalar(select(func.count()).where(Upload.tenant == tenant)) or 0
-    if kept >= quotas.max_uploads:
-        raise QuotaExceeded(f"may keep {quotas.max_uploads} uploads, keeps {kept}: delete some")
+    if kept + announced >= quotas.max_uploads:
+        also = f" and has announced {announced}" if announced else ""
+        raise QuotaExceeded(f"may keep {quotas.max_uploads} uploads, keeps {kept}{also}: delete some")
 
 
-def check_stored(tenant: Tenant, quotas: Quotas) -> None:
-    if quotas.max_stored_bytes is not None and tenant.stored_bytes >= quotas.max_stored_bytes:
+def check_stored(tenant: Tenant, quotas: Quotas, more: int = 1) -> None:
+    """Raises QuotaExceeded when there is no room for so many bytes more."""
+    if quotas.max_stored_bytes is not None and tenant.stored_bytes + more > quotas.max_stored_bytes:
         raise QuotaExceeded(f"may store {quotas.max_stored_bytes} bytes, stores {tenant.stored_bytes}: delete jobs or uploads")
 
 

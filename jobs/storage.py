@@ -1,10 +1,10 @@
 """Objects in MinIO or any S3 store, over the minio SDK. Every wait is finite, every failure one of two errors."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -16,6 +16,7 @@ from minio.error import MinioException, S3Error
 
 from jobs.errors import ObjectMissing, StorageUnavailable
 from jobs.settings import Settings
+from jobs.sigv4 import Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +34,20 @@ OF_A_REQUEST = Waits(read_s=5, retries=1)
 class Storage:
     """One bucket. Safe to share between threads, not between processes."""
 
-    def __init__(self, client: Minio, public_client: Minio, bucket: str, link_lifetime: timedelta) -> None:
+    def __init__(self, client: Minio, public_client: Minio, signer: Signer, bucket: str, link_lifetime: timedelta) -> None:
         self.client = client
         self.public_client = public_client
+        self.signer = signer
         self.bucket = bucket
         self.link_lifetime = link_lifetime
 
     @classmethod
     def from_settings(cls, settings: Settings, waits: Waits = Waits()) -> "Storage":  # it is frozen
         client = make_client(settings, settings.s3_endpoint, waits)
-        public_client = make_client(settings, settings.s3_public_endpoint or settings.s3_endpoint, waits)
-        return cls(client, public_client, settings.s3_bucket, timedelta(seconds=settings.presigned_url_s))
+        public_endpoint = full(settings.s3_public_endpoint or settings.s3_endpoint)
+        public_client = make_client(settings, public_endpoint, waits)
+        signer = make_signer(settings, public_endpoint)
+        return cls(client, public_client, signer, settings.s3_bucket, timedelta(seconds=settings.presigned_url_s))
 
     def has_bucket(self) -> bool:
         with translated():
@@ -73,10 +77,19 @@ class Storage:
                 response.close()
                 response.release_conn()
 
-    def stream(self, key: str, chunk_bytes: int = 2**18) -> Iterator[bytes]:
-        """An object in parts. Raises ObjectMissing."""
+    def size(self, key: str) -> int:
+        """In bytes. Raises ObjectMissing."""
         with translated():
-            response = self.client.get_object(self.bucket, key)
+            return self.client.stat_object(self.bucket, key).size or 0
+
+    def stream(self, key: str, chunk_bytes: int = 2**18, *, length: int = 0) -> Iterator[bytes]:
+        """An object in parts. Raises ObjectMissing.
+
+        Args:
+            length: of its beginning, in bytes; 0 is all of it.
+        """
+        with translated():
+            response = self.client.get_object(self.bucket, key, length=length)
             try:
                 yield from response.stream(chunk_bytes)
             finally:
@@ -103,6 +116,10 @@ class Storage:
         headers: dict[str, Any] = {"response-content-disposition": f'attachment; filename="{filename}"'}
         return self.public_client.presigned_get_object(self.bucket, key, self.link_lifetime, response_headers=headers)
 
+    def upload_url(self, key: str, headers: Mapping[str, str]) -> str:
+        """A link that lets its holder upload one object for a while, with these headers and no others of their names."""
+        return self.signer.link("PUT", f"/{self.bucket}/{key}", headers, datetime.now(UTC), self.link_lifetime)
+
 
 def artifact_key(tenant: str, job_id: UUID, attempt: int, name: str) -> str:
     """The attempt is part of the key, so that a late worker can never overwrite what its successor stored."""
@@ -118,8 +135,23 @@ def upload_key(tenant: str, sha256: str) -> str:
     return f"t/{tenant}/u/{sha256}"
 
 
+def raw_key(tenant: str, presigned_id: UUID) -> str:
+    """Of what a client uploads by a link, until it is checked."""
+    return f"t/{tenant}/p/{presigned_id}"
+
+
+def full(endpoint: str) -> str:
+    """With its scheme."""
+    return (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
+
+
+def make_signer(settings: Settings, endpoint: str) -> Signer:
+    secret = settings.s3_secret_key.get_secret_value()
+    return Signer(endpoint=endpoint, region=settings.s3_region, access_key=settings.s3_access_key, secret_key=secret)
+
+
 def make_client(settings: Settings, endpoint: str, waits: Waits) -> Minio:
-    address = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+    address = urlsplit(full(endpoint))
     return Minio(
         address.netloc,
         access_key=settings.s3_access_key,

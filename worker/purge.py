@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from jobs import batches, quotas
+from jobs import batches, presigned, quotas
 from jobs.database import Sessions
 from jobs.errors import StorageUnavailable, UploadInUse, UploadNotFound
-from jobs.models import Job, Upload
+from jobs.models import Job, PresignedUpload, Upload
 from jobs.retention import expired, forget, needed, still_expired, tidied, untidy
 from jobs.storage import Storage, job_prefix
 from jobs.uploads import UploadRepository
@@ -24,7 +24,8 @@ class Purged:
     tidied: int = 0  # ended jobs, now without anything but their result
     forgotten: int = 0  # jobs past their retention
     uploads: int = 0  # that no submission has named for long
-    objects: int = 0  # of both
+    presigned: int = 0  # files announced by clients, past their time; their objects are not counted
+    objects: int = 0  # of the others
 
 
 class Purge:
@@ -41,11 +42,14 @@ class Purge:
         with self.sessions() as session:
             past, ended = expired(session, TOGETHER), untidy(session, self.tidy_after, TOGETHER)
             unused = UploadRepository(session).unused(self.upload_retain, TOGETHER)
+            announced = presigned.past(session, TOGETHER)
         gone = [objects for job in past if (objects := self.try_to(self.forget, job)) is not None]
         tidy = [objects for job in ended if (objects := self.try_to(self.tidy, job)) is not None]
         uploads = sum(map(self.forget_upload, unused))
+        files = sum(map(self.forget_announced, announced))
         self.keep_books()
-        return Purged(tidied=len(tidy), forgotten=len(gone), uploads=uploads, objects=sum(gone + tidy) + uploads)
+        objects = sum(gone + tidy) + uploads
+        return Purged(tidied=len(tidy), forgotten=len(gone), uploads=uploads, presigned=files, objects=objects)
 
     def keep_books(self) -> None:
         """A transaction for each, so that none holds up the others."""
@@ -67,6 +71,16 @@ class Purge:
                 UploadRepository(session).touch(upload.tenant, upload.sha256)
             return False
         except (UploadNotFound, StorageUnavailable):
+            return False
+        return True
+
+    def forget_announced(self, announced: PresignedUpload) -> bool:
+        """Whether it is gone, with what was sent of it."""
+        try:
+            with self.sessions.begin() as session:
+                presigned.forget(session, announced, self.storage)
+        except StorageUnavailable as error:
+            logger.warning("what was sent as %s stays: %s", announced.id, error)
             return False
         return True
 

@@ -1,19 +1,21 @@
 """/v1/uploads: photos, masks and latents that jobs refer to."""
 
 from typing import Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from api.access import Reader, Submitter
-from api.contract import UPLOAD_BODY
-from api.dependencies import StorageDep, UnitDep
+from api.contract import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
+from api.dependencies import SessionsDep, StorageDep, UnitDep
 from api.problems import ERRORS
-from api.schemas import UploadView
+from api.schemas import AnnouncedFile, PresignedView, UploadView
 from api.submissions import IntakeDep
-from jobs import audit
+from jobs import audit, presigned
 from jobs.decoding import decode, decode_mask
 from jobs.spec import UploadId
+from jobs.storage import raw_key
 
 router = APIRouter(responses=ERRORS)
 
@@ -28,6 +30,24 @@ async def upload(request: Request, intake: IntakeDep, kind: Literal["mask"] | No
     body = await request.body()
     decoded = await run_in_threadpool(decode_mask if kind else decode, body, "body")
     return UploadView.model_validate(await run_in_threadpool(intake.keep, decoded))
+
+
+@router.post("/presigned", status_code=201, responses=ANNOUNCES_AN_UPLOAD)
+def presign(file: AnnouncedFile, intake: IntakeDep, storage: StorageDep) -> PresignedView:
+    """Announce a file of up to 200 MB and get a link that it is sent to, past this service; then complete it."""
+    announced = intake.announce(file.sha256, file.size_bytes, file.kind)
+    headers = presigned.headers(announced)
+    url = storage.upload_url(raw_key(announced.tenant, announced.id), headers)
+    return PresignedView(id=announced.id, url=url, headers=headers, expires_at=announced.expires_at)
+
+
+@router.post("/presigned/{presigned_id}/complete", status_code=201)
+def complete(presigned_id: UUID, intake: IntakeDep, sessions: SessionsDep) -> UploadView:
+    """Check, re-encode and keep a file that was sent to its link; asked again, the answer is the same upload.
+
+    An id is known until an hour after its link has expired.
+    """
+    return UploadView.model_validate(intake.complete(presigned_id, sessions))
 
 
 @router.get("/{sha256}")

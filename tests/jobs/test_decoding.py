@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageCms
 from safetensors.numpy import load, save
 
-from jobs.decoding import CHILDREN, MAX_BYTES, Refused, decode, read
-from jobs.errors import DecoderBusy, InvalidJob
+from jobs.decoding import CHILDREN, MAX_BYTES, MEMORY_BYTES, Refused, decode, decode_stream, read
+from jobs.errors import DecoderBusy, InvalidJob, Problem
 
 
 def encoded(image, kind, **options):
@@ -139,6 +139,26 @@ def test_the_childs_refusals_name_the_field():
         decode(animated(), "image")
     with pytest.raises(InvalidJob, match="image: may have 30 MB"):
         decode(b"\0" * (MAX_BYTES + 1), "image")
+
+
+def test_a_file_in_parts_may_be_larger_than_one_piece():
+    data = encoded(PICTURE, "PNG")
+    parts = [data[:100], data[100:], bytes(MAX_BYTES)]  # PNG readers stop at its end
+    assert decode_stream(parts, None, "file") == read(data)
+
+
+def test_the_child_of_a_file_that_breaks_off_tells_nothing():
+    def parts():
+        yield encoded(PICTURE, "PNG")
+        raise InvalidJob([Problem(field="sha256", message="must be the file's")])
+
+    with pytest.raises(InvalidJob, match="sha256: must be the file's"):
+        decode_stream(parts(), None, "file")
+
+
+def test_a_file_larger_than_the_childs_memory_is_refused():
+    with pytest.raises(InvalidJob, match="file: cannot be read within the limits of memory and time"):
+        decode_stream((bytes(MEMORY_BYTES // 64) for _ in range(80)), None, "file")
 
 
 def test_more_pictures_than_there_are_cores_wait_their_turn(monkeypatch):

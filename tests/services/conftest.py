@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from psycopg import sql
 
 from api.app import create_app
-from cli.service import prepare
+from cli.service import Service, prepare, running_service
 from cli.stack import Stack, local_stack
 from jobs import keys
 from jobs.database import Sessions, make_sessions
@@ -114,6 +114,13 @@ def api_client(settings, key, **options) -> Iterator[TestClient]:
     with TestClient(app, follow_redirects=False, headers={"Authorization": f"Bearer {key}"}, **options) as client:
         yield client
     app.state.sessions.kw["bind"].dispose()
+
+
+@pytest.fixture
+def service(stack, queue) -> Iterator[Service]:
+    """All of it, in processes of its own."""
+    with running_service(stack) as service:
+        yield service
 
 
 @pytest.fixture

@@ -149,6 +149,13 @@ def test_every_refusal_is_a_problem_document(client, method, path, status, code)
     assert answer.json()["code"] == code
 
 
+@pytest.mark.parametrize("path", ["/v1/uploads/presigned", "/v1/webhooks"])
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"{", b"[]"])
+def test_a_body_that_is_no_json_object_is_refused_as_such(client, path, body):
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameters")
+
+
 def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch, api_key):
     with api_client(settings, api_key, raise_server_exceptions=False) as client:
         client.app.state.checkpoints = None

@@ -8,12 +8,10 @@ import sys
 import time
 from collections import Counter
 
-import pytest
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.service import running_service
 from jobs.models import Job, Tenant
 from jobs.states import JobState
 from tests.services.jobs import DOCUMENT
@@ -21,12 +19,6 @@ from tests.services.test_photos import photo
 
 LIMIT_S = 120
 EDITS = 30
-
-
-@pytest.fixture
-def service(stack, queue):
-    with running_service(stack) as service:
-        yield service
 
 
 def write(path, rows):

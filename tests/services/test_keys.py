@@ -1,6 +1,7 @@
 """Who may do what, how often, and how much of it."""
 
 import asyncio
+import re
 from datetime import timedelta
 from uuid import uuid4
 
@@ -91,8 +92,7 @@ def test_without_a_key_nothing_but_the_health_is_told(client):
     for path, methods in document["paths"].items():
         for method in methods:
             if path.startswith("/v1"):
-                answer = client.request(method, path.format_map(dict.fromkeys(
-                    ("job_id", "batch_id", "sha256", "name", "webhook_id", "delivery_id"), str(uuid4()))))  # fmt: skip
+                answer = client.request(method, re.sub(r"{\w+}", str(uuid4()), path))
                 assert (method, path, answer.status_code) == (method, path, 401)
 
 

@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobs.errors import StorageUnavailable
-from jobs.models import Artifact, Batch, Job, Upload
-from jobs.storage import artifact_key, job_prefix, upload_key
+from jobs.models import Artifact, Batch, Job, PresignedUpload, Upload
+from jobs.storage import artifact_key, job_prefix, raw_key, upload_key
 from tests.services.jobs import add_job, read_job
 from tests.services.test_photos import photo
 from worker.purge import Purge, Purged
@@ -114,6 +114,19 @@ def test_a_submission_keeps_its_upload_in_use(client, sessions):
     client.post("/v1/jobs", json={"model": "tiny", "source": {"upload": sha256}})
     with sessions() as session:
         assert session.scalar(select(Upload.used_at > func.now() - timedelta(minutes=1)))
+
+
+def test_files_that_were_announced_and_never_completed_go_once_their_links_have_long_expired(purge, client, sessions, storage):
+    ids = [client.post("/v1/uploads/presigned", json={"sha256": "0" * 64, "size_bytes": 5}).json()["id"] for _ in range(3)]
+    for age_min, presigned_id in zip((59, 61, 61), ids, strict=True):
+        with sessions.begin() as session:
+            at = func.now() - timedelta(minutes=age_min)
+            session.execute(update(PresignedUpload).where(PresignedUpload.id == presigned_id).values(expires_at=at))
+    for presigned_id in ids[:2]:  # to the last nothing was sent
+        storage.put(raw_key("default", presigned_id), b"hello", "image/png")
+    assert purge.purge() == Purged(presigned=2)
+    assert [bool(list(storage.keys(raw_key("default", presigned_id)))) for presigned_id in ids] == [True, False, False]
+    assert [client.post(f"/v1/uploads/presigned/{each}/complete").status_code for each in ids] == [422, 404, 404]
 
 
 def test_a_batch_is_forgotten_with_its_last_job(purge, client, sessions):

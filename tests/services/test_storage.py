@@ -1,6 +1,7 @@
 import urllib.request
 from urllib.error import HTTPError
 
+import httpx2
 import pytest
 
 from jobs.errors import ObjectMissing, StorageUnavailable
@@ -24,6 +25,26 @@ def test_a_presigned_url_lets_anybody_download_and_nobody_tamper(storage):
         assert response.read() == b"hello"
     with pytest.raises(HTTPError, match="403"):
         urllib.request.urlopen(url.replace("two.txt?", "one.bin?"))
+
+
+def test_a_link_to_upload_takes_one_object_of_the_length_that_was_signed(storage):
+    headers = {"Content-Length": "5", "x-amz-checksum-sha256": "LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ="}
+    url = storage.upload_url("t/x/four", headers)
+    assert put(url, b"hello", headers) == 200
+    assert storage.get("t/x/four") == b"hello"
+    longer = put(url, b"hello, world", headers | {"Content-Length": "12"})
+    elsewhere = put(url.replace("four?", "five?"), b"hello", headers)
+    without = put(url, b"hello", {"Content-Length": "5"})
+    assert (longer, elsewhere, without) == (403, 403, 403)
+    assert (storage.get("t/x/four"), storage.size("t/x/four"), b"".join(storage.stream("t/x/four", length=4))) == (
+        b"hello",
+        5,
+        b"hell",
+    )
+
+
+def put(url, data, headers):
+    return httpx2.put(url, content=data, headers=headers).status_code
 
 
 def test_a_wrong_key_is_refused(settings):

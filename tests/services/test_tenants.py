@@ -25,12 +25,13 @@ def theirs(client, settings, sessions, storage, queue):
     job = client.post("/v1/jobs", json=DOCUMENT | {"metadata": {"secret": "theirs"}}).json()["id"]
     Runner(settings, sessions, storage, queue).run_next()
     batch = client.post("/v1/batches", content=json.dumps({"custom_id": "theirs", "job": DOCUMENT}).encode()).json()["id"]
+    file = client.post("/v1/uploads/presigned", json={"sha256": "0" * 64, "size_bytes": 9}).json()["id"]
     webhook = uuid4()
     with sessions.begin() as session:
         session.add(
             Webhook(id=webhook, tenant="default", url="https://theirs", events=["job.failed"], every_job=True, secrets=["a"])
         )
-    return {"job_id": job, "sha256": sha256, "batch_id": batch, "webhook_id": str(webhook)}
+    return {"job_id": job, "sha256": sha256, "batch_id": batch, "webhook_id": str(webhook), "presigned_id": file}
 
 
 @pytest.fixture

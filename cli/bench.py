@@ -1,10 +1,13 @@
 """dragqueue bench: what things cost on this machine."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from cli import scale
 from cli.errors import CommandError
@@ -77,3 +80,60 @@ def api(
         f"a change reaches {STREAMS} streams after {sum(waits) / len(waits):.2f} s in the mean, {max(waits):.2f} s at most",
         highlight=False,
     )
+
+
+@app.command()
+def drag(
+    resolutions: Annotated[str, typer.Option(help="Of the networks, such as 256,512,1024.")] = "256,512,1024",
+    masks: Annotated[str, typer.Option(help="none, paper, early.")] = "none,paper,early",
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the arithmetic.")] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="The best of so many counts.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="In a round.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and plot.")] = Path("runs/drag-speed"),
+) -> None:
+    """A drag's step on random networks of full size beside the step of DragGAN's published program."""
+    from benchmarks import drag_speed
+
+    sizes = [int(size) for size in words(resolutions, "resolutions", ("64", "128", "256", "512", "1024"))]
+    kinds = words(masks, "masks", ("none", "paper", "early")), words(dtypes, "dtypes", ("float32", "bfloat16"))
+    wanted = drag_speed.cases(sizes, *kinds, threads, device)
+    with Progress(*BAR, console=console) as bar:
+        task = bar.add_task("steps", total=rounds * len(wanted))
+
+        def seen(case: drag_speed.SpeedCase) -> None:
+            bar.update(task, advance=1, description=f"{case.way}, {case.resolution} px, mask {case.mask}")
+
+        speeds = drag_speed.measure(wanted, rounds, steps, seen)
+    drag_speed.write(speeds, out)
+    table = Table(title=f"{drag_speed.device_name(device)}, {threads} threads, {drag_speed.POINTS} points")
+    for title in (
+        "px",
+        "mask",
+        "type",
+        "official, s",
+        "ours, s",
+        "times faster",
+        "memory, MB",
+        "of official's",
+        "GFLOP",
+        "of the rate",
+    ):
+        table.add_column(title, justify="left" if title in ("mask", "type") else "right")
+    for one in drag_speed.compare(speeds):
+        case, ours = one.ours.case, one.ours
+        times = (f"{one.official.median_s:.2f}", f"{ours.median_s:.3f}", f"{one.times_faster:.1f}")
+        memory = (f"{ours.peak_bytes / 1e6:.0f}", f"1/{1 / one.memory_share:.1f}")
+        table.add_row(
+            str(case.resolution), case.mask, case.dtype, *times, *memory, f"{ours.gflop:.1f}", f"{100 * ours.share:.0f} %"
+        )
+    Console(width=max(console.width, 110)).print(table)
+
+
+def words(text: str, option: str, known: tuple[str, ...]) -> list[str]:
+    """Comma-separated, each one of the known. Raises CommandError."""
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found or (unknown := [word for word in found if word not in known]):
+        raise CommandError(f"--{option} takes {', '.join(known)}, got {', '.join(unknown) if found else 'nothing'}")
+    return found

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.official_step import OfficialDrag
 from engine.config import GeneratorConfig
 from engine.drag import DragOptions, DragRun, to_points
-from engine.generator import Generator, channels_last
+from engine.generator import Generator, channels_last, lowered
 
 WARM_UP = 2  # steps that are not timed
 POINTS = 2
@@ -151,11 +151,9 @@ def measure_here(case: SpeedCase, steps: int) -> dict[str, object]:
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
     device = torch.device(case.device)
-    generator = (
-        Generator(GeneratorConfig(resolution=case.resolution)).requires_grad_(False).to(device, getattr(torch, case.dtype))
-    )
+    generator = Generator(GeneratorConfig(resolution=case.resolution)).requires_grad_(False).to(device)
     if case.way == "ours":  # as they are loaded
-        channels_last(generator)
+        generator = lowered(channels_last(generator), getattr(torch, case.dtype))
     before = start_peak(device)
     step = (official_steps if case.way == "official" else our_steps)(generator, case)
     timed = [seconds_of(step, device) for _ in range(WARM_UP + steps)][WARM_UP:]

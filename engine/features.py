@@ -54,7 +54,7 @@ def read(maps: Sequence[FeatureMap], points: Tensor, resolution: int) -> Tensor:
     found = []
     for one in maps:
         weights = one.weights(y, 1, resolution)[..., :, None] * one.weights(x, 0, resolution)[..., None, :]  # [K, P, n, n]
-        found.append(weights.flatten(2).to(one.values.dtype) @ one.values.flatten(2).transpose(1, 2))
+        found.append(weights.flatten(2) @ one.values.to(weights.dtype).flatten(2).transpose(1, 2))
     return torch.cat(found, dim=2)
 
 
@@ -62,8 +62,8 @@ def read_grid(maps: Sequence[FeatureMap], xs: Tensor, ys: Tensor, resolution: in
     """Features of all maps at every x [K, S] and y [K, S] of each point: [K, sum of C, S (y), S (x)]."""
     found = []
     for one in maps:
-        across, down = (one.weights(ticks, axis, resolution).to(one.values.dtype) for axis, ticks in enumerate((xs, ys)))
-        found.append(down[:, None] @ one.values @ across[:, None].transpose(2, 3))
+        across, down = (one.weights(ticks, axis, resolution) for axis, ticks in enumerate((xs, ys)))
+        found.append(down[:, None] @ one.values.to(down.dtype) @ across[:, None].transpose(2, 3))
     return torch.cat(found, dim=1)
 
 

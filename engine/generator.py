@@ -5,6 +5,7 @@ Images are float [B, 3, R, R] in about [-1, 1]; latents are w+ [B, L, D], one ro
 Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_ws), D width of w.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, cast
@@ -103,7 +104,7 @@ class SynthesisLayer(nn.Module):
 
     def energy(self) -> Tensor:
         """Sum of the squared weights of each kernel, [Cout, Cin]."""
-        return self.weight.square().sum(dim=(2, 3))
+        return self.weight.to(self.bias.dtype).square().sum(dim=(2, 3))
 
     def forward(self, x: Tensor, modulation: Modulation, noise_mode: NoiseMode = "const", gain: float = 1.0) -> Tensor:
         x = self.convolve(scale_channels(x, modulation.scale), padding=1)
@@ -329,6 +330,17 @@ def channels_last(generator: Generator) -> Generator:
             turned = layer.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last)
             layer.weight.data = turned.transpose(0, 1)
     return generator
+
+
+def lowered(generator: Generator, dtype: torch.dtype) -> Generator:
+    """A copy whose convolutions compute in a shorter floating type; mapping, styles and images keep theirs."""
+    low = copy.deepcopy(generator)
+    for module in low.synthesis.modules():
+        for name in ("weight", "const"):
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, nn.Parameter) and not isinstance(module, FullyConnectedLayer):
+                tensor.data = tensor.data.to(dtype)
+    return low
 
 
 def to_pixels(images: Tensor) -> np.ndarray:

@@ -41,7 +41,9 @@ class MaskTerm:
 
     def loss(self, now: list[Tensor], start: list[Tensor]) -> Tensor:
         """Mean change of each map where the picture must stay, summed and weighed."""
-        means = [(self.penalty(a - b) * share).mean() for a, b, share in zip(now, start, self.shares, strict=True)]
+        means = [
+            (self.penalty((a - b).to(share.dtype)) * share).mean() for a, b, share in zip(now, start, self.shares, strict=True)
+        ]
         return sum(means[1:], means[0]) * self.weight
 
     def penalty(self, change: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Submissions that may be repeated: the first answer is given again."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import delete, func, update
+from sqlalchemy import Table, bindparam, delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -13,6 +13,19 @@ from jobs.errors import KeyInUse, KeyReused
 from jobs.models import IdempotencyKey
 
 KEPT = timedelta(days=1)
+# written once and without the ORM: every submission sends both, and making them costs more than sending them
+KEYS = cast(Table, IdempotencyKey.__table__)
+TAKE = (
+    insert(KEYS)
+    .values({name: bindparam(name) for name in ("tenant", "key", "fingerprint")})
+    .on_conflict_do_nothing()
+    .returning(KEYS.c.key)
+)
+REMEMBER = (
+    update(KEYS)
+    .where(KEYS.c.tenant == bindparam("of_tenant"), KEYS.c.key == bindparam("of_key"))
+    .values(answer=bindparam("answer"))
+)
 
 
 def begin(session: Session, tenant: str, key: str, fingerprint: str) -> dict[str, Any] | None:
@@ -24,9 +37,8 @@ def begin(session: Session, tenant: str, key: str, fingerprint: str) -> dict[str
         KeyReused: it came with another request.
         KeyInUse: that request takes too long.
     """
-    taken = insert(IdempotencyKey).values(tenant=tenant, key=key, fingerprint=fingerprint).on_conflict_do_nothing()
     try:
-        if session.scalar(taken.returning(IdempotencyKey.key)) is not None:
+        if session.connection().scalar(TAKE, {"tenant": tenant, "key": key, "fingerprint": fingerprint}) is not None:
             return None
     except OperationalError as error:
         if isinstance(error.orig, LockNotAvailable):
@@ -39,8 +51,7 @@ def begin(session: Session, tenant: str, key: str, fingerprint: str) -> dict[str
 
 
 def remember(session: Session, tenant: str, key: str, answer: dict[str, Any]) -> None:
-    where = (IdempotencyKey.tenant == tenant, IdempotencyKey.key == key)
-    session.execute(update(IdempotencyKey).where(*where).values(answer=answer))
+    session.connection().execute(REMEMBER, {"of_tenant": tenant, "of_key": key, "answer": answer})
 
 
 def forget_old(session: Session) -> int:

@@ -101,16 +101,20 @@ def found(job: Job | None, job_id: UUID) -> Job:
     return job
 
 
+JOBS = Job.__table__
+# without the ORM: a submission costs half as much
+ADD = JOBS.insert().returning(*(column for column in JOBS.columns if column.name != "spec"))  # type: ignore[attr-defined]
+
+
 class JobRepository:
     def __init__(self, session: Session) -> None:
         self.session = session
 
     def add(self, job_id: UUID, tenant: str, submission: Submission) -> Job:
-        """Store a job, queued."""
-        job = Job(**columns(job_id, tenant, submission))
-        self.session.add(job)
-        self.session.flush()
-        return job
+        """Store a job, queued; what is returned is a copy that no session knows."""
+        row = columns(job_id, tenant, submission)
+        stored = self.session.connection().execute(ADD, row).one()
+        return Job(spec=row["spec"], **stored._asdict())
 
     def get(self, tenant: str, job_id: UUID, *, lock: bool = False) -> Job:
         """Raises JobNotFound, also for other tenants' jobs."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.official_step import OfficialDrag
 from engine.config import GeneratorConfig
 from engine.drag import DragOptions, DragRun, to_points
-from engine.generator import Generator, channels_last, lowered
+from engine.generator import Generator, channels_last
 
+Precision = Literal["float32", "bfloat16"]
 WARM_UP = 2  # steps that are not timed
 POINTS = 2
 RATE_SHAPE = (1, 512, 64, 64)  # of the convolution that tells the machine's rate
@@ -37,7 +39,7 @@ class SpeedCase:
     way: str  # official, or ours
     resolution: int
     mask: str = "none"  # none, paper, early
-    dtype: str = "float32"
+    dtype: Precision = "float32"
     threads: int
     device: str = "cpu"
 
@@ -79,7 +81,7 @@ def measure(cases: list[SpeedCase], rounds: int, steps: int, seen: Callable[[Spe
     return list(found.values())
 
 
-def cases(resolutions: list[int], masks: list[str], dtypes: list[str], threads: int, device: str) -> list[SpeedCase]:
+def cases(resolutions: list[int], masks: list[str], dtypes: list[Precision], threads: int, device: str) -> list[SpeedCase]:
     """Ours, and the official ones that they are measured against."""
     ours = [
         SpeedCase(way="ours", resolution=resolution, mask=mask, dtype=dtype, threads=threads, device=device)
@@ -153,7 +155,7 @@ def measure_here(case: SpeedCase, steps: int) -> dict[str, object]:
     device = torch.device(case.device)
     generator = Generator(GeneratorConfig(resolution=case.resolution)).requires_grad_(False).to(device)
     if case.way == "ours":  # as they are loaded
-        generator = lowered(channels_last(generator), getattr(torch, case.dtype))
+        channels_last(generator)
     before = start_peak(device)
     step = (official_steps if case.way == "official" else our_steps)(generator, case)
     timed = [seconds_of(step, device) for _ in range(WARM_UP + steps)][WARM_UP:]
@@ -188,7 +190,7 @@ def official_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
 
 def our_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
     mask = None if case.mask == "none" else movable(case.resolution)
-    options = DragOptions(mask_term="early" if case.mask == "early" else "paper")
+    options = DragOptions(mask_term="early" if case.mask == "early" else "paper", precision=case.dtype)
     drag = DragRun(generator, generator.map(seed=3, truncation_psi=0.7), *points(case.resolution), mask, options)
     while True:
         drag.step()

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -97,8 +97,8 @@ def drag(
     from benchmarks import drag_speed
 
     sizes = [int(size) for size in words(resolutions, "resolutions", ("64", "128", "256", "512", "1024"))]
-    kinds = words(masks, "masks", ("none", "paper", "early")), words(dtypes, "dtypes", ("float32", "bfloat16"))
-    wanted = drag_speed.cases(sizes, *kinds, threads, device)
+    precisions = cast("list[drag_speed.Precision]", words(dtypes, "dtypes", get_args(drag_speed.Precision)))
+    wanted = drag_speed.cases(sizes, words(masks, "masks", ("none", "paper", "early")), precisions, threads, device)
     with Progress(*BAR, console=console) as bar:
         task = bar.add_task("steps", total=rounds * len(wanted))
 

@@ -8,7 +8,7 @@ Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_w
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -332,14 +332,15 @@ def channels_last(generator: Generator) -> Generator:
     return generator
 
 
-def lowered(generator: Generator, dtype: torch.dtype) -> Generator:
-    """A copy whose convolutions compute in a shorter floating type; mapping, styles and images keep theirs."""
-    low = copy.deepcopy(generator)
-    for module in low.synthesis.modules():
+def lowered(synthesis: SynthesisNetwork, dtype: torch.dtype, until: int) -> SynthesisNetwork:
+    """The same network, its convolutions up to the block `until` in a shorter floating type; all else is shared."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*synthesis.parameters(), *synthesis.buffers())}
+    low = copy.deepcopy(synthesis, shared)
+    for module in (module for resolution in low.resolutions(until) for module in low.block(resolution).modules()):
         for name in ("weight", "const"):
             tensor = getattr(module, name, None)
             if isinstance(tensor, nn.Parameter) and not isinstance(module, FullyConnectedLayer):
-                tensor.data = tensor.data.to(dtype)
+                setattr(module, name, nn.Parameter(tensor.data.to(dtype), requires_grad=False))
     return low
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import InvalidEdit
-from engine.generator import Generator, Modulations
+from engine.generator import Generator, Modulations, SynthesisNetwork
 
 EARLY_ROWS = 6  # of w+; what they change reaches the picture through two maps alone
 EARLY_SIZE = 32  # the block whose first layer makes the one; the sum of the coarser blocks' RGB is the other
@@ -20,7 +20,7 @@ DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradien
 class MaskTerm:
     """Which maps are held, and how much each of their cells."""
 
-    generator: Generator
+    synthesis: SynthesisNetwork
     shares: list[Tensor]  # [1, 1, r, r] for each map: the share of a cell's field that must stay, 0 to 1
     early: bool
     metric: Literal["l1", "l2"]
@@ -34,10 +34,9 @@ class MaskTerm:
         """
         if not self.early:
             return [blocks[max(blocks)]]
-        synthesis = self.generator.synthesis
         coarse = {size: x for size, x in blocks.items() if size < EARLY_SIZE}
-        first = synthesis.block(EARLY_SIZE).conv0(coarse[EARLY_SIZE // 2], modulations[f"b{EARLY_SIZE}.conv0"])
-        return [first, synthesis.sum_rgb(coarse.items(), modulations)]
+        first = self.synthesis.block(EARLY_SIZE).conv0(coarse[EARLY_SIZE // 2], modulations[f"b{EARLY_SIZE}.conv0"])
+        return [first, self.synthesis.sum_rgb(coarse.items(), modulations)]
 
     def loss(self, now: list[Tensor], start: list[Tensor]) -> Tensor:
         """Mean change of each map where the picture must stay, summed and weighed."""

@@ -62,7 +62,7 @@ def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool
         config = write_networks(found, target, beside, bgr=bgr)
     except EngineError as error:
         raise CommandError(str(error)) from error
-    shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "w_dim", "c_dim")}
+    shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "w_dim", "c_dim", "architecture")}
     files = {"file": target.name, "sha256": sha256_of(target), "source_sha256": sha256_of(file)}
     if found.discriminator is not None:
         files |= {"discriminator": beside.name, "discriminator_sha256": sha256_of(beside)}

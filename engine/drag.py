@@ -405,7 +405,7 @@ def check_arguments(
     if not 1 <= options.trainable_layers <= config.num_ws:
         raise InvalidEdit(f"trainable_layers must be 1 to {config.num_ws}, got {options.trainable_layers}")
     if movable is not None and options.mask_term == "early":
-        check_early(generator, options.trainable_layers)
+        check_early(config, options.trainable_layers, feature_resolution(generator, options))
     if options.feature_resolution not in (None, *config.block_resolutions):
         raise InvalidEdit(f"feature_resolution must be one of {config.block_resolutions}, got {options.feature_resolution}")
 

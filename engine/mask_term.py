@@ -6,8 +6,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.config import GeneratorConfig
 from engine.errors import InvalidEdit
-from engine.generator import Generator, Modulations, SynthesisNetwork
+from engine.generator import Modulations, SynthesisNetwork
 
 EARLY_ROWS = 6  # of w+; what they change reaches the picture through two maps alone
 EARLY_SIZE = 32  # the block whose first layer makes the one; the sum of the coarser blocks' RGB is the other
@@ -62,9 +63,8 @@ def early_shares(movable: Tensor, like: Tensor) -> list[Tensor]:
     return [field, F.avg_pool2d(field, 2)]
 
 
-def check_early(generator: Generator, trainable_layers: int) -> None:
-    """Raises InvalidEdit for a generator or rows that change the picture by other ways too."""
-    config = generator.config
+def check_early(config: GeneratorConfig, trainable_layers: int, feature_resolution: int) -> None:
+    """Raises InvalidEdit where it would miss something, for rows or networks that change the picture by other ways too."""
     if trainable_layers > EARLY_ROWS:
         raise InvalidEdit(
             f"mask_term early holds what the first {EARLY_ROWS} rows change, trainable_layers is {trainable_layers}"
@@ -72,3 +72,5 @@ def check_early(generator: Generator, trainable_layers: int) -> None:
     if config.architecture != "skip" or config.resolution < 2 * EARLY_SIZE:
         wanted = f"a skip generator of at least {2 * EARLY_SIZE} px"
         raise InvalidEdit(f"mask_term early needs {wanted}, got {config.architecture} of {config.resolution} px")
+    if feature_resolution < EARLY_SIZE:
+        raise InvalidEdit(f"mask_term early needs a feature_resolution of at least {EARLY_SIZE}, got {feature_resolution}")

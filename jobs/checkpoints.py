@@ -44,6 +44,7 @@ class ModelEntry(BaseModel):
     num_ws: int  # rows of w+
     w_dim: int | None = Field(default=None, ge=1)  # width of w; None: imported before that was noted
     c_dim: int = Field(default=0, ge=0)  # classes of a conditional model
+    architecture: Literal["skip", "orig", "resnet"] | None = None  # None: imported before that was noted
     pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # of the workers that run its jobs
     licence: str
     layout: str  # what the file was converted from

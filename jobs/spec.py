@@ -133,6 +133,7 @@ class Drag(Strict):
     max_iterations: int | None = Field(default=None, ge=1, le=2000)
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     mask_weight: float | None = Field(default=None, ge=0, le=10_000)
+    mask_term: Literal["paper", "early"] | None = None
     motion_radius: float | None = Field(default=None, ge=1, le=32)
     tracking_radius: float | None = Field(default=None, ge=1, le=64)
     latent_space: Annotated[str, Field(pattern=r"^(w|w\+|pca:[1-9]\d{0,3})$")] | None = None
@@ -140,6 +141,7 @@ class Drag(Strict):
     feature_resolution: int | None = Field(default=None, ge=4, le=1024)
     stop_distance: float | None = Field(default=None, ge=0.1, le=64)
     latent_weight: float | None = Field(default=None, ge=0, le=10_000)
+    precision: Literal["float32", "bfloat16"] | None = None
 
 
 class Output(Strict):
@@ -226,5 +228,6 @@ def paper_preset(points: int, masked: bool) -> dict[str, object]:
 BASE: dict[str, object] = {
     "preset": "default", "max_iterations": 200, "learning_rate": 0.002, "mask_weight": 20.0, "motion_radius": 3.0,
     "tracking_radius": 12.0, "latent_space": "w+", "trainable_layers": 6, "stop_distance": 1.0, "latent_weight": 0.0,
+    "mask_term": "paper", "precision": "float32",
 }  # fmt: skip
 PRESETS = {"default": default_preset, "paper": paper_preset}

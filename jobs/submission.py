@@ -83,7 +83,12 @@ def check_submission(
     model = manifest.get(spec.model)
     parent = None if spec.source.job is None else usable_parent(inputs.job(spec.source.job), model)
     framing = framing_of(spec, model, inputs)
-    problems = [*point_problems(spec, framing), *option_problems(spec, model), *latent_problems(spec, model, inputs)]
+    problems = [
+        *point_problems(spec, framing),
+        *option_problems(spec, model),
+        *drag_problems(spec, model),
+        *latent_problems(spec, model, inputs),
+    ]
     problems += webhook_problems(spec, inputs)
     if posted_mask is not None and spec.movable is not None:
         problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
@@ -188,6 +193,11 @@ def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
         problems.append(Problem(field="source.class", message=f"{model.name} has no classes"))
     if spec.inversion is not None and spec.inversion.perceptual == "discriminator" and model.discriminator is None:
         problems.append(Problem(field="inversion.perceptual", message=f"{model.name} was imported without a discriminator"))
+    return problems
+
+
+def drag_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
+    problems = []
     space = spec.drag.latent_space or ""
     if space.startswith("pca:") and int(space[4:]) > (model.w_dim or int(space[4:])):
         message = f"pca:K takes K from 1 to {model.w_dim} for {model.name}, got {space}"
@@ -202,4 +212,16 @@ def option_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
         problems.append(
             Problem(field="drag.feature_resolution", message=f"must be one of {blocks} for {model.name}, got {block}")
         )
+    if spec.drag.mask_term == "early" and (why_not := why_not_early(spec, model)):
+        problems.append(Problem(field="drag.mask_term", message=why_not))
     return problems
+
+
+def why_not_early(spec: JobSpec, model: ModelEntry) -> str | None:
+    """What the early mask term needs and does not find; it holds what the first six rows of w+ change, in the block of 32 px."""
+    if model.architecture not in (None, "skip") or model.resolution < 64:
+        return f"early needs a skip generator of at least 64 px, which {model.name} is not"
+    if (spec.drag.trainable_layers or 0) > 6:
+        return f"early needs at most 6 trainable_layers, got {spec.drag.trainable_layers}"
+    block = spec.drag.feature_resolution or model.defaults.feature_resolution
+    return f"early needs a feature_resolution of at least 32, got {block}" if block is not None and block < 32 else None

@@ -115,6 +115,8 @@ def test_the_early_mask_knows_when_it_would_miss_something(exact):
     points = to_points([[20.0, 30.0]]), to_points([[25.0, 30.0]])
     with pytest.raises(InvalidEdit, match="first 6 rows change, trainable_layers is 7"):
         DragRun(exact, some_w(exact), *points, movable, DragOptions(mask_term="early", trainable_layers=7))
+    with pytest.raises(InvalidEdit, match="at least 32, got 16"):
+        DragRun(exact, some_w(exact), *points, movable, DragOptions(mask_term="early", feature_resolution=16))
     small = tiny_generator(32)
     with pytest.raises(InvalidEdit, match="at least 64 px, got skip of 32 px"):
         DragRun(small, some_w(small), *points, movable[:32, :32], DragOptions(mask_term="early"))

@@ -58,6 +58,24 @@ def test_a_conditional_model_needs_one_of_its_classes(label):
     assert spec.model_dump(mode="json")["source"]["class"] == 2
 
 
+@pytest.mark.parametrize(
+    ("drag", "message"),
+    [
+        ({"trainable_layers": 7}, "at most 6 trainable_layers, got 7"),
+        ({"feature_resolution": 16}, "at least 32, got 16"),
+        ({}, ""),
+    ],
+)
+def test_the_early_mask_term_says_what_it_needs(drag, message):
+    manifest = Manifest(None, {"tiny": TINY.model_copy(update={"resolution": 64, "num_ws": 10})})
+    document = GOOD | {"drag": {"mask_term": "early", **drag}}
+    if not message:
+        assert check_submission(document, manifest).spec.drag.mask_term == "early"
+        return
+    with pytest.raises(InvalidJob, match=message):
+        check_submission(document, manifest)
+
+
 def test_no_points_is_a_picture_to_render():
     assert check_submission({"model": "tiny", "source": {"seed": 1}}, MANIFEST).spec.points == []
 
@@ -80,6 +98,8 @@ def test_no_points_is_a_picture_to_render():
         ({"drag": {"latent_space": "z"}}, "drag.latent_space", "pattern"),
         ({"drag": {"latent_space": "pca:17"}}, "drag.latent_space", "K from 1 to 16 for tiny"),
         ({"drag": {"feature_resolution": 48}}, "drag.feature_resolution", "[4, 8, 16, 32]"),
+        ({"drag": {"mask_term": "early"}}, "drag.mask_term", "skip generator of at least 64 px, which tiny is not"),
+        ({"drag": {"precision": "float16"}}, "drag.precision", "bfloat16"),
         ({"movable": {"shapes": []}}, "movable.shapes", "at least 1"),
         ({"movable": {"shapes": [{"circle": [-9, -9, 2]}]}}, "movable", "at least one pixel"),
         ({"movable": {"shapes": [{"circle": [9, 9, 2], "box": [0, 0, 1, 1]}]}}, "movable.shapes[0]", "exactly one"),

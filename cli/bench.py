@@ -83,6 +83,22 @@ def api(
 
 
 @app.command()
+def job(count: Annotated[int, typer.Option(min=1, max=1000, help="Jobs, after one that warms the worker.")] = 5) -> None:
+    """A job of 100 iterations with every frame, by phase, beside the same edit by the command line."""
+    from benchmarks.job_time import measure, median
+
+    with Progress(*BAR, console=console) as bar:
+        task = bar.add_task("jobs and edits", total=count)
+        times = measure(count, lambda: bar.advance(task))
+    table = Table(title=f"seconds, median of {count}")
+    for title in ("job", "waiting", "load", "drag", "the rest", "edit alone", "allowed"):
+        table.add_column(title, justify="right")
+    names = ("job_s", "waited_s", "load_s", "drag_s", "rest_s", "alone_s", "allowed_s")
+    table.add_row(*(f"{median(times, name):.2f}" for name in names))
+    Console(width=max(console.width, 90)).print(table)
+
+
+@app.command()
 def drag(
     resolutions: Annotated[str, typer.Option(help="Of the networks, such as 256,512,1024.")] = "256,512,1024",
     masks: Annotated[str, typer.Option(help="none, paper, early.")] = "none,paper,early",

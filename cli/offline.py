@@ -107,6 +107,7 @@ class OfflineEdit:
     def __init__(self, document: dict[str, Any], given: Given, checkpoints: Path, lpips: Path | None = None) -> None:
         """Raises CommandError with everything that is wrong."""
         self.began = time.monotonic()
+        self.took_s: float | None = None  # from the model loaded to the last file written
         self.lpips = lpips
         self.manifest, self.model, self.generator = open_model(checkpoints, str(document["model"]))
         self.inputs = OfflineInputs()
@@ -141,6 +142,7 @@ class OfflineEdit:
                         result = step
                 times = {"load_s": loaded - self.began, "inversion_s": begun - loaded, "drag_s": time.monotonic() - begun}
                 recording.finish(result, self.model, Timings(**times))
+            self.took_s = time.monotonic() - loaded
         except (EngineError, JobError) as error:
             raise CommandError(str(error)) from error
         return result
@@ -161,11 +163,12 @@ class OfflineEdit:
 
     def summary(self, result: DragStep | None) -> str:
         """How it ended, as JSON."""
+        took = {"took_s": None if self.took_s is None else round(self.took_s, 3)}
         if result is None:
-            return json.dumps({"stop_reason": None})
+            return json.dumps({"stop_reason": None} | took)
         distances = np.linalg.norm(result.handles.cpu().numpy() - self.targets, axis=1)
         ending = {"stop_reason": result.stop_reason, "iteration": result.iteration}
-        return json.dumps(ending | {"distance_px": [round(float(distance), 3) for distance in distances]})
+        return json.dumps(ending | took | {"distance_px": [round(float(distance), 3) for distance in distances]})
 
 
 def map_seeds(generator: Generator, seeds: list[int], truncation_psi: float, class_index: int | None) -> Tensor:

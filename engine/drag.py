@@ -45,9 +45,7 @@ class DragOptions:
     stop_distance: float = 1.0  # d, pixels of the image at any resolution
     latent_weight: float = 0.0  # of the mean change of w
     tracking_metric: Literal["l1", "l2"] = "l2"  # the paper says L1, its code L2
-    mask_term: Literal["paper", "early"] = (
-        "paper"  # what a mask holds: the feature block, or how the trainable rows reach the picture
-    )
+    mask_term: Literal["paper", "early"] = "paper"  # what a mask holds: the feature block, or all that the first rows change
     mask_metric: Literal["l1", "l2"] = "l1"  # of the change where the picture must stay; l2 forbids large ones, allows small
     subpixel: bool = True  # refine tracked handles below the pixel
     anchor_distance: float = 0.0  # pixels at 512: nearer to its target a point is pulled by what it looked like at the start

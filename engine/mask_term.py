@@ -13,6 +13,7 @@ from engine.generator import Modulations, SynthesisNetwork
 EARLY_ROWS = 6  # of w+; what they change reaches the picture through two maps alone
 EARLY_SIZE = 32  # the block whose first layer makes the one; the sum of the coarser blocks' RGB is the other
 INFLUENCE = 3  # cells of that block's map on each side of one, which it has an influence on
+EARLY_STRENGTH = 0.6  # with which equal weights hold equally well, measured on the demo model
 USUAL_CHANGE = 0.08  # of a feature, counts alike in both metrics
 DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
 
@@ -44,7 +45,7 @@ class MaskTerm:
         means = [
             (self.penalty((a - b).to(share.dtype)) * share).mean() for a, b, share in zip(now, start, self.shares, strict=True)
         ]
-        return sum(means[1:], means[0]) * self.weight
+        return sum(means[1:], means[0]) * (self.weight * EARLY_STRENGTH if self.early else self.weight)
 
     def penalty(self, change: Tensor) -> Tensor:
         return change.square() / USUAL_CHANGE if self.metric == "l2" else F.relu(change.abs() - DEAD_ZONE)

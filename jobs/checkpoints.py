@@ -14,6 +14,7 @@ from jobs.models import DEFAULT_POOL
 from jobs.settings import POOL
 
 MANIFEST = "manifest.toml"
+EARLY_ROWS, EARLY_SIZE = 6, 32  # of the early mask term: rows of w+, pixels of a block
 
 
 class ModelDefaults(BaseModel):
@@ -66,6 +67,11 @@ class ModelEntry(BaseModel):
     def block_resolutions(self) -> list[int]:
         """4, 8, ... resolution."""
         return [2**k for k in range(2, self.resolution.bit_length())]
+
+    def has_early_mask(self, trainable_layers: int, feature_resolution: int) -> bool:
+        """Whether `drag.mask_term: early` holds all that such a drag can change; see engine.mask_term."""
+        drawn_in_steps = self.architecture in (None, "skip") and self.resolution >= 2 * EARLY_SIZE
+        return drawn_in_steps and trainable_layers <= EARLY_ROWS and feature_resolution >= EARLY_SIZE
 
 
 class PublicModel(BaseModel):

@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 from pydantic import ValidationError
 
-from jobs.checkpoints import Manifest, ModelEntry
+from jobs.checkpoints import EARLY_ROWS, EARLY_SIZE, Manifest, ModelEntry
 from jobs.decoding import Decoded
 from jobs.errors import InvalidJob, JobNotFound, ParentUnusable, Problem, UploadNotFound
 from jobs.framing import Framing
@@ -212,16 +212,11 @@ def drag_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
         problems.append(
             Problem(field="drag.feature_resolution", message=f"must be one of {blocks} for {model.name}, got {block}")
         )
-    if spec.drag.mask_term == "early" and (why_not := why_not_early(spec, model)):
-        problems.append(Problem(field="drag.mask_term", message=why_not))
+    resolved = spec.resolved(model).drag
+    if spec.drag.mask_term == "early" and not model.has_early_mask(
+        resolved.trainable_layers or 0, resolved.feature_resolution or 0
+    ):
+        needed = f"a skip generator of at least {2 * EARLY_SIZE} px, at most {EARLY_ROWS} trainable_layers"
+        message = f"early needs {needed} and a feature_resolution of at least {EARLY_SIZE}"
+        problems.append(Problem(field="drag.mask_term", message=message))
     return problems
-
-
-def why_not_early(spec: JobSpec, model: ModelEntry) -> str | None:
-    """What the early mask term needs and does not find; it holds what the first six rows of w+ change, in the block of 32 px."""
-    if model.architecture not in (None, "skip") or model.resolution < 64:
-        return f"early needs a skip generator of at least 64 px, which {model.name} is not"
-    if (spec.drag.trainable_layers or 0) > 6:
-        return f"early needs at most 6 trainable_layers, got {spec.drag.trainable_layers}"
-    block = spec.drag.feature_resolution or model.defaults.feature_resolution
-    return f"early needs a feature_resolution of at least 32, got {block}" if block is not None and block < 32 else None

@@ -64,7 +64,7 @@ def paper_preset(points: int, masked: bool) -> dict[str, Any]:
     return {"subpixel": False, "tracking_metric": "l1"}
 
 
-PRESETS = {"default": default_preset, "paper": paper_preset}
+PRESETS = {"default": default_preset, "fast": default_preset, "paper": paper_preset}
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -128,6 +128,7 @@ def comparison_methods(bench: Bench) -> list[Method]:
         Method("no edit", no_edit),
         bench.drag("paper", preset="paper"),
         bench.default,
+        bench.drag("fast", preset="fast"),
         bench.drag("w instead of w+", latent_space="w"),
         bench.drag("no tracking", run=Untracked),
         bench.drag("block matching", run=BlockMatching),
@@ -173,7 +174,7 @@ def background(bench: Bench, count: int, seed: int) -> Study:
         return bench.distances(case, ending) | {"background_db": outside}
 
     groups = {"1 point, circular mask": list(background_cases(bench.ruler, bench.psi, count, seed))}
-    methods = [bench.drag("paper", preset="paper"), bench.default]
+    methods = [bench.drag("paper", preset="paper"), bench.default, bench.drag("fast", preset="fast")]
     methods += [bench.drag("mask_weight 40", mask_weight=40.0), bench.drag("no mask", mask_weight=0.0)]
     title = "One landmark dragged within a circle, a third of them of radius <= 15 % of the width"
     return Study("background", title, groups, methods, score, ("background_db", *PIXELS), bench.default)

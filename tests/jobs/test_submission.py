@@ -58,22 +58,22 @@ def test_a_conditional_model_needs_one_of_its_classes(label):
     assert spec.model_dump(mode="json")["source"]["class"] == 2
 
 
-@pytest.mark.parametrize(
-    ("drag", "message"),
-    [
-        ({"trainable_layers": 7}, "at most 6 trainable_layers, got 7"),
-        ({"feature_resolution": 16}, "at least 32, got 16"),
-        ({}, ""),
-    ],
-)
-def test_the_early_mask_term_says_what_it_needs(drag, message):
-    manifest = Manifest(None, {"tiny": TINY.model_copy(update={"resolution": 64, "num_ws": 10})})
+LARGE = Manifest(None, {"tiny": TINY.model_copy(update={"resolution": 64, "num_ws": 10})})
+
+
+@pytest.mark.parametrize("drag", [{"trainable_layers": 7}, {"feature_resolution": 16}])
+def test_the_early_mask_term_says_what_it_needs(drag):
     document = GOOD | {"drag": {"mask_term": "early", **drag}}
-    if not message:
-        assert check_submission(document, manifest).spec.drag.mask_term == "early"
-        return
-    with pytest.raises(InvalidJob, match=message):
-        check_submission(document, manifest)
+    with pytest.raises(InvalidJob, match="at most 6 trainable_layers and a feature_resolution of at least 32"):
+        check_submission(document, LARGE)
+
+
+def test_the_fast_preset_takes_the_early_mask_term_where_it_holds():
+    def chosen(manifest, **drag):
+        return check_submission(GOOD | {"drag": {"preset": "fast", **drag}}, manifest).spec.drag
+
+    assert (chosen(LARGE).mask_term, chosen(LARGE).precision) == ("early", "bfloat16")
+    assert chosen(MANIFEST).mask_term == chosen(LARGE, trainable_layers=7).mask_term == "paper"
 
 
 def test_no_points_is_a_picture_to_render():
@@ -98,7 +98,7 @@ def test_no_points_is_a_picture_to_render():
         ({"drag": {"latent_space": "z"}}, "drag.latent_space", "pattern"),
         ({"drag": {"latent_space": "pca:17"}}, "drag.latent_space", "K from 1 to 16 for tiny"),
         ({"drag": {"feature_resolution": 48}}, "drag.feature_resolution", "[4, 8, 16, 32]"),
-        ({"drag": {"mask_term": "early"}}, "drag.mask_term", "skip generator of at least 64 px, which tiny is not"),
+        ({"drag": {"mask_term": "early"}}, "drag.mask_term", "skip generator of at least 64 px"),
         ({"drag": {"precision": "float16"}}, "drag.precision", "bfloat16"),
         ({"movable": {"shapes": []}}, "movable.shapes", "at least 1"),
         ({"movable": {"shapes": [{"circle": [-9, -9, 2]}]}}, "movable", "at least one pixel"),

@@ -32,7 +32,7 @@ class Windows:
         """One cell less on each side."""
         return Windows(self.corner + 1, self.side - 2, self.size)
 
-    def read(self) -> "Windows":
+    def inputs(self) -> "Windows":
         """What of the next coarser block an up-sampling layer needs to fill these."""
         return Windows(self.corner // 2 - 1, self.side // 2 + 2, self.size // 2)
 
@@ -81,7 +81,7 @@ class Watch:
         while needed.size > self.whole:
             corner = torch.div(needed.corner - 1, 2, rounding_mode="floor") * 2
             found[needed.size] = Windows(corner, even(needed.side + 3), needed.size)
-            needed = found[needed.size].read()
+            needed = found[needed.size].inputs()
         return dict(reversed(found.items()))
 
 
@@ -99,7 +99,7 @@ def watch(synthesis: SynthesisNetwork, modulations: Modulations, what: Watch, po
     maps = {size: around(blocks[size], centers, what) for size in what.resolutions if size in blocks}
     last = FeatureMap.whole(blocks[what.whole])
     for size, windows in what.windows(centers).items():
-        x = block_in(synthesis.block(size), f"b{size}", windows.read().cut(last), modulations, windows)
+        x = block_in(synthesis.block(size), f"b{size}", windows.inputs().cut(last), modulations, windows)
         last = maps[size] = FeatureMap(x, windows.inner().corner, size)
     return Seen([maps[size] for size in reversed(what.resolutions)], blocks)
 

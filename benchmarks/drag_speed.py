@@ -127,7 +127,7 @@ def write(speeds: list[Speed], out: Path) -> None:
 def plot(comparisons: list[Comparison], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 0.8 * len(comparisons)), 4), layout="constrained")
     axes = figure.subplots()
     names = [f"{one.ours.case.resolution} px\n{one.ours.case.mask}\n{one.ours.case.dtype}" for one in comparisons]
     bars = axes.bar(names, [one.times_faster for one in comparisons], color="#4477aa")

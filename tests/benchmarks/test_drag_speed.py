@@ -1,0 +1,40 @@
+import torch
+import torch.nn.functional as F
+
+from benchmarks.drag_speed import SpeedCase, cases, measure_here, movable, points
+from benchmarks.official_step import OfficialDrag
+from engine.drag import DragOptions, DragRun
+from tests.generators import some_w, tiny_generator
+
+
+def test_the_official_step_pulls_the_way_that_the_engine_does():
+    generator = tiny_generator(512)  # where both discs have the same 25 pixels
+    w, (handles, targets) = some_w(generator), (part.round() for part in points(512))
+    run = DragRun(generator, w, handles, targets, None, DragOptions())
+    run.step()
+    run.descend()
+    official = OfficialDrag(generator, w, handles, targets, None)
+    official.step()
+    pulled = official.variable.grad[:, :6]
+    assert F.cosine_similarity(run.variable.grad.flatten(), pulled.flatten(), dim=0) > 0.99
+
+
+def test_the_official_step_holds_what_is_fixed():
+    generator = tiny_generator(256)
+    fixed = (~movable(256)).float()
+    drag = OfficialDrag(generator, some_w(generator), *points(256), fixed)
+    losses = [drag.step() for _ in range(3)]
+    assert all(loss > 0 for loss in losses)
+    assert torch.isfinite(drag.variable).all()
+
+
+def test_each_of_our_cases_has_the_official_one_that_does_the_same():
+    chosen = cases([256], ["none", "early"], ["float32", "bfloat16"], 1, "cpu")
+    assert [case.mask for case in chosen if case.way == "official"] == ["none", "paper"]
+    assert {case.official for case in chosen} <= set(chosen)
+
+
+def test_a_case_says_what_it_costs():
+    found = measure_here(SpeedCase(way="ours", resolution=64, mask="early", threads=1), 1)
+    assert found["gflop"] > 1
+    assert len(found["step_s"]) == 1

@@ -239,7 +239,7 @@ class Attempt:
         for step in run.steps():
             if step.stop_reason is not None:
                 self.save(uploader, now(), recording.given)
-                self.lease.try_to_renew(progress_of(step, self.spec))
+                self.lease.try_to_renew(progress_of(replace(step, iteration=run.iteration), self.spec))  # no step back
                 return step
             recording.add(step)
             if self.due("drag", uploader):

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from engine import mask_term
 from engine.drag import DragOptions
 from engine.errors import CheckpointDamaged, EngineError
+from jobs import checkpoints
 from jobs.checkpoints import Manifest
 from jobs.submission import check_submission
 from tests.manifests import TINY, write_tiny_checkpoints
@@ -41,6 +43,10 @@ def test_with_many_points_the_default_preset_drags_in_w_without_an_anchor():
 def test_the_paper_preset_stays_on_whole_pixels():
     options = drag_options(resolved(preset="paper"))
     assert options == DragOptions(feature_resolution=16, max_iterations=300, subpixel=False, tracking_metric="l1")
+
+
+def test_submission_and_engine_agree_on_what_the_early_mask_term_needs():
+    assert (checkpoints.EARLY_ROWS, checkpoints.EARLY_SIZE) == (mask_term.EARLY_ROWS, mask_term.EARLY_SIZE)
 
 
 def test_what_the_client_chose_reaches_the_engine():

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from engine.descent import Descent, DescentState
 from engine.errors import DragDiverged, InvalidEdit
-from engine.features import FeatureMap, disc, read, read_grid
+from engine.features import FeatureMap, disc, read
 from engine.generator import Generator, lowered, modulate
 from engine.latent import choose_region
 from engine.mask_term import EARLY_SIZE, MaskTerm, check_early, early_shares, paper_shares
+from engine.tracking import track
 from engine.windows import Watch, choose_watch, watch
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
@@ -235,7 +236,11 @@ class DragRun:
 
     def follow(self, maps: list[FeatureMap]) -> Tensor:
         """Where the handles are now, [K, 2] xy pixels; other trackers take its place to be compared."""
-        return track(maps, self.reference, self.handles, self.resolution, self.options)
+        how = self.options
+        return track(
+            maps, self.reference, self.handles, self.resolution,
+            radius=tracking_pixels(how, self.resolution), metric=how.tracking_metric, subpixel=how.subpixel,
+        )  # fmt: skip
 
     def descend(self) -> None:
         """One step of the optimizer."""
@@ -284,35 +289,6 @@ class DragRun:
         return change.abs().mean() * self.options.latent_weight
 
 
-def track(maps: list[FeatureMap], reference: Tensor, handles: Tensor, resolution: int, options: DragOptions) -> Tensor:
-    """Where each handle has gone: the pixel nearby whose features are nearest to what the handle looked like.
-
-    Args:
-        maps: what is seen around the handles.
-        reference: [K, C], the handles' features at the start.
-        handles: [K, 2] xy pixels, where they were last.
-
-    Returns:
-        [K, 2] xy pixels.
-    """
-    radius = tracking_pixels(options, resolution)
-    side = 2 * radius + 3  # one more on each side, to refine winners at the window's edge
-    center = handles.round().clamp(0, resolution - 1)
-    pixels = center[:, None, None] + square(radius + 1, handles)  # [K, side, side, 2]
-    found = read_grid(maps, pixels[:, 0, :, 0], pixels[:, :, 0, 1], resolution)  # [K, C, side, side]
-    difference = found - reference[:, :, None, None]
-    cost = difference.abs().sum(dim=1) if options.tracking_metric == "l1" else difference.square().sum(dim=1)  # [K, side, side]
-    in_image = ((pixels >= 0) & (pixels <= resolution - 1)).all(dim=3)
-    allowed = F.pad(torch.ones(side - 2, side - 2, dtype=torch.bool, device=handles.device), (1, 1, 1, 1)) & in_image
-    best = cost.masked_fill(~allowed, math.inf).flatten(1).argmin(dim=1)  # [K]
-    point = torch.arange(len(handles), device=handles.device)
-    row, column = best // side, best % side
-    refined = pixels[point, row, column]
-    if options.subpixel:
-        refined = refined + parabola(cost, in_image, row, column)
-    return refined
-
-
 def tracking_pixels(options: DragOptions, resolution: int) -> int:
     """How far from where a handle was it is looked for."""
     return max(1, round(options.tracking_radius * resolution / REFERENCE_RESOLUTION))
@@ -321,26 +297,6 @@ def tracking_pixels(options: DragOptions, resolution: int) -> int:
 def reach_px(options: DragOptions, resolution: int) -> float:
     """How far from where a handle was features are read: it is found anew, then its disc is read, and that one step on."""
     return tracking_pixels(options, resolution) + options.motion_radius * resolution / REFERENCE_RESOLUTION + SLACK_PX
-
-
-def square(radius: int, like: Tensor) -> Tensor:
-    """Integer offsets (x, y) up to radius: [side, side, 2]."""
-    span = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
-    return torch.stack(torch.meshgrid(span, span, indexing="xy"), dim=2)
-
-
-def parabola(cost: Tensor, in_image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Offset [K, 2] in (-0.5, 0.5) of the minimum of a parabola through the winner and its neighbors, for each axis."""
-    point = torch.arange(len(cost), device=cost.device)
-    here = cost[point, row, column]
-    shifts = []
-    for down, across in ((0, 1), (1, 0)):
-        before, after = cost[point, row - down, column - across], cost[point, row + down, column + across]
-        curvature = before - 2 * here + after
-        shift = 0.5 * (before - after) / curvature.clamp(min=1e-12)
-        inner = in_image[point, row - down, column - across] & in_image[point, row + down, column + across]
-        shifts.append(torch.where(inner & (curvature > 0), shift, torch.zeros_like(shift)).clamp(-0.5, 0.5))
-    return torch.stack(shifts, dim=1)
 
 
 class Record:

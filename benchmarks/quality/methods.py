@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.drag import DragOptions, DragRun, parabola, square, to_points
+from engine.drag import DragOptions, DragRun, to_points
 from engine.features import FeatureMap
 from engine.generator import Generator
+from engine.tracking import parabola, square
 from jobs.checkpoints import ModelEntry
 from jobs.spec import Drag, JobSpec, Movable, PointPair, Shape, Source
 from worker.edit import drag_options

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag import DragOptions, DragRun, DragState, drag, to_points, track
+from engine.drag import DragOptions, DragRun, DragState, drag, to_points
 from engine.errors import DragDiverged, InvalidEdit
 from engine.features import FeatureMap
 from engine.generator import modulate
 from engine.latent import latent_statistics
 from engine.mask_term import early_shares, paper_shares
+from engine.tracking import track
 from tests.engine.plain import plain_drag, plain_features
 from tests.generators import reference_generator, some_w, tiny_generator
 
@@ -132,20 +133,19 @@ def blob(x: float, y: float, size: int = 64) -> FeatureMap:
 @pytest.mark.parametrize("metric", ["l1", "l2"])
 def test_tracking_finds_a_shifted_blob(metric):
     reference = blob(20, 30).values[:, :, 30, 20]
-    options = DragOptions(tracking_radius=48, tracking_metric=metric, subpixel=False)
-    found = track([blob(25, 27)], reference, to_points([[20, 30]]), 64, options)
+    found = track([blob(25, 27)], reference, to_points([[20, 30]]), 64, radius=6, metric=metric, subpixel=False)
     assert found.tolist() == [[25, 27]]
 
 
 def test_tracking_finds_a_shift_below_the_pixel():
     reference = blob(20, 30).values[:, :, 30, 20]
-    found = track([blob(21.3, 29.6)], reference, to_points([[20, 30]]), 64, DragOptions(tracking_radius=48))
+    found = track([blob(21.3, 29.6)], reference, to_points([[20, 30]]), 64, radius=6)
     assert (found - to_points([[21.3, 29.6]])).abs().max() < 0.15
 
 
 def test_tracking_stays_in_the_image():
     reference = blob(1, 62).values[:, :, 62, 1]
-    found = track([blob(-2, 66)], reference, to_points([[1, 62]]), 64, DragOptions(tracking_radius=48))
+    found = track([blob(-2, 66)], reference, to_points([[1, 62]]), 64, radius=6)
     assert found.tolist() == [[0, 63]]
 
 

@@ -18,6 +18,7 @@ SLOW = {
     "model": "slow",
     "source": {"seed": 3},
     "points": [{"handle": [100, 100], "target": [180, 120]}],
+    "movable": {"shapes": [{"box": [20, 20, 240, 200]}]},  # whole maps at every step, not windows
     "drag": {"max_iterations": 40},
     "output": {"frames_every": 8},
 }

@@ -23,8 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.official_step import OfficialDrag
 from engine.config import GeneratorConfig
-from engine.drag import DragOptions, DragRun, to_points
+from engine.drag import DragBatch, to_points
 from engine.generator import Generator, channels_last
+from engine.options import DragOptions
+from engine.run import DragRun
 
 Precision = Literal["float32", "bfloat16"]
 WARM_UP = 2  # steps that are not timed
@@ -191,10 +193,11 @@ def official_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
 def our_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
     mask = None if case.mask == "none" else movable(case.resolution)
     options = DragOptions(mask_term="early" if case.mask == "early" else "paper", precision=case.dtype)
-    drag = DragRun(generator, generator.map(seed=3, truncation_psi=0.7), *points(case.resolution), mask, options)
+    run = DragRun(generator, generator.map(seed=3, truncation_psi=0.7), *points(case.resolution), mask, options)
+    together = DragBatch([run])
     while True:
-        drag.step()
-        drag.descend()
+        together.step()
+        run.descend()
         yield
 
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from cli.artifacts import ArtifactFolder
 from cli.errors import CommandError
-from engine.drag import DragStep
+from engine.drag import steps
 from engine.errors import EngineError
 from engine.generator import Generator, NoiseMode, to_pixels
 from engine.inversion import InversionStep
 from engine.provenance import DigitalSourceType
+from engine.run import DragStep
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import JobError, JobNotFound, UploadNotFound
@@ -134,7 +135,7 @@ class OfflineEdit:
         try:
             beginning, begun = self.beginning(seen), time.monotonic()
             with Recording(self.spec, beginning, self.mask, FolderSink(ArtifactFolder(out))) as recording:
-                for step in drag_run(self.spec, beginning, self.mask).steps() if self.spec.points else ():
+                for step in steps(drag_run(self.spec, beginning, self.mask)) if self.spec.points else ():
                     seen(step)
                     if step.stop_reason is None:
                         recording.add(step)

@@ -1,5 +1,6 @@
 """Adam that can be left between two steps and taken up by another process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,11 @@ class Descent:
         """One step down; the rate replaces the one before."""
         if learning_rate is not None:
             self.adam.param_groups[0]["lr"] = learning_rate
-        for variable, gradient in zip(self.variables, torch.autograd.grad(loss, self.variables, allow_unused=True), strict=True):
+        self.take(torch.autograd.grad(loss, self.variables, allow_unused=True))
+
+    def take(self, gradients: Sequence[Tensor | None]) -> None:
+        """One step of the variables along their gradients."""
+        for variable, gradient in zip(self.variables, gradients, strict=True):
             variable.grad = gradient
         self.adam.step()
 

@@ -17,14 +17,19 @@ from torch import Tensor
 class FeatureMap:
     """A block's output, whole or in a window around each of K points."""
 
-    values: Tensor  # [K or 1, C, n, n]
+    values: Tensor  # [K or B, C, n, n]
     corner: Tensor  # [K or 1, 2], the (x, y) cell of a window's first value; may lie outside the map
     size: int  # f, cells of the whole map
+    owner: Tensor | None = None  # [K], which of B maps each point is on; None: each has its own, or all the only one
 
     @classmethod
-    def whole(cls, values: Tensor) -> "FeatureMap":
-        """Of a block's output [1, C, f, f]."""
-        return cls(values, values.new_zeros(1, 2), values.shape[-1])
+    def whole(cls, values: Tensor, owner: Tensor | None = None) -> "FeatureMap":
+        """Of a block's output [B, C, f, f]."""
+        return cls(values, values.new_zeros(1, 2), values.shape[-1], owner)
+
+    def of_points(self) -> Tensor:
+        """[K or 1, C, n, n]"""
+        return self.values if self.owner is None else self.values.index_select(0, self.owner)
 
     def detach(self) -> "FeatureMap":
         return replace(self, values=self.values.detach())
@@ -54,7 +59,7 @@ def read(maps: Sequence[FeatureMap], points: Tensor, resolution: int) -> Tensor:
     found = []
     for one in maps:
         weights = one.weights(y, 1, resolution)[..., :, None] * one.weights(x, 0, resolution)[..., None, :]  # [K, P, n, n]
-        found.append(weights.flatten(2) @ one.values.to(weights.dtype).flatten(2).transpose(1, 2))
+        found.append(weights.flatten(2) @ one.of_points().to(weights.dtype).flatten(2).transpose(1, 2))
     return torch.cat(found, dim=2)
 
 
@@ -63,7 +68,7 @@ def read_grid(maps: Sequence[FeatureMap], xs: Tensor, ys: Tensor, resolution: in
     found = []
     for one in maps:
         across, down = (one.weights(ticks, axis, resolution) for axis, ticks in enumerate((xs, ys)))
-        found.append(down[:, None] @ one.values.to(down.dtype) @ across[:, None].transpose(2, 3))
+        found.append(down[:, None] @ one.of_points().to(down.dtype) @ across[:, None].transpose(2, 3))
     return torch.cat(found, dim=1)
 
 

@@ -5,10 +5,9 @@ Images are float [B, 3, R, R] in about [-1, 1]; latents are w+ [B, L, D], one ro
 Shapes: B batch, C channels, H W height and width, R resolution, L layers (num_ws), D width of w.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +26,11 @@ class Modulation(NamedTuple):
 
     scale: Tensor  # [B, Cin]
     demodulation: Tensor | None  # [B, Cout]; None for ToRGB
+
+    def of(self, which: Tensor) -> "Modulation":
+        """Those of the given [K] among B, each as often as it is named."""
+        demodulation = None if self.demodulation is None else self.demodulation.index_select(0, which)
+        return Modulation(self.scale.index_select(0, which), demodulation)
 
 
 class FullyConnectedLayer(nn.Module):
@@ -330,18 +334,6 @@ def channels_last(generator: Generator) -> Generator:
             turned = layer.weight.data.transpose(0, 1).contiguous(memory_format=torch.channels_last)
             layer.weight.data = turned.transpose(0, 1)
     return generator
-
-
-def lowered(synthesis: SynthesisNetwork, dtype: torch.dtype, until: int) -> SynthesisNetwork:
-    """The same network, its convolutions up to the block `until` in a shorter floating type; all else is shared."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*synthesis.parameters(), *synthesis.buffers())}
-    low = copy.deepcopy(synthesis, shared)
-    for module in (module for resolution in low.resolutions(until) for module in low.block(resolution).modules()):
-        for name in ("weight", "const"):
-            tensor = getattr(module, name, None)
-            if isinstance(tensor, nn.Parameter) and not isinstance(module, FullyConnectedLayer):
-                setattr(module, name, nn.Parameter(tensor.data.to(dtype), requires_grad=False))
-    return low
 
 
 def to_pixels(images: Tensor) -> np.ndarray:

@@ -48,9 +48,9 @@ class Windows:
     def cut(self, source: FeatureMap) -> Tensor:
         """What a map, or windows that hold these, has there: [K, C, side, side], zero outside the map."""
         sources, channels, side = source.values.shape[:3]
+        which = torch.arange(sources, device=self.corner.device) if source.owner is None else source.owner
         x, y = (self.places(axis).clamp(0, self.size - 1) - source.corner[:, axis, None].long() for axis in (0, 1))
-        first = torch.arange(sources, device=self.corner.device)[:, None, None] * side**2
-        cells = (first + y[:, :, None] * side + x[:, None, :]).flatten()
+        cells = (which[:, None, None] * side**2 + y[:, :, None] * side + x[:, None, :]).flatten()
         rows = source.values.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy where channels lie last
         found = rows.index_select(0, cells).view(len(self.corner), self.side, self.side, channels)
         return found.permute(0, 3, 1, 2) * self.inside()
@@ -89,29 +89,39 @@ class Seen(NamedTuple):
     """What one pass of the synthesis network shows."""
 
     maps: list[FeatureMap]  # of the blocks watched, the feature block first
-    blocks: dict[int, Tensor]  # the outputs [1, C, f, f] of the blocks computed whole, by resolution
+    blocks: dict[int, Tensor]  # the outputs [B, C, f, f] of the blocks computed whole, by resolution
 
 
-def watch(synthesis: SynthesisNetwork, modulations: Modulations, what: Watch, points: Tensor, resolution: int) -> Seen:
-    """The features around points [K, 2] xy pixels."""
+def watch(
+    synthesis: SynthesisNetwork, modulations: Modulations, what: Watch, points: Tensor, resolution: int,
+    owner: Tensor | None = None,
+) -> Seen:  # fmt: skip
+    """The features around points.
+
+    Args:
+        modulations: of B latents.
+        points: [K, 2] xy pixels.
+        owner: [K], which latent each point belongs to; None: there is only one.
+    """
     centers = (points + 0.5) * (what.until / resolution) - 0.5
     blocks = dict(synthesis.blocks(modulations, what.whole, "const"))
-    maps = {size: around(blocks[size], centers, what) for size in what.resolutions if size in blocks}
-    last = FeatureMap.whole(blocks[what.whole])
+    maps = {size: around(FeatureMap.whole(blocks[size], owner), centers, what) for size in what.resolutions if size in blocks}
+    last = FeatureMap.whole(blocks[what.whole], owner)
+    modulations = modulations if owner is None else {name: one.of(owner) for name, one in modulations.items()}
     for size, windows in what.windows(centers).items():
         x = block_in(synthesis.block(size), f"b{size}", windows.inputs().cut(last), modulations, windows)
         last = maps[size] = FeatureMap(x, windows.inner().corner, size)
     return Seen([maps[size] for size in reversed(what.resolutions)], blocks)
 
 
-def around(whole: Tensor, centers: Tensor, what: Watch) -> FeatureMap:
-    """What can be read of a whole map [1, C, f, f]; centers are cells of the feature block."""
-    size = whole.shape[-1]
+def around(whole: FeatureMap, centers: Tensor, what: Watch) -> FeatureMap:
+    """What can be read of whole maps; centers are cells of the feature block."""
+    size = whole.size
     reach = what.reach * size / what.until
     if 2 * reach + 2 >= size:
-        return FeatureMap.whole(whole)
+        return whole
     corner = ((centers + 0.5) * (size / what.until) - 0.5 - reach).floor().long()
-    return FeatureMap(Windows(corner, math.ceil(2 * reach) + 2, size).cut(FeatureMap.whole(whole)), corner, size)
+    return FeatureMap(Windows(corner, math.ceil(2 * reach) + 2, size).cut(whole), corner, size)
 
 
 def block_in(block: SynthesisBlock, name: str, x: Tensor, modulations: Modulations, windows: Windows) -> Tensor:

@@ -127,7 +127,7 @@ class Movable(Strict):
 
 
 class Drag(Strict):
-    """How to drag; see engine.drag.DragOptions."""
+    """How to drag; see engine.options.DragOptions."""
 
     preset: Literal["default", "fast", "paper"] = "default"
     max_iterations: int | None = Field(default=None, ge=1, le=2000)

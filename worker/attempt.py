@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.drag import DragStep
+from engine.drag import steps
 from engine.errors import InversionDiverged
 from engine.generator import Generator
 from engine.inversion import Inversion, InversionStep
 from engine.provenance import DigitalSourceType
+from engine.run import DragStep
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.database import Sessions
 from jobs.errors import ObjectMissing
@@ -236,7 +237,7 @@ class Attempt:
         def now() -> Progress:
             return replace(self.at_the_drag(beginning), drag=run.state(), past=recording.past(run.iteration))
 
-        for step in run.steps():
+        for step in steps(run):
             if step.stop_reason is not None:
                 self.save(uploader, now(), recording.given)
                 self.lease.try_to_renew(progress_of(replace(step, iteration=run.iteration), self.spec))  # no step back

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from engine.checkpoint import load_generator
-from engine.drag import DragOptions, DragRun, to_points
+from engine.drag import to_points
 from engine.errors import CheckpointDamaged
 from engine.generator import Generator
+from engine.options import DragOptions
+from engine.run import DragRun
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.framing import Framing
 from jobs.spec import MANY_POINTS, JobSpec

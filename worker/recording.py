@@ -19,10 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from engine.animation import write_animation
-from engine.drag import DragStep
 from engine.generator import to_pixels
 from engine.overlay import draw_overlay
 from engine.provenance import DigitalSourceType, embed, xmp_packet
+from engine.run import DragStep
 from jobs.checkpoints import ModelEntry
 from jobs.repository import StoredObject
 from jobs.spec import JobSpec

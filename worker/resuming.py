@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from engine.drag import DragState
 from engine.inversion import InversionState
+from engine.run import DragState
 from jobs.checkpoints import ModelEntry
 from worker.recording import Past
 from worker.source import CurvePoint

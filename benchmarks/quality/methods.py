@@ -1,7 +1,7 @@
 """The ways of editing that are compared. Each takes a case and says where it ended."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.drag import DragOptions, DragRun, to_points
+from engine.drag import DragBatch, steps, to_points
 from engine.features import FeatureMap
-from engine.generator import Generator
+from engine.generator import Generator, modulate
+from engine.options import DragOptions, tracking_pixels
+from engine.run import DragRun
 from engine.tracking import parabola, square
 from jobs.checkpoints import ModelEntry
 from jobs.spec import Drag, JobSpec, Movable, PointPair, Shape, Source
@@ -56,11 +58,12 @@ def service_options(model: ModelEntry, points: int, masked: bool = False, **give
 
 
 def dragging(
-    name: str, model: ModelEntry, run: type[DragRun] = DragRun, beyond: dict[str, Any] | None = None, **given: object
+    name: str, model: ModelEntry, together: type[DragBatch] = DragBatch, beyond: dict[str, Any] | None = None, **given: object
 ) -> Method:
     """DragGAN's loop with the options that a job with the given drag options would have.
 
     Args:
+        together: how steps are made.
         beyond: options of the engine that no job can set, to compare what the presets chose.
     """
 
@@ -70,11 +73,12 @@ def dragging(
         movable = None if mask is None else torch.from_numpy(mask)
         handles, targets = to_points(case.handles), to_points(case.targets)
         began = time.perf_counter()
-        *steps, result = run(generator, case.start, handles, targets, movable, options).steps()
+        run = DragRun(generator, case.start, handles, targets, movable, options)
+        *before, result = steps(run, together([run]).advance)
         return Ending(
             w=result.w,
             handles=result.handles.cpu().numpy().astype(np.float64),
-            iterations=steps[-1].iteration,
+            iterations=before[-1].iteration,
             stop_reason=str(result.stop_reason),
             seconds=time.perf_counter() - began,
         )
@@ -82,39 +86,40 @@ def dragging(
     return Method(name, drag_case)
 
 
-class Untracked(DragRun):
+class Untracked(DragBatch):
     """Believes that each handle moved by the pixel it was asked to."""
 
     def follow(self, maps: list[FeatureMap]) -> Tensor:
-        way = self.targets - self.handles
-        moved: Tensor = self.handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
+        handles = self.handles()
+        way = self.targets - handles
+        moved: Tensor = handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
         return moved
 
 
-class BlockMatching(DragRun):
+class BlockMatching(DragBatch):
     """Follows the pixels around each handle from one picture to the next, as optical flow would."""
 
-    def __init__(
-        self, generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
-    ) -> None:
-        super().__init__(generator, w, handles, targets, movable, options)
-        self.generator = generator
-        self.patch_offsets = square(max(2, PATCH_RADIUS * self.resolution // 128), self.handles).reshape(-1, 2)  # [P, 2]
-        self.search_offsets = square(round(options.tracking_radius * self.scale) + 1, self.handles).reshape(-1, 2)  # [S, 2]
-        self.patches = self.patches_at(self.handles[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
+    def __init__(self, runs: Sequence[DragRun]) -> None:
+        super().__init__(runs)
+        [self.run] = runs
+        options, resolution = self.run.options, self.run.resolution
+        self.patch_offsets = square(max(2, PATCH_RADIUS * resolution // 128), self.targets).reshape(-1, 2)  # [P, 2]
+        self.search_offsets = square(tracking_pixels(options, resolution) + 1, self.targets).reshape(-1, 2)  # [S, 2]
+        self.patches = self.patches_at(self.handles()[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        return self.generator.images(self.latent())
+        synthesis = self.run.trunk.synthesis
+        return synthesis.images(modulate(synthesis.layers(), self.run.latent()))
 
     def patches_at(self, points: Tensor, picture: Tensor) -> Tensor:
-        grid = (points * (2 / (self.resolution - 1)) - 1).reshape(1, 1, -1, 2)
+        grid = (points * (2 / (self.run.resolution - 1)) - 1).reshape(1, 1, -1, 2)
         found = F.grid_sample(picture, grid, padding_mode="border", align_corners=True)
         return found[0, :, 0].t().view(*points.shape[:-1], 3)
 
     def follow(self, maps: list[FeatureMap]) -> Tensor:
-        picture = self.picture()
-        places = self.handles[:, None] + self.search_offsets  # [K, S, 2]
+        before, picture = self.handles(), self.picture()
+        places = before[:, None] + self.search_offsets  # [K, S, 2]
         found = self.patches_at(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
         side = round(len(self.search_offsets) ** 0.5)
         cost = (found - self.patches[:, None]).square().mean(dim=(2, 3)).view(-1, side, side)
@@ -122,7 +127,7 @@ class BlockMatching(DragRun):
         row, column = best // (side - 2) + 1, best % (side - 2) + 1
         center = torch.stack([column, row], dim=1) - side // 2
         shift = center + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
-        handles: Tensor = (self.handles + shift).clamp(0, self.resolution - 1)
+        handles: Tensor = (before + shift).clamp(0, self.run.resolution - 1)
         self.patches = self.patches_at(handles[:, None] + self.patch_offsets, picture)
         return handles
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.faces.detector import detect, load_detector
-from engine.drag import DragOptions, feature_resolution
 from engine.features import FeatureMap, read
 from engine.generator import Generator, modulate
+from engine.options import DragOptions, feature_resolution
 from engine.tracking import parabola
 from jobs.checkpoints import ModelEntry
 

@@ -28,7 +28,7 @@ from benchmarks.quality.methods import (
 )
 from benchmarks.quality.metrics import PerceptualDistance, mse, psnr, ssim
 from benchmarks.quality.rulers import LandmarkRuler, Ruler
-from engine.drag import DragRun
+from engine.drag import DragBatch
 from engine.generator import Generator
 from jobs.checkpoints import ModelEntry
 
@@ -84,8 +84,10 @@ class Bench:
     def default(self) -> Method:
         return self.drag("default")
 
-    def drag(self, name: str, run: type[DragRun] = DragRun, beyond: dict[str, Any] | None = None, **given: object) -> Method:
-        return dragging(name, self.model, run, beyond, **{"max_iterations": MAX_ITERATIONS, **given})
+    def drag(
+        self, name: str, together: type[DragBatch] = DragBatch, beyond: dict[str, Any] | None = None, **given: object
+    ) -> Method:
+        return dragging(name, self.model, together, beyond, **{"max_iterations": MAX_ITERATIONS, **given})
 
     def cases(self, points: int, count: int, seed: int) -> list[Case]:
         if isinstance(self.ruler, LandmarkRuler):
@@ -130,8 +132,8 @@ def comparison_methods(bench: Bench) -> list[Method]:
         bench.default,
         bench.drag("fast", preset="fast"),
         bench.drag("w instead of w+", latent_space="w"),
-        bench.drag("no tracking", run=Untracked),
-        bench.drag("block matching", run=BlockMatching),
+        bench.drag("no tracking", together=Untracked),
+        bench.drag("block matching", together=BlockMatching),
     ]
 
 

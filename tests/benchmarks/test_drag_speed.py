@@ -3,7 +3,9 @@ import torch.nn.functional as F
 
 from benchmarks.drag_speed import SpeedCase, cases, measure_here, movable, points
 from benchmarks.official_step import OfficialDrag
-from engine.drag import DragOptions, DragRun
+from engine.drag import DragBatch
+from engine.options import DragOptions
+from engine.run import DragRun
 from tests.generators import some_w, tiny_generator
 
 
@@ -11,7 +13,7 @@ def test_the_official_step_pulls_the_way_that_the_engine_does():
     generator = tiny_generator(512)  # where both discs have the same 25 pixels
     w, (handles, targets) = some_w(generator), (part.round() for part in points(512))
     run = DragRun(generator, w, handles, targets, None, DragOptions())
-    run.step()
+    DragBatch([run]).step()
     run.descend()
     official = OfficialDrag(generator, w, handles, targets, None)
     official.step()

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.drag import DragOptions
 from engine.generator import Generator, SynthesisLayer
+from engine.options import DragOptions
 
 
 def plain_layer(layer: SynthesisLayer, x: Tensor, w: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag import DragOptions, DragRun, DragState, drag, to_points
+from engine.drag import DragBatch, drag, steps, to_points
 from engine.errors import DragDiverged, InvalidEdit
 from engine.features import FeatureMap
 from engine.generator import modulate
 from engine.latent import latent_statistics
 from engine.mask_term import early_shares, paper_shares
+from engine.options import DragOptions
+from engine.run import DragRun, DragState
 from engine.tracking import track
 from tests.engine.plain import plain_drag, plain_features
 from tests.generators import reference_generator, some_w, tiny_generator
@@ -52,7 +54,7 @@ def test_the_gradient_in_float32_is_that_of_float64(exact):
 
     def gradient(generator):
         run = DragRun(generator, w, to_points(HANDLES), to_points(TARGETS), None, DragOptions())
-        run.step()
+        DragBatch([run]).step()
         run.descend()
         return run.variable.grad.double()
 
@@ -225,15 +227,15 @@ def test_an_unknown_latent_space_is_refused(exact, latent_space):
 def test_a_drag_taken_up_elsewhere_ends_with_the_same_bytes(left_at):
     generator = reference_generator()
     arguments = (some_w(generator), to_points(HANDLES), to_points(TARGETS), None, DragOptions(max_iterations=12))
-    steps = list(DragRun(generator, *arguments).steps())
+    whole = list(steps(DragRun(generator, *arguments)))
     left = DragRun(generator, *arguments)
-    next(step for step in left.steps() if step.iteration == left_at)
+    next(step for step in steps(left) if step.iteration == left_at)
     state = DragState.read(load(save(left.state().tensors())))
     again = DragRun(generator, *arguments)
     again.restore(state)
-    rest = list(again.steps())
-    assert [step.iteration for step in rest] == [*range(left_at, 13), steps[-1].iteration]
-    for one, other in zip(rest, steps[left_at:], strict=True):
+    rest = list(steps(again))
+    assert [step.iteration for step in rest] == [*range(left_at, 13), whole[-1].iteration]
+    for one, other in zip(rest, whole[left_at:], strict=True):
         assert (one.loss, one.stop_reason) == (other.loss, other.stop_reason)
         assert torch.equal(one.w, other.w)
         assert torch.equal(one.handles, other.handles)

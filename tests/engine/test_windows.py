@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from engine.config import GeneratorConfig
-from engine.drag import DragOptions, watched
 from engine.features import read
 from engine.generator import modulate
+from engine.options import DragOptions, watched
 from engine.windows import Watch, choose_watch, watch
 from tests.generators import reference_generator, some_w
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from engine import mask_term
-from engine.drag import DragOptions
 from engine.errors import CheckpointDamaged, EngineError
+from engine.options import DragOptions
 from jobs import checkpoints
 from jobs.checkpoints import Manifest
 from jobs.submission import check_submission

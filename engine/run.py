@@ -1,0 +1,216 @@
+"""One drag between its steps: where it is, what it remembers, when it ends."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.descent import Descent, DescentState
+from engine.features import FeatureMap, disc, read
+from engine.generator import Generator
+from engine.latent import choose_region
+from engine.mask_term import MaskTerm, early_shares, paper_shares
+from engine.options import REFERENCE_RESOLUTION, DragOptions, check_arguments, feature_resolution, watched
+from engine.trunk import trunk_of
+from engine.windows import watch
+
+StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
+CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
+STALLED_ITERATIONS = 30
+STALLED_GAIN = 0.1  # pixels at 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class DragStep:
+    """One iteration: the latent as it was, and where the handles are in its image."""
+
+    iteration: int
+    w: Tensor  # [1, L, D]
+    handles: Tensor  # [K, 2] xy pixels
+    distance_px: float  # largest distance of a handle to its target
+    mean_distance_px: float  # of all handles; what the best step is chosen by, since one lost handle says little
+    loss: float
+    stop_reason: StopReason | None = None  # set on the result, which comes last
+
+
+@dataclass(frozen=True, kw_only=True)
+class DragState:
+    """A copy of what a drag's next steps depend on beside its arguments, taken at a step."""
+
+    iteration: int
+    handles: Tensor  # [K, 2] xy pixels, at that step
+    best: DragStep  # so far
+    mark_px: float  # the record that makes it stall
+    since: int  # the iteration that set it
+    descent: DescentState
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By names that `read` understands."""
+        best, numbers = self.best, (self.best.distance_px, self.best.mean_distance_px, self.best.loss, self.mark_px)
+        return self.descent.tensors() | {
+            "handles": self.handles, "best.w": best.w, "best.handles": best.handles.clone(),
+            "iterations": torch.tensor([self.iteration, best.iteration, self.since]),
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, tensors: dict[str, Tensor]) -> "DragState":
+        """Raises KeyError."""
+        iteration, best_iteration, since = tensors["iterations"].tolist()
+        distance_px, mean_distance_px, loss, mark_px = tensors["numbers"].tolist()
+        best = DragStep(
+            iteration=best_iteration, w=tensors["best.w"], handles=tensors["best.handles"], distance_px=distance_px,
+            mean_distance_px=mean_distance_px, loss=loss,
+        )  # fmt: skip
+        descent = DescentState.read(tensors)
+        return cls(iteration=iteration, handles=tensors["handles"], best=best, mark_px=mark_px, since=since, descent=descent)
+
+
+class Record:
+    """How long the best mean distance has stood."""
+
+    def __init__(self, gain_px: float) -> None:
+        self.gain_px = gain_px
+        self.mark_px = math.inf
+        self.since = 0
+
+    def add(self, step: DragStep) -> None:
+        if step.mean_distance_px <= self.mark_px - self.gain_px:
+            self.mark_px, self.since = step.mean_distance_px, step.iteration
+
+    def stalled(self, iteration: int) -> bool:
+        return iteration - self.since >= STALLED_ITERATIONS
+
+
+class DragRun:
+    """The state of one drag between iterations; see `engine.drag`."""
+
+    def __init__(
+        self, generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
+    ) -> None:
+        """Raises InvalidEdit."""
+        check_arguments(generator, w, handles, targets, movable, options)
+        self.options = options
+        self.resolution = generator.config.resolution
+        self.scale = self.resolution / REFERENCE_RESOLUTION
+        early = movable is not None and options.mask_term == "early"
+        self.trunk = trunk_of(generator, feature_resolution(generator, options), rgb=early, precision=options.precision)
+        self.watched = watched(generator, options, len(handles), movable is not None)
+        like = generator.mapping.w_avg  # its device and floating type
+        self.handles, self.targets = handles.to(like), targets.to(like)
+        self.start = w.to(like).detach()
+        self.mask = None if movable is None else self.mask_term(movable, early)
+        self.region = choose_region(generator, self.start[:, : options.trainable_layers], options.latent_space)
+        self.variable = self.region.origin.clone().requires_grad_()
+        self.descent = Descent([self.variable], options.learning_rate)
+        self.offsets = disc(options.motion_radius, self.scale, self.handles)  # [P, 2]
+        self.remember()
+        self.iteration = 0
+        self.followed = 0  # the iteration whose handles are known
+        self.loss = torch.zeros([])  # of the last step
+        self.gradient: Tensor | None = None  # of it, where that is known already
+        self.best: DragStep | None = None
+        self.record = Record(STALLED_GAIN * self.scale)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """What everything looked like at the start."""
+        maps, self.held = look([self])
+        self.reference = read(maps, self.handles[:, None], self.resolution)[:, 0]  # [K, C], each handle's look
+        self.discs = read(maps, self.handles[:, None] + self.offsets, self.resolution)  # [K, P, C]
+
+    @property
+    def kind(self) -> Hashable:
+        """Drags of one kind can share their steps."""
+        how = self.options
+        tracking = how.tracking_radius, how.tracking_metric, how.subpixel
+        watched = self.watched.until, self.watched.context, self.watched.reach  # how much whole is a matter of cost
+        return self.trunk, *watched, self.mask is None, how.motion_radius, *tracking, how.overstep
+
+    def note(self, step: DragStep) -> StopReason | None:
+        """A step that was made; whether it is the last."""
+        if self.best is None or step.mean_distance_px <= self.best.mean_distance_px:
+            self.best = step
+        self.record.add(step)
+        return stop_reason(step, self.record, self.options)
+
+    def descend(self) -> None:
+        """One step of the optimizer."""
+        [gradient] = torch.autograd.grad(self.loss, [self.variable]) if self.gradient is None else [self.gradient]
+        self.descent.take([gradient])
+        self.gradient = None
+        self.iteration += 1
+
+    def state(self) -> DragState:
+        """At the step just noted."""
+        assert self.best is not None
+        return DragState(
+            iteration=self.iteration, handles=self.handles, best=self.best, mark_px=self.record.mark_px,
+            since=self.record.since, descent=self.descent.state(),
+        )  # fmt: skip
+
+    def restore(self, state: DragState) -> None:
+        """Go on from a state of a drag with the same arguments; its step comes once more."""
+        self.descent.restore(state.descent)
+        self.iteration = self.followed = state.iteration
+        self.handles = state.handles.to(self.start)
+        self.best = replace(state.best, w=state.best.w.to(self.start), handles=state.best.handles.to(self.start))
+        self.record.mark_px, self.record.since = state.mark_px, state.since
+
+    def latent(self) -> Tensor:
+        """w+ as it is now, [1, L, D]."""
+        rows = self.options.trainable_layers
+        return torch.cat([self.region.rows(self.variable), self.start[:, rows:]], dim=1)
+
+    def mask_term(self, movable: Tensor, early: bool) -> MaskTerm:
+        like = self.start
+        shares = early_shares(movable, like) if early else paper_shares(movable, self.watched.until, like)
+        return MaskTerm(self.trunk.synthesis, shares, early, self.options.mask_metric, self.options.mask_weight)
+
+    def other_losses(self, held: list[Tensor]) -> Tensor:
+        """Beside the motion of its points; held are the maps that the mask holds, now."""
+        loss = self.start.new_zeros([]) if self.mask is None else self.mask.loss(held, self.held)
+        if self.options.latent_weight == 0:
+            return loss
+        change = self.region.rows(self.variable) - self.start[:, : self.options.trainable_layers]
+        return loss + change.abs().mean() * self.options.latent_weight
+
+
+class Look(NamedTuple):
+    """What one feature pass of several drags shows."""
+
+    maps: list[FeatureMap]  # around all their handles: the feature block, then coarser ones
+    held: list[Tensor]  # what masks penalize the change of, [drags, ...]
+
+
+def look(runs: Sequence[DragRun]) -> Look:
+    """What is watched around the handles, and what the masks hold, of drags of one kind.
+
+    One block's features are alike all along an edge, where points would slide; coarser ones know the place. Not with
+    a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
+    """
+    one = max(runs, key=lambda run: run.watched.whole)  # where many points make whole maps cheaper
+    modulations = one.trunk.modulations(torch.cat([run.latent() for run in runs]))
+    handles = torch.cat([run.handles for run in runs])
+    (fine, *coarse), blocks = watch(one.trunk.synthesis, modulations, one.watched, handles, one.resolution, owners(runs))
+    maps = [fine, *(replace(other, values=other.values * CONTEXT_STRENGTH) for other in coarse)]
+    return Look(maps, [] if one.mask is None else one.mask.held(blocks, modulations))
+
+
+def owners(runs: Sequence[DragRun]) -> Tensor | None:
+    """[K], which drag each of all their points belongs to; None: there is only one."""
+    if len(runs) == 1:
+        return None
+    counts = torch.tensor([len(run.handles) for run in runs])
+    return torch.repeat_interleave(counts).to(runs[0].start.device)
+
+
+def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopReason | None:
+    if step.distance_px <= options.stop_distance:
+        return "reached"
+    if step.iteration >= options.max_iterations:
+        return "max_iterations"
+    return "stalled" if record.stalled(step.iteration) else None

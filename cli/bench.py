@@ -1,16 +1,18 @@
 """dragqueue bench: what things cost on this machine."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cli import scale
 from cli.errors import CommandError
+from jobs.settings import MOST_SLOTS
 
 app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 app.command("scale")(scale.scale)
@@ -99,6 +101,31 @@ def job(count: Annotated[int, typer.Option(min=1, max=1000, help="Jobs, after on
 
 
 @app.command()
+def bulk(
+    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Edits of each row.")] = 64,
+    slots: Annotated[str, typer.Option(help="Jobs that a worker runs at once, a row for each.")] = "1,16",
+    frames_every: Annotated[int, typer.Option(min=0, max=2000, help="Iterations; 0 keeps no frames.")] = 0,
+    hourly: Annotated[float, typer.Option(min=0, help="What the machine costs an hour, in any currency.")] = 1.0,
+) -> None:
+    """Edits an hour of one worker, by how many it runs at once."""
+    from benchmarks.bulk_speed import measure
+
+    counts = [int(word) for word in words(slots, "slots", tuple(str(number) for number in range(1, MOST_SLOTS + 1)))]
+    rows = []
+    with Progress(*BAR, console=console) as bar:
+        for count in counts:
+            task = bar.add_task(f"edits, slots: {count}", total=jobs)
+            rows.append(measure(count, jobs, frames_every, partial(show, bar, task)))
+    table = Table(title=f"{jobs} edits, " + (f"a frame every {frames_every} iterations" if frames_every else "no frames"))
+    for title in ("slots", "s", "edits / h", f"cost of 1,000 at {hourly:g} / h", "times as many"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        times = f"{row.edits_per_hour / rows[0].edits_per_hour:.2f}"
+        table.add_row(str(row.slots), f"{row.seconds:.1f}", f"{row.edits_per_hour:.0f}", f"{row.cost(hourly):.2f}", times)
+    Console(width=max(console.width, 90)).print(table)
+
+
+@app.command()
 def drag(
     resolutions: Annotated[str, typer.Option(help="Of the networks, such as 256,512,1024.")] = "256,512,1024",
     masks: Annotated[str, typer.Option(help="none, paper, early.")] = "none,paper,early",
@@ -145,6 +172,10 @@ def drag(
             str(case.resolution), case.mask, case.dtype, *times, *memory, f"{ours.gflop:.1f}", f"{100 * ours.share:.0f} %"
         )
     Console(width=max(console.width, 110)).print(table)
+
+
+def show(bar: Progress, task: TaskID, completed: int) -> None:
+    bar.update(task, completed=completed)
 
 
 def words(text: str, option: str, known: tuple[str, ...]) -> list[str]:

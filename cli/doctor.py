@@ -227,11 +227,10 @@ def rights(name: str, connection: Connection) -> Finding:
 
 # a worker is there that said something lately, or whose job's lease was renewed lately
 WORKERS = text("""
-SELECT workers.pool, count(*) AS known, count(*) FILTER (
-    WHERE seen_at > clock_timestamp() - make_interval(secs => :seen_s) OR lease_expires_at > clock_timestamp()
-) AS seen
-FROM workers LEFT JOIN jobs ON jobs.id = workers.job_id AND jobs.worker = workers.name
-GROUP BY workers.pool
+SELECT pool, count(*) AS known, count(*) FILTER (WHERE seen_at > clock_timestamp() - make_interval(secs => :seen_s) OR EXISTS (
+    SELECT FROM jobs WHERE jobs.worker = workers.name AND state = 'running' AND lease_expires_at > clock_timestamp()
+)) AS seen
+FROM workers GROUP BY pool
 """)
 
 

@@ -17,7 +17,7 @@ from engine.errors import DragDiverged
 from engine.features import FeatureMap, read
 from engine.generator import Generator
 from engine.options import DragOptions, tracking_pixels
-from engine.run import DragRun, DragStep, look
+from engine.run import DragRun, DragStep, Look, Memory, Steps, look, memories
 from engine.tracking import track
 
 
@@ -46,7 +46,7 @@ def drag(
     yield from steps(run)
 
 
-def steps(run: DragRun, advance: Callable[[], DragStep] | None = None) -> Iterator[DragStep]:
+def steps(run: DragRun, advance: Callable[[], DragStep] | None = None) -> Steps:
     """Make steps until there is a reason to stop; ends with the best one once more.
 
     Args:
@@ -79,8 +79,7 @@ class DragBatch:
         self.runs = runs
         self.counts = [len(run.handles) for run in runs]
         self.targets = torch.cat([run.targets for run in runs])  # [K, 2], of all drags
-        self.reference = torch.cat([run.reference for run in runs])  # [K, C]
-        self.discs = torch.cat([run.discs for run in runs])  # [K, P, C]
+        self.memory: Memory | None = None  # all drags', once they have seen something
         self.anchors = self.each(lambda run: run.options.anchor_distance * run.scale)  # [K] pixels
         self.stops = self.each(lambda run: run.options.stop_distance)  # [K] pixels
 
@@ -98,13 +97,23 @@ class DragBatch:
 
     def step(self) -> list[DragStep | DragDiverged]:
         """Each drag's: track, then supervise, on the same features."""
-        maps, held = look(self.runs)
+        maps, held = seen = look(self.runs)
+        self.memory = self.memory or self.remember(seen)
         if any(run.iteration > run.followed for run in self.runs):
             self.move_on([one.detach() for one in maps])
         losses = self.motion_losses(maps)
         for k, run in enumerate(self.runs):
             run.loss, run.gradient = losses[k] + run.other_losses([one[k : k + 1] for one in held]), None
         return self.tell()
+
+    @torch.no_grad()
+    def remember(self, seen: Look) -> Memory:
+        """Those that begin with this step remember what they see; what all remember."""
+        if any(run.memory is None for run in self.runs):
+            for run, memory in zip(self.runs, memories(self.runs, seen), strict=True):
+                run.memory = run.memory or memory
+        known = [run.memory for run in self.runs if run.memory is not None]
+        return Memory(torch.cat([one.reference for one in known]), torch.cat([one.discs for one in known]), [])
 
     def differentiate(self) -> None:
         """Every drag's gradient at once, so that each can descend when it likes."""
@@ -123,10 +132,11 @@ class DragBatch:
         """Where all handles are now, [K, 2] xy pixels; other trackers take its place to be compared."""
         one = self.runs[0]
         how, radius = one.options, tracking_pixels(one.options, one.resolution)
-        handles = self.handles()
+        assert self.memory is not None
         return track(
-            maps, self.reference, handles, one.resolution, radius=radius, metric=how.tracking_metric, subpixel=how.subpixel
-        )
+            maps, self.memory.reference, self.handles(), one.resolution,
+            radius=radius, metric=how.tracking_metric, subpixel=how.subpixel,
+        )  # fmt: skip
 
     def handles(self) -> Tensor:
         """[K, 2] xy pixels."""
@@ -138,13 +148,14 @@ class DragBatch:
         What should come there is the disc as it looks now (the paper); near the target, as it looked at the start, so that
         what slid on the way is put right (the idea of GoodDrag, Zhang et al. 2025).
         """
+        assert self.memory is not None
         one, handles = self.runs[0], self.handles()
         pulls, active = self.pull(handles)
         here = handles[:, None] + one.offsets  # [K, P, 2]
         near = (self.targets - handles).norm(dim=1) <= self.anchors
         with torch.no_grad():
             now = read(maps, here, one.resolution)
-            wanted = torch.where(near[:, None, None], self.discs, now)
+            wanted = torch.where(near[:, None, None], self.memory.discs, now)
         difference = (wanted - read(maps, here + pulls[:, None], one.resolution)).abs()  # [K, P, C]
         of_points = difference.mean(dim=(1, 2)).where(active, 0.0)
         return [part.sum() for part in torch.split(of_points, self.counts)]

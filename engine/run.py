@@ -1,5 +1,6 @@
 """One drag between its steps: where it is, what it remembers, when it ends."""
 
+import collections.abc
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ class DragStep:
     mean_distance_px: float  # of all handles; what the best step is chosen by, since one lost handle says little
     loss: float
     stop_reason: StopReason | None = None  # set on the result, which comes last
+
+
+Steps = collections.abc.Generator[DragStep, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +111,13 @@ class DragRun:
         self.variable = self.region.origin.clone().requires_grad_()
         self.descent = Descent([self.variable], options.learning_rate)
         self.offsets = disc(options.motion_radius, self.scale, self.handles)  # [P, 2]
-        self.remember()
+        self.memory: Memory | None = None  # from the first step on
         self.iteration = 0
         self.followed = 0  # the iteration whose handles are known
         self.loss = torch.zeros([])  # of the last step
         self.gradient: Tensor | None = None  # of it, where that is known already
         self.best: DragStep | None = None
         self.record = Record(STALLED_GAIN * self.scale)
-
-    @torch.no_grad()
-    def remember(self) -> None:
-        """What everything looked like at the start."""
-        maps, self.held = look([self])
-        self.reference = read(maps, self.handles[:, None], self.resolution)[:, 0]  # [K, C], each handle's look
-        self.discs = read(maps, self.handles[:, None] + self.offsets, self.resolution)  # [K, P, C]
 
     @property
     def kind(self) -> Hashable:
@@ -154,6 +151,8 @@ class DragRun:
 
     def restore(self, state: DragState) -> None:
         """Go on from a state of a drag with the same arguments; its step comes once more."""
+        with torch.no_grad():
+            [self.memory] = memories([self], look([self]))
         self.descent.restore(state.descent)
         self.iteration = self.followed = state.iteration
         self.handles = state.handles.to(self.start)
@@ -172,11 +171,22 @@ class DragRun:
 
     def other_losses(self, held: list[Tensor]) -> Tensor:
         """Beside the motion of its points; held are the maps that the mask holds, now."""
-        loss = self.start.new_zeros([]) if self.mask is None else self.mask.loss(held, self.held)
+        loss = self.start.new_zeros([])
+        if self.mask is not None and self.memory is not None:
+            loss = self.mask.loss(held, self.memory.held)
         if self.options.latent_weight == 0:
             return loss
         change = self.region.rows(self.variable) - self.start[:, : self.options.trainable_layers]
         return loss + change.abs().mean() * self.options.latent_weight
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What everything looked like at the start of a drag."""
+
+    reference: Tensor  # [K, C], each handle's look
+    discs: Tensor  # [K, P, C], what was around it
+    held: list[Tensor]  # what the mask penalizes the change of
 
 
 class Look(NamedTuple):
@@ -214,3 +224,13 @@ def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopRea
     if step.iteration >= options.max_iterations:
         return "max_iterations"
     return "stalled" if record.stalled(step.iteration) else None
+
+
+def memories(runs: Sequence[DragRun], seen: Look) -> list[Memory]:
+    """What each of these drags would remember of a look."""
+    one, maps = runs[0], [each.detach() for each in seen.maps]
+    handles, counts = torch.cat([run.handles for run in runs])[:, None], [len(run.handles) for run in runs]
+    looks = torch.split(read(maps, handles, one.resolution)[:, 0], counts)
+    discs = torch.split(read(maps, handles + one.offsets, one.resolution), counts)
+    held = [[each[k : k + 1].detach() for each in seen.held] for k in range(len(runs))]
+    return [Memory(*parts) for parts in zip(looks, discs, held, strict=True)]

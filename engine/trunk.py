@@ -1,6 +1,7 @@
 """The part of a frozen generator that drags run through, made once for all of them."""
 
 import copy
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -25,6 +26,7 @@ class Trunk:
 
 
 known: WeakKeyDictionary[Generator, dict[tuple[int, bool, Precision], Trunk]] = WeakKeyDictionary()
+making = threading.Lock()
 
 
 def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precision) -> Trunk:
@@ -34,11 +36,12 @@ def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precisio
         rgb: with the ToRGB layers.
         precision: of the convolutions.
     """
-    made = known.setdefault(generator, {})
     key = (until, rgb, precision)
-    if key not in made:
-        made[key] = make(generator.synthesis, until, rgb, precision)
-    return made[key]
+    with making:
+        made = known.setdefault(generator, {})
+        if key not in made:
+            made[key] = make(generator.synthesis, until, rgb, precision)
+        return made[key]
 
 
 @torch.no_grad()

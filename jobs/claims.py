@@ -20,6 +20,9 @@ MAY_RUN = (
     "(start_before IS NULL OR start_before > now() OR started_at IS NOT NULL) AND (not_before IS NULL OR not_before <= now())"
 )
 
+# A process with other jobs: not those that invert a photo, which takes the memory of many drags.
+MAY_SHARE = "NOT jobs.alone AND jobs.spec #>> '{source,upload}' IS NULL"
+
 # Tenants that have work and may run more of it: those whose next job somebody waits for, before those with batches alone;
 # among them the least recently served first. Those with work are found by skipping through the index that the full ORDER BY
 # names: any other could lead through all their finished jobs. Each is then looked up, so that idle tenants cost nothing.
@@ -66,23 +69,25 @@ pick AS MATERIALIZED (
     LIMIT 1
 ),
 passed_over AS (
-    UPDATE jobs SET passed_over = passed_over + 1 FROM pick WHERE jobs.id = pick.oldest AND pick.oldest <> pick.id
+    UPDATE jobs SET passed_over = jobs.passed_over + 1 FROM pick, claimed WHERE jobs.id = pick.oldest AND pick.oldest <> pick.id
 ),
 served AS (
     UPDATE tenants SET served_at = clock_timestamp()
-    WHERE id = (SELECT id FROM tenants WHERE id = (SELECT tenant FROM pick) FOR NO KEY UPDATE SKIP LOCKED)
+    WHERE id = (SELECT id FROM tenants WHERE id = (SELECT tenant FROM claimed) FOR NO KEY UPDATE SKIP LOCKED)
 ),
 claimed AS (
     UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = :worker, progress = NULL, not_before = NULL,
-        lease_expires_at = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp())
-    FROM pick WHERE jobs.id = pick.id AND jobs.state = 'queued'
+        lease_expires_at = clock_timestamp() + :lease, started_at = coalesce(started_at, clock_timestamp()),
+        together = :together AND {MAY_SHARE}
+    FROM pick
+    WHERE jobs.id = pick.id AND jobs.state = 'queued' AND (CAST(:only AS text) IS NULL OR (jobs.model = :only AND {MAY_SHARE}))
     RETURNING jobs.*, pick.max_running
 ),
 begun AS (
     INSERT INTO attempts (job_id, attempt, worker) SELECT id, attempt, :worker FROM claimed
 )
 SELECT * FROM claimed
-""").bindparams(bindparam("warm", type_=ARRAY(Text)), most_passed_over=MOST_PASSED_OVER)
+""").bindparams(bindparam("warm", type_=ARRAY(Text)), bindparam("only", type_=Text), most_passed_over=MOST_PASSED_OVER)
 
 WAITING = f"""{TURNS}
 SELECT found.id FROM turns CROSS JOIN LATERAL (
@@ -102,6 +107,8 @@ class Claimer:
     lease: timedelta
     pool: str = DEFAULT_POOL
     warm: Sequence[str] = ()  # models in its memory
+    together: bool = False  # whether it can run several jobs at once
+    only: str | None = None  # the model of those it runs already
 
 
 def claim(session: Session, claimer: Claimer) -> Job | None:
@@ -114,7 +121,7 @@ def claim(session: Session, claimer: Claimer) -> Job | None:
 
 
 def try_to_claim(session: Session, claimer: Claimer) -> Job | None:
-    """None also when what waits is just being claimed, or passed over, by others."""
+    """None also when it is another model's turn, or what waits is just being claimed, or passed over, by others."""
     with session.begin_nested() as attempt:
         query = select(Job, Tenant.max_running).from_statement(CLAIM).execution_options(populate_existing=True)
         found = session.execute(query, vars(claimer) | {"warm": list(claimer.warm)}).one_or_none()

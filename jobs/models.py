@@ -4,7 +4,20 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, MetaData, Text, func, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    false,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -97,6 +110,8 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(server_default="0")  # attempts that died; what max_attempts limits
     not_before: Mapped[datetime | None]  # rests until then, after a failure
     passed_over: Mapped[int] = mapped_column(server_default="0")  # times that a younger job of a warm model went first
+    together: Mapped[bool] = mapped_column(server_default=false())  # its attempt shares the worker's process with others
+    alone: Mapped[bool] = mapped_column(server_default=false())  # no attempt may any more: one of them died
     worker: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]  # a wish, not a state

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, cast, func, null, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, Update, case, cast, func, null, select, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -261,13 +261,17 @@ class JobRepository:
     def give_up(
         self, which: Sequence[ColumnElement[bool]], message: str, retries: Retries, ending: Ending, reason: str | None = None
     ) -> tuple[int, int]:
-        """Count a failure for running jobs: (back to the queue after a rest, failed with the message)."""
-        last = self.move(JobState.FAILED, *which, Job.failures + 1 >= retries.max_attempts)
+        """Count a failure for running jobs: (back to the queue after a rest, failed with the message).
+
+        An attempt that shared its process may have died of another's: it does not count, but the next ones run alone.
+        """
+        last = self.move(JobState.FAILED, *which, ~Job.together, Job.failures + 1 >= retries.max_attempts)
         outcome = {"failures": Job.failures + 1, "error_code": ErrorCode.ATTEMPTS_EXHAUSTED, "error_message": message}
         failed = self.end(last.values(outcome), ending, reason)
         rest_s = func.least(retries.delay_limit_s, retries.delay_s * func.power(2, func.least(Job.failures, MOST_DOUBLINGS)))
         not_before = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, rest_s)
-        again = self.move(JobState.QUEUED, *which).values(failures=Job.failures + 1, not_before=not_before)
+        counted = {"failures": Job.failures + case((Job.together, 0), else_=1), "alone": Job.alone | Job.together}
+        again = self.move(JobState.QUEUED, *which).values(**counted, not_before=not_before)
         return self.end(again, ending, reason), failed
 
     def expire(self) -> int:

@@ -11,6 +11,7 @@ from jobs.models import DEFAULT_POOL
 from jobs.quotas import Quotas
 from jobs.retries import Retries
 
+MOST_SLOTS = 64
 POOL = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 EXAMPLE_SECRETS = {"minioadmin", "changeme", "changethis", "secret", "password"}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     c2pa_key: Path | None = None  # PEM, not encrypted
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = Field(default=None, ge=1)  # of one worker's arithmetic; default all cores
+    slots: int = Field(default=1, ge=1, le=MOST_SLOTS)  # jobs of one model that a worker runs at once
     max_body_bytes: int = Field(default=32 * 10**6, ge=1024)  # photos of up to 30 MB
     max_batch_bytes: int = Field(default=200 * 10**6, ge=1024)
     lease_s: float = Field(default=60.0, gt=0)

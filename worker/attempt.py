@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from engine.errors import InversionDiverged
 from engine.generator import Generator
 from engine.inversion import Inversion, InversionStep
 from engine.provenance import DigitalSourceType
-from engine.run import DragStep
+from engine.run import DragRun, DragStep, Steps
 from jobs.checkpoints import Manifest, ModelEntry
 from jobs.database import Sessions
 from jobs.errors import ObjectMissing
@@ -29,6 +29,7 @@ from worker.drain import Drain
 from worker.edit import drag_run
 from worker.errors import TimedOut
 from worker.lease import Lease, Pace
+from worker.meeting import Meeting
 from worker.models import Models
 from worker.patience import patiently
 from worker.recording import GROUP, TUNED, Product, Recording, Timings, encode_image, marked
@@ -56,20 +57,29 @@ class Tools:
     storage: Storage
     models: Models
     draining: Drain
+    meeting: Meeting | None = None  # where this attempt's drag meets others
+
+    def steps(self, run: DragRun) -> Steps:
+        return steps(run) if self.meeting is None else self.meeting.steps(run)
+
+    @property
+    def turn(self) -> AbstractContextManager[None]:
+        """Held while rendering, and whatever else computes beside the steps."""
+        return nullcontext() if self.meeting is None else self.meeting.turn
 
 
 class Attempt:
     """Goes on from the job's checkpoint where there is one, and saves its own."""
 
-    def __init__(self, job: Job, tools: Tools, *, together: int = GROUP) -> None:
+    def __init__(self, job: Job, tools: Tools, *, group: int = GROUP) -> None:
         """Args:
-        together: frames rendered at a time.
+        group: frames rendered at a time.
         """
         settings = tools.settings
         pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
         self.job = job
         self.tools = tools
-        self.together = together
+        self.group = group
         self.spec = JobSpec.model_validate(job.spec)
         self.lease = Lease(tools.sessions, job.id, job.attempt, pace)
         self.began = time.monotonic()  # earlier by what earlier attempts spent
@@ -93,12 +103,14 @@ class Attempt:
             materials = self.materials(model)
             before = self.take_up()
         loaded = time.monotonic()
-        with self.uploader() as uploader:
+        with self.beside(), self.uploader() as uploader:
             beginning = self.beginning(manifest, model, generator, materials, before, uploader)
             with self.silent("load"):
                 movable, begun = self.movable(beginning.framing), time.monotonic()
             kept = [stored.name for stored in self.kept]
-            with Recording(self.spec, beginning, movable, uploader, kept=kept, together=self.together) as recording:
+            with Recording(
+                self.spec, beginning, movable, uploader, kept=kept, group=self.group, turn=self.tools.turn
+            ) as recording:
                 if before is None or before.drag is None:
                     self.save(uploader, self.at_the_drag(beginning), recording.given)
                 result = self.drag(beginning, movable, recording, before, uploader) if self.spec.points else None
@@ -229,7 +241,8 @@ class Attempt:
         self, beginning: Beginning, movable: np.ndarray | None, recording: Recording, before: Progress | None, uploader: Uploader
     ) -> DragStep:
         """Raises Canceled, TimedOut, Drained, LeaseLost."""
-        run = drag_run(self.spec, beginning, movable)
+        with self.tools.turn:
+            run = drag_run(self.spec, beginning, movable)
         if before is not None and before.drag is not None:
             run.restore(before.drag)
             recording.take_up(before.past, lambda: self.look({"phase": "load"}))
@@ -237,19 +250,20 @@ class Attempt:
         def now() -> Progress:
             return replace(self.at_the_drag(beginning), drag=run.state(), past=recording.past(run.iteration))
 
-        for step in steps(run):
-            if step.stop_reason is not None:
-                self.save(uploader, now(), recording.given)
-                self.lease.try_to_renew(progress_of(replace(step, iteration=run.iteration), self.spec))  # no step back
-                return step
-            recording.add(step)
-            if self.due("drag", uploader):
-                self.save(uploader, now(), recording.given)
-            with self.saving_when_drained(uploader, now, lambda: recording.given):
-                wishes = self.look_or_keep_frames(step, recording)
-            if wishes.stop:
-                self.save(uploader, now(), recording.given)
-                return replace(step, stop_reason="stopped")
+        with closing(self.tools.steps(run)) as made:
+            for step in made:
+                if step.stop_reason is not None:
+                    self.save(uploader, now(), recording.given)
+                    self.lease.try_to_renew(progress_of(replace(step, iteration=run.iteration), self.spec))  # no step back
+                    return step
+                recording.add(step)
+                if self.due("drag", uploader):
+                    self.save(uploader, now(), recording.given)
+                with self.saving_when_drained(uploader, now, lambda: recording.given):
+                    wishes = self.look_or_keep_frames(step, recording)
+                if wishes.stop:
+                    self.save(uploader, now(), recording.given)
+                    return replace(step, stop_reason="stopped")
         raise AssertionError("a drag ends with its result")
 
     def look_or_keep_frames(self, step: DragStep, recording: Recording) -> Wishes:
@@ -282,6 +296,10 @@ class Attempt:
             yield
         if self.lease.wishes.cancel:
             raise Canceled
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Beside others an attempt may wait for longer than its lease lasts."""
+        return nullcontext() if self.tools.meeting is None else self.lease.kept(self.tools.settings.load_limit_s)
 
     def spent_s(self) -> float:
         return time.monotonic() - self.began

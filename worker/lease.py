@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -34,6 +34,7 @@ class Lease:
         self.attempt = attempt
         self.pace = pace
         self.written = time.monotonic() - pace.progress_interval_s  # when the lease was last renewed
+        self.stepped = time.monotonic()  # when there was progress
         self.wishes = Wishes()
 
     def progress(self, progress: dict[str, Any]) -> Wishes:
@@ -42,7 +43,8 @@ class Lease:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        if time.monotonic() - self.written >= self.pace.progress_interval_s:
+        self.stepped = time.monotonic()
+        if self.stepped - self.written >= self.pace.progress_interval_s:
             self.try_to_renew(progress)
         return self.wishes
 
@@ -81,6 +83,26 @@ class Lease:
             thread.join()
         if failed:
             raise failed[0]
+
+    @contextmanager
+    def kept(self, limit_s: float) -> Iterator[None]:
+        """Between steps that wait for others: a thread renews, as long as the last step is younger than limit_s."""
+        done = threading.Event()
+        thread = threading.Thread(target=self.keep, args=(done, limit_s), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def keep(self, done: threading.Event, limit_s: float) -> None:
+        """What goes wrong here the next step meets itself."""
+        while not done.wait(self.pace.beat_s):
+            now = time.monotonic()
+            if now - self.written >= self.pace.beat_s and now - self.stepped < limit_s:
+                with suppress(LeaseLost, *SERVER_AWAY):
+                    self.try_to_renew()
 
     def beat(self, done: threading.Event, failed: list[Exception], until: float) -> None:
         while not done.wait(self.pace.beat_s) and time.monotonic() < until:

@@ -1,5 +1,6 @@
 """The generators that a worker keeps in memory, the least recently used let go first."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -24,12 +25,17 @@ class Models:
         self.device = device
         self.limit_bytes = limit_bytes
         self.warm: OrderedDict[str, Warm] = OrderedDict()  # the most recently used last
+        self.getting = threading.Lock()
 
     def names(self) -> list[str]:
         return list(self.warm)
 
     def get(self, manifest: Manifest, model: ModelEntry) -> Generator:
         """The model's generator, read if need be; others make room for it. Raises CheckpointMissing, CheckpointDamaged."""
+        with self.getting:
+            return self.get_alone(manifest, model)
+
+    def get_alone(self, manifest: Manifest, model: ModelEntry) -> Generator:
         known = self.warm.pop(model.name, None)
         if known is None or known.sha256 != model.sha256:
             self.make_room(manifest.path(model).stat().st_size if manifest.path(model).exists() else 0)

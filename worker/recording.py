@@ -5,6 +5,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -83,11 +84,12 @@ class Recording:
 
     def __init__(
         self, spec: JobSpec, beginning: Beginning, movable: np.ndarray | None, sink: Sink, *, kept: Collection[str] = (),
-        together: int = GROUP,
+        group: int = GROUP, turn: AbstractContextManager[None] | None = None,
     ) -> None:  # fmt: skip
         """Args:
         kept: artifacts that are stored already, by an attempt that this one goes on from.
-        together: frames rendered at a time; other numbers than GROUP make other bytes.
+        group: frames rendered at a time; other numbers than GROUP make other bytes.
+        turn: held while rendering.
         """
         self.spec = spec
         self.beginning = beginning
@@ -96,7 +98,8 @@ class Recording:
         self.movable = movable
         self.sink = sink
         self.kept = frozenset(kept)
-        self.together = together
+        self.group = group
+        self.turn = turn or nullcontext()
         self.given: list[str] = []  # artifacts that the sink has, or will have before the next it gets
         self.start = beginning.w
         self.targets = model_points(spec, beginning.framing)[1]  # [K, 2]
@@ -106,7 +109,7 @@ class Recording:
         self.frames = FrameFile(self.generator.config.resolution)
 
     def __enter__(self) -> Self:
-        begun = self.generator.render(self.start)
+        begun = self.render(self.start)
         if self.beginning.curve and self.beginning.photo is not None:
             crop = self.beginning.photo.crop()  # the client's own picture, which no algorithm made
             self.put(Product("source.png", lambda: encode_image(crop, ".png")))
@@ -137,7 +140,7 @@ class Recording:
     def frame(self, iteration: int, rows: Tensor) -> None:
         self.framed.append((iteration, rows))
         self.waiting.append(iteration)
-        if len(self.waiting) == self.together:
+        if len(self.waiting) == self.group:
             self.render_waiting()
 
     def past(self, iteration: int) -> Past:
@@ -161,13 +164,18 @@ class Recording:
             self.waiting.clear()
             return
         latents = [self.latent(rows) for _, rows in self.framed[-len(names) :]]
-        padded = latents + [latents[-1]] * (self.together - len(latents))
-        with torch.no_grad():
+        padded = latents + [latents[-1]] * (self.group - len(latents))
+        with self.turn, torch.no_grad():
             images = to_pixels(self.generator.images(torch.cat(padded)))
         for name, pixels in zip(names, images, strict=False):
             self.frames.append(pixels)
             self.put_image(name, pixels)
         self.waiting.clear()
+
+    def render(self, w: Tensor) -> np.ndarray:
+        """The picture of w+ [1, L, D], uint8 [R, R, 3]."""
+        with self.turn:
+            return self.generator.render(w)
 
     def latent(self, rows: Tensor) -> Tensor:
         """w+ [1, L, D] with these trainable rows."""
@@ -182,7 +190,7 @@ class Recording:
         """Everything that needs the end; result is None when there was nothing to drag."""
         self.render_waiting()
         w = self.start if result is None else result.w
-        pixels = self.generator.render(w)
+        pixels = self.render(w)
         self.put_image("result.png", pixels)
         self.put_tensors("latent.safetensors", {"w": w})
         if self.beginning.photo is not None:

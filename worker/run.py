@@ -5,13 +5,14 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Self
 
 import torch
 
-from jobs.claims import Claimer, claim, is_claimable
-from jobs.database import Sessions, make_sessions
+from jobs.claims import Claimer, claim, is_claimable, try_to_claim
+from jobs.database import CONNECTIONS, Sessions, make_sessions
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.models import Job
 from jobs.queue import Queue
@@ -24,8 +25,10 @@ from worker.attempt import Attempt, Canceled, Drained, Tools
 from worker.drain import Drain
 from worker.edit import choose_device
 from worker.errors import CODES, is_device_failure, is_out_of_memory
+from worker.meeting import Meeting
 from worker.models import Models
 from worker.patience import SERVER_AWAY, patiently
+from worker.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,8 @@ class Runner:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds: not under a lease
-        sessions, storage = make_sessions(settings.database_url), Storage.from_settings(settings)
+        sessions = make_sessions(settings.database_url, connections=CONNECTIONS + 2 * settings.slots)
+        storage = Storage.from_settings(settings)
         return cls(settings, sessions, storage, Queue(settings.redis_url), drain)
 
     def arrive(self) -> None:
@@ -67,10 +71,10 @@ class Runner:
         job = self.claim()
         if job is None:
             return
-        try:
-            self.run(job)
-        except LeaseLost as error:
-            logger.warning("dropped: %s", error)
+        if job.together:
+            self.run_beside(job)
+        else:
+            self.run_or_drop(job, self.tools())
         self.say(self.standing())
         if self.waiting():
             self.queue.wake(self.settings.pool)  # one message may have been lost; those that wait are worth another
@@ -82,12 +86,46 @@ class Runner:
             leave(session, self.name)
 
     def claim(self) -> Job | None:
-        lease, warm = timedelta(seconds=self.settings.lease_s), self.models.names()
         with self.sessions.begin() as session:
-            job = claim(session, Claimer(worker=self.name, lease=lease, pool=self.settings.pool, warm=warm))
+            job = claim(session, self.claimer())
             if job is not None:
                 report(session, self.standing(job))
         return job
+
+    def claim_beside(self, model: str) -> Job | None:
+        """One more job of the model that it runs already; None also when another's turn has come."""
+        with self.sessions.begin() as session:
+            return try_to_claim(session, replace(self.claimer(), warm=[model], only=model))
+
+    def claimer(self) -> Claimer:
+        settings = self.settings
+        return Claimer(
+            worker=self.name, lease=timedelta(seconds=settings.lease_s), pool=settings.pool, warm=self.models.names(),
+            together=settings.slots > 1,
+        )  # fmt: skip
+
+    def run_beside(self, first: Job) -> None:
+        """Run a job and others of its model beside it."""
+
+        def run(job: Job, meeting: Meeting) -> None:
+            try:
+                self.run_or_drop(job, self.tools(meeting))
+            except SERVER_AWAY as error:
+                logger.warning("job %s is left to its lease: %s", job.id, error)
+
+        Slots(self.settings.slots, lambda: self.claim_beside(first.model), run, lambda: self.draining.asked).run(first)
+
+    def tools(self, meeting: Meeting | None = None) -> Tools:
+        return Tools(
+            settings=self.settings, sessions=self.sessions, storage=self.storage, models=self.models, draining=self.draining,
+            meeting=meeting,
+        )  # fmt: skip
+
+    def run_or_drop(self, job: Job, tools: Tools) -> None:
+        try:
+            self.run(job, tools)
+        except LeaseLost as error:
+            logger.warning("dropped: %s", error)
 
     def standing(self, job: Job | None = None) -> Report:
         job_id = None if job is None else job.id
@@ -101,7 +139,7 @@ class Runner:
         with self.sessions() as session:
             return is_claimable(session, self.settings.pool)
 
-    def run(self, job: Job) -> None:
+    def run(self, job: Job, tools: Tools) -> None:
         """Carry a claimed job to its end.
 
         When a server is away for long the error rises and the lease expires; an attempt that broke down otherwise is
@@ -112,7 +150,7 @@ class Runner:
         """
         logger.info("job %s attempt %d begins", job.id, job.attempt)
         try:
-            outcome = self.outcome(job)
+            outcome = self.outcome(job, tools)
         except (LeaseLost, *SERVER_AWAY):
             raise
         except Drained:
@@ -155,10 +193,10 @@ class Runner:
 
         patiently(transaction, self.settings.lease_s)
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: Job, tools: Tools) -> Outcome:
         """Run the job; its known ways to end are outcomes, all others errors."""
         try:
-            return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job))
+            return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job, tools))
         except Canceled:
             return Outcome(state=JobState.CANCELED)
         except tuple(CODES) as error:
@@ -169,11 +207,8 @@ class Runner:
             message = f"the job needs more memory than the worker has: {error}"
             return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
 
-    def edit(self, job: Job) -> str | None:
+    def edit(self, job: Job, tools: Tools) -> str | None:
         """Short of memory, once more with nothing else in it and one frame at a time."""
-        tools = Tools(
-            settings=self.settings, sessions=self.sessions, storage=self.storage, models=self.models, draining=self.draining
-        )
         try:
             return Attempt(job, tools).run()
         except Exception as error:
@@ -185,4 +220,4 @@ class Runner:
             now = session.get_one(Job, job.id)
         if now.attempt != job.attempt:
             raise lease_lost(job.id, job.attempt)
-        return Attempt(now, tools, together=1).run()
+        return Attempt(now, tools, group=1).run()

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,46 +11,9 @@ import pytest
 from cli.service import start_part, start_worker
 from jobs.models import Worker
 from tests.services.jobs import DOCUMENT, SLOW
+from tests.services.watching import LIMIT_S, alive, children_of, download, dragging, ended, wait_until
 
-LIMIT_S = 60
 ARTIFACTS = {"animation.mp4", "latent.safetensors", "manifest.json", "overlay.png", "result.png", "source.png", "trajectory.json"}
-
-
-def wait_until(look, what):
-    until = time.monotonic() + LIMIT_S
-    while not (seen := look()):
-        assert time.monotonic() < until, f"no {what} within {LIMIT_S} s"
-        time.sleep(0.05)
-    return seen
-
-
-def ended(client, job):
-    def look():
-        now = client.get(f"/v1/jobs/{job['id']}").json()
-        return now if now["state"] not in ("queued", "running") else None
-
-    return wait_until(look, "end of the job")
-
-
-def dragging(client, job, iteration=3):
-    """The job once it is mid-drag."""
-
-    def look():
-        now = client.get(f"/v1/jobs/{job['id']}").json()
-        return now if ((now["progress"] or {}).get("iteration") or 0) >= iteration else None
-
-    return wait_until(look, "progress")
-
-
-def download(client, job, name):
-    answer = client.get(f"/v1/jobs/{job['id']}/artifacts/{name}")
-    assert answer.status_code == 307
-    with urllib.request.urlopen(answer.headers["location"]) as response:
-        return response.read()
-
-
-def children_of(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_job_goes_through_a_worker_and_its_artifacts_come_back(client, stack, cleanup):
@@ -146,13 +107,6 @@ def replace_child(worker, sessions):
     (before,) = wait_until(known, "worker in the table")
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: known() - {before}, "another child")
-
-
-def alive(pid):
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def test_a_lost_message_is_sent_again(client, stack, cleanup, queue):

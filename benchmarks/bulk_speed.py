@@ -1,0 +1,72 @@
+"""Many edits of one model through the local stack: one at a time, and several in one process."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cli.service import running_service
+from cli.stack import local_stack
+from client import Client
+from client.models import Batch
+
+MODEL = "demo-faces"
+LANDMARKS = ((64, 84), (46, 60), (82, 60), (64, 98))  # of an average face: nose, eyes, mouth
+SHIFTS = ((8, 4), (-6, 6), (5, -8), (-9, -3))
+POLL_S = 0.2
+LIMIT_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkTime:
+    """Of jobs on one worker with all cores, the model in its memory."""
+
+    slots: int
+    jobs: int
+    frames_every: int
+    seconds: float  # from the first job's beginning to the last one's end
+
+    @property
+    def edits_per_hour(self) -> float:
+        return 3600 * self.jobs / self.seconds
+
+    def cost(self, hourly: float) -> float:
+        """Of 1,000 edits on a machine with this price for an hour."""
+        return hourly * 1000 / self.edits_per_hour
+
+
+def measure(slots: int, jobs: int, frames_every: int, seen: Callable[[int], None]) -> BulkTime:
+    """Args:
+    seen: called with how many have ended.
+    """
+    environment = dict(os.environ) | {"DRAGQUEUE_SLOTS": str(slots)}
+    with local_stack(environment=environment) as stack, running_service(stack, workers=1) as service, service.client() as client:
+        client.wait(client.submit(edit(0, frames_every)).id, limit_s=LIMIT_S)
+        lines = [json.dumps({"job": edit(k, frames_every)}) for k in range(jobs)]
+        batch = wait(client, client.submit_batch("\n".join(lines).encode()), seen)
+        done = [job for job in client.jobs(batch=batch.id) if job.state == "succeeded"]
+    if len(done) != jobs:
+        raise RuntimeError(f"{jobs - len(done)} of {jobs} jobs did not succeed")
+    began = min(job.started_at for job in done if job.started_at is not None)
+    ended = max(job.finished_at for job in done if job.finished_at is not None)
+    seconds = (ended - began).total_seconds()
+    return BulkTime(slots=slots, jobs=jobs, frames_every=frames_every, seconds=seconds)
+
+
+def edit(number: int, frames_every: int) -> dict[str, object]:
+    """One point of another face each time, by the default preset."""
+    (x, y), (dx, dy) = LANDMARKS[number % len(LANDMARKS)], SHIFTS[number // len(LANDMARKS) % len(SHIFTS)]
+    points = [{"handle": [x, y], "target": [x + dx, y + dy]}]
+    return {"model": MODEL, "source": {"seed": number}, "points": points, "output": {"frames_every": frames_every}}
+
+
+def wait(client: Client, batch: Batch, seen: Callable[[int], None]) -> Batch:
+    until = time.monotonic() + LIMIT_S
+    while batch.finished_at is None:
+        if time.monotonic() > until:
+            raise TimeoutError(f"the batch did not end within {LIMIT_S:g} s")
+        time.sleep(POLL_S)
+        batch = client.batch(batch.id)
+        seen(batch.counts.succeeded)
+    return batch

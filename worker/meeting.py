@@ -1,0 +1,164 @@
+"""Where the drags of one process meet to make their steps together."""
+
+import logging
+import threading
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from engine.drag import DragBatch, steps
+from engine.run import DragRun, DragStep, Steps
+from jobs.settings import MOST_SLOTS
+from worker.errors import is_out_of_memory
+
+IDLE_S = 0.03  # with nobody rendering: who is not there by then waits for something else than the device
+LOOK_S = 0.005
+SERVE_S = 0.1
+WHOLE_MAPS = 4  # drags a step that compute whole fine blocks: more are no faster on a CPU
+logger = logging.getLogger(__name__)
+
+
+class Turn:
+    """One thread at a time renders, beside the steps: more would only hinder each other."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.counting = threading.Lock()
+        self.wanted = 0  # by that many threads, the one that has it included
+        self.ended = time.monotonic()
+
+    def __enter__(self) -> None:
+        with self.counting:
+            self.wanted += 1
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        with self.counting:
+            self.ended, self.wanted = time.monotonic(), self.wanted - 1
+
+    def idle_s(self) -> float:
+        """How long nobody has had it, or wanted it."""
+        return 0.0 if self.wanted else time.monotonic() - self.ended
+
+
+@dataclass(eq=False)
+class Place:
+    """Of a drag that waits for its next step."""
+
+    run: DragRun
+    taken: threading.Event = field(default_factory=threading.Event)
+    outcome: DragStep | Exception | None = None
+
+    def end(self, outcome: DragStep | Exception) -> None:
+        self.outcome = outcome
+        self.taken.set()
+
+
+class Meeting:
+    """Threads call `steps`; one other serves them."""
+
+    def __init__(self) -> None:
+        self.turn = Turn()
+        self.changed = threading.Condition()
+        self.under_way = 0  # drags
+        self.waiting: list[Place] = []
+        self.batches: dict[tuple[DragRun, ...], DragBatch] = {}  # of the last round
+        self.most = MOST_SLOTS  # drags whose steps fit into memory together, as far as is known
+
+    def steps(self, run: DragRun) -> Steps:
+        """A drag's, like `engine.drag.steps`. Raises what its steps raise, alone or with others."""
+        with self.dragging():
+            yield from steps(run, lambda: self.advance(run))
+
+    @contextmanager
+    def dragging(self) -> Iterator[None]:
+        with self.changed:
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.under_way -= 1
+                self.changed.notify_all()
+
+    def advance(self, run: DragRun) -> DragStep:
+        place = Place(run)
+        with self.changed:
+            self.waiting.append(place)
+            self.changed.notify_all()
+        place.taken.wait()
+        if not isinstance(place.outcome, DragStep):
+            assert place.outcome is not None
+            raise place.outcome
+        return place.outcome
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Meanwhile a thread makes the steps of all who come."""
+        over = threading.Event()
+
+        def serve() -> None:
+            while not over.is_set():
+                self.serve(SERVE_S)
+
+        thread = threading.Thread(target=serve, name="steps", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def serve(self, limit_s: float) -> None:
+        """Make the next step of all who come, once they are there; nothing when nobody comes within limit_s."""
+        places = self.gather(time.monotonic() + limit_s)
+        before, self.batches = self.batches, {}
+        for group in groups(places, self.most):
+            self.step(group, before)
+
+    def gather(self, until: float) -> list[Place]:
+        """Waits for all drags under way, but not for those that wait for a server themselves."""
+        with self.changed:
+            while not self.waiting and time.monotonic() < until:
+                self.changed.wait(until - time.monotonic())
+            while self.waiting and len(self.waiting) < self.under_way and self.turn.idle_s() < IDLE_S:
+                self.changed.wait(LOOK_S)
+            places, self.waiting = self.waiting, []
+        return places
+
+    def step(self, places: Sequence[Place], before: dict[tuple[DragRun, ...], DragBatch]) -> None:
+        """Where a step fails that several make together, each makes it alone: one bad drag harms no other."""
+        runs = tuple(place.run for place in places)
+        try:
+            batch = self.batches[runs] = before.get(runs) or DragBatch(runs)
+            told = batch.step()
+            batch.differentiate()
+        except Exception as error:
+            if len(places) == 1:
+                places[0].end(error)
+                return
+            if is_out_of_memory(error):
+                self.most = len(places) // 2
+                logger.warning("drags that make their steps together from now on, for lack of memory: %d", self.most)
+            for place in places:
+                self.step([place], before)
+            return
+        for place, outcome in zip(places, told, strict=True):
+            place.end(outcome)
+
+
+def groups(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
+    """Those that can make their step together, at most so many."""
+    kinds: dict[Hashable, list[Place]] = {}
+    for place in sorted(places, key=lambda place: id(place.run)):
+        kinds.setdefault(place.run.kind, []).append(place)
+    for same in kinds.values():
+        size = min(most, most_at_once(same[0].run))
+        yield from (same[first : first + size] for first in range(0, len(same), size))
+
+
+def most_at_once(run: DragRun) -> int:
+    whole = run.watched.whole == run.watched.until
+    return WHOLE_MAPS if whole and run.start.device.type == "cpu" else MOST_SLOTS

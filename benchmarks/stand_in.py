@@ -4,8 +4,8 @@ import time
 
 from benchmarks.scale import Work
 from jobs.models import Job
-from worker.attempt import Tools
 from worker.lease import Lease, Pace
+from worker.meeting import Meeting
 from worker.recording import Product
 from worker.run import Runner
 from worker.upload import Uploader
@@ -14,7 +14,7 @@ OBJECT = bytes(range(256)) * 16  # 4 KiB, as a small frame
 
 
 class StandIn(Runner):
-    def edit(self, job: Job, tools: Tools) -> str | None:
+    def edit(self, job: Job, meeting: Meeting | None) -> str | None:
         """Spend the time that the job's metadata asks for, with progress and objects spread over it."""
         work, settings = Work(**job.spec["metadata"]), self.settings
         pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)

@@ -74,7 +74,7 @@ class Runner:
         if job.together:
             self.run_beside(job)
         else:
-            self.run_or_drop(job, self.tools())
+            self.run_or_drop(job)
         self.say(self.standing())
         if self.waiting():
             self.queue.wake(self.settings.pool)  # one message may have been lost; those that wait are worth another
@@ -109,21 +109,15 @@ class Runner:
 
         def run(job: Job, meeting: Meeting) -> None:
             try:
-                self.run_or_drop(job, self.tools(meeting))
+                self.run_or_drop(job, meeting)
             except SERVER_AWAY as error:
                 logger.warning("job %s is left to its lease: %s", job.id, error)
 
         Slots(self.settings.slots, lambda: self.claim_beside(first.model), run, lambda: self.draining.asked).run(first)
 
-    def tools(self, meeting: Meeting | None = None) -> Tools:
-        return Tools(
-            settings=self.settings, sessions=self.sessions, storage=self.storage, models=self.models, draining=self.draining,
-            meeting=meeting,
-        )  # fmt: skip
-
-    def run_or_drop(self, job: Job, tools: Tools) -> None:
+    def run_or_drop(self, job: Job, meeting: Meeting | None = None) -> None:
         try:
-            self.run(job, tools)
+            self.run(job, meeting)
         except LeaseLost as error:
             logger.warning("dropped: %s", error)
 
@@ -139,8 +133,8 @@ class Runner:
         with self.sessions() as session:
             return is_claimable(session, self.settings.pool)
 
-    def run(self, job: Job, tools: Tools) -> None:
-        """Carry a claimed job to its end.
+    def run(self, job: Job, meeting: Meeting | None = None) -> None:
+        """Carry a claimed job to its end, beside those that come to the meeting.
 
         When a server is away for long the error rises and the lease expires; an attempt that broke down otherwise is
         given up at once.
@@ -150,7 +144,7 @@ class Runner:
         """
         logger.info("job %s attempt %d begins", job.id, job.attempt)
         try:
-            outcome = self.outcome(job, tools)
+            outcome = self.outcome(job, meeting)
         except (LeaseLost, *SERVER_AWAY):
             raise
         except Drained:
@@ -193,10 +187,10 @@ class Runner:
 
         patiently(transaction, self.settings.lease_s)
 
-    def outcome(self, job: Job, tools: Tools) -> Outcome:
+    def outcome(self, job: Job, meeting: Meeting | None) -> Outcome:
         """Run the job; its known ways to end are outcomes, all others errors."""
         try:
-            return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job, tools))
+            return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job, meeting))
         except Canceled:
             return Outcome(state=JobState.CANCELED)
         except tuple(CODES) as error:
@@ -207,8 +201,12 @@ class Runner:
             message = f"the job needs more memory than the worker has: {error}"
             return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
 
-    def edit(self, job: Job, tools: Tools) -> str | None:
+    def edit(self, job: Job, meeting: Meeting | None) -> str | None:
         """Short of memory, once more with nothing else in it and one frame at a time."""
+        tools = Tools(
+            settings=self.settings, sessions=self.sessions, storage=self.storage, models=self.models, draining=self.draining,
+            meeting=meeting,
+        )  # fmt: skip
         try:
             return Attempt(job, tools).run()
         except Exception as error:

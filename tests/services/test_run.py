@@ -247,7 +247,7 @@ def breaking_down(monkeypatch, error, *, frames_at_a_time):
     render = Recording.render_waiting
 
     def render_or_break(recording):
-        if recording.together >= frames_at_a_time:
+        if recording.group >= frames_at_a_time:
             raise error
         render(recording)
 

@@ -5,6 +5,7 @@ python -m benchmarks.agreement --drags 100 --slots 16
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -45,6 +46,7 @@ class Agreement:
     agree_percent: float  # in reaching the target or not
     median_px: tuple[float, float]  # alone in float32, the other way
     p95_px: tuple[float, float]
+    seconds: tuple[float, float]
 
 
 def compare(count: int, slots: int, precision: Precision, seed: int, console: Console) -> Agreement:
@@ -54,19 +56,24 @@ def compare(count: int, slots: int, precision: Precision, seed: int, console: Co
     generator = open_generator(manifest, model, choose_device("auto"))
     cases = list(landmark_cases(LandmarkRuler(generator), model.defaults.truncation_psi, count, 1, seed))
     options = replace(service_options(model, 1), max_iterations=100)
+    began = time.perf_counter()
     plain = [alone(generator, case, options) for case in track(cases, "alone, in float32", console=console)]
+    between = time.perf_counter()
     changed = replace(options, precision=precision)
     others = dict(track(in_slots(generator, cases, changed, slots), f"in {slots} slots, in {precision}", count, console=console))
-    return summary(plain, [others[case.index] for case in cases], slots, precision)
+    seconds = between - began, time.perf_counter() - between
+    return summary(plain, [others[case.index] for case in cases], slots, precision, seconds)
 
 
-def summary(plain: list[Ending], others: list[Ending], slots: int, precision: Precision) -> Agreement:
+def summary(
+    plain: list[Ending], others: list[Ending], slots: int, precision: Precision, seconds: tuple[float, float]
+) -> Agreement:
     both = [[ending.distance_px for ending in endings] for endings in (plain, others)]
     (median, other_median), (p95, other_p95) = ([float(np.percentile(one, at)) for one in both] for at in (50, 95))
     agree = [one.reached == other.reached for one, other in zip(plain, others, strict=True)]
     return Agreement(
         drags=len(plain), slots=slots, precision=precision, agree_percent=100 * sum(agree) / len(agree),
-        median_px=(median, other_median), p95_px=(p95, other_p95),
+        median_px=(median, other_median), p95_px=(p95, other_p95), seconds=seconds,
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def bulk(
     """Edits an hour of one worker, by how many it runs at once."""
     from benchmarks.bulk_speed import measure
 
-    counts = [int(word) for word in words(slots, "slots", tuple(str(number) for number in range(1, MOST_SLOTS + 1)))]
+    counts = numbers(slots, "slots")
     rows = []
     with Progress(*BAR, console=console) as bar:
         for count in counts:
@@ -130,6 +130,7 @@ def drag(
     resolutions: Annotated[str, typer.Option(help="Of the networks, such as 256,512,1024.")] = "256,512,1024",
     masks: Annotated[str, typer.Option(help="none, paper, early.")] = "none,paper,early",
     dtypes: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
+    together: Annotated[str, typer.Option(help="Drags that make each step together, such as 1,4,16.")] = "1",
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Of the arithmetic.")] = os.cpu_count() or 1,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="The best of so many counts.")] = 3,
@@ -141,7 +142,8 @@ def drag(
 
     sizes = [int(size) for size in words(resolutions, "resolutions", ("64", "128", "256", "512", "1024"))]
     precisions = cast("list[drag_speed.Precision]", words(dtypes, "dtypes", get_args(drag_speed.Precision)))
-    wanted = drag_speed.cases(sizes, words(masks, "masks", ("none", "paper", "early")), precisions, threads, device)
+    kinds = words(masks, "masks", ("none", "paper", "early"))
+    wanted = drag_speed.cases(sizes, kinds, precisions, numbers(together, "together"), threads, device)
     with Progress(*BAR, console=console) as bar:
         task = bar.add_task("steps", total=rounds * len(wanted))
 
@@ -155,6 +157,7 @@ def drag(
         "px",
         "mask",
         "type",
+        "together",
         "official, s",
         "ours, s",
         "times faster",
@@ -166,12 +169,24 @@ def drag(
         table.add_column(title, justify="left" if title in ("mask", "type") else "right")
     for one in drag_speed.compare(speeds):
         case, ours = one.ours.case, one.ours
-        times = (f"{one.official.median_s:.2f}", f"{ours.median_s:.3f}", f"{one.times_faster:.1f}")
+        times = (f"{one.official.median_s:.2f}", f"{ours.drag_s:.3f}", f"{one.times_faster:.1f}")
         memory = (f"{ours.peak_bytes / 1e6:.0f}", f"1/{1 / one.memory_share:.1f}")
         table.add_row(
-            str(case.resolution), case.mask, case.dtype, *times, *memory, f"{ours.gflop:.1f}", f"{100 * ours.share:.0f} %"
+            str(case.resolution),
+            case.mask,
+            case.dtype,
+            str(case.together),
+            *times,
+            *memory,
+            f"{ours.gflop:.1f}",
+            f"{100 * ours.share:.0f} %",
         )
     Console(width=max(console.width, 110)).print(table)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Comma-separated counts of jobs or drags at once. Raises CommandError."""
+    return [int(word) for word in words(text, option, tuple(str(number) for number in range(1, MOST_SLOTS + 1)))]
 
 
 def show(bar: Progress, task: TaskID, completed: int) -> None:

@@ -12,7 +12,7 @@ from engine.run import DragRun, DragStep, Steps
 from jobs.settings import MOST_SLOTS
 from worker.errors import is_out_of_memory
 
-IDLE_S = 0.03  # with nobody rendering: who is not there by then waits for something else than the device
+IDLE_S = 0.03  # in which nobody came and nobody rendered: who is not there by then waits for something else
 LOOK_S = 0.005
 SERVE_S = 0.1
 WHOLE_MAPS = 4  # drags a step that compute whole fine blocks: more are no faster on a CPU
@@ -64,6 +64,7 @@ class Meeting:
         self.changed = threading.Condition()
         self.under_way = 0  # drags
         self.waiting: list[Place] = []
+        self.came = 0.0  # when the last one did
         self.batches: dict[tuple[DragRun, ...], DragBatch] = {}  # of the last round
         self.most = MOST_SLOTS  # drags whose steps fit into memory together, as far as is known
 
@@ -87,6 +88,7 @@ class Meeting:
         place = Place(run)
         with self.changed:
             self.waiting.append(place)
+            self.came = time.monotonic()
             self.changed.notify_all()
         place.taken.wait()
         if not isinstance(place.outcome, DragStep):
@@ -123,10 +125,14 @@ class Meeting:
         with self.changed:
             while not self.waiting and time.monotonic() < until:
                 self.changed.wait(until - time.monotonic())
-            while self.waiting and len(self.waiting) < self.under_way and self.turn.idle_s() < IDLE_S:
+            while self.waiting and len(self.waiting) < self.under_way and self.quiet_s() < IDLE_S:
                 self.changed.wait(LOOK_S)
             places, self.waiting = self.waiting, []
         return places
+
+    def quiet_s(self) -> float:
+        """How long nobody has come, and nobody renders."""
+        return min(self.turn.idle_s(), time.monotonic() - self.came)
 
     def step(self, places: Sequence[Place], before: dict[tuple[DragRun, ...], DragBatch]) -> None:
         """Where a step fails that several make together, each makes it alone: one bad drag harms no other."""

@@ -18,6 +18,6 @@ def test_every_case_ends_once_in_slots_and_as_it_does_alone():
 
 def test_the_summary_counts_who_reached_the_same():
     plain, others = [Ending(True, 0.4), Ending(False, 3.0)], [Ending(True, 0.5), Ending(True, 0.4)]
-    found = summary(plain, others, 16, "float32")
+    found = summary(plain, others, 16, "float32", (2.0, 1.0))
     assert (found.drags, found.agree_percent) == (2, 50.0)
     assert found.median_px == (1.7, 0.45)

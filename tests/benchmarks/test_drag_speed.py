@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -31,12 +32,15 @@ def test_the_official_step_holds_what_is_fixed():
 
 
 def test_each_of_our_cases_has_the_official_one_that_does_the_same():
-    chosen = cases([256], ["none", "early"], ["float32", "bfloat16"], 1, "cpu")
+    chosen = cases([256], ["none", "early"], ["float32", "bfloat16"], [1, 4], 1, "cpu")
     assert [case.mask for case in chosen if case.way == "official"] == ["none", "paper"]
     assert {case.official for case in chosen} <= set(chosen)
 
 
 def test_a_case_says_what_it_costs():
-    found = measure_here(SpeedCase(way="ours", resolution=64, mask="early", threads=1), 1)
-    assert found["gflop"] > 1
-    assert len(found["step_s"]) == 1
+    one, four = (
+        measure_here(SpeedCase(way="ours", resolution=64, mask="early", together=count, threads=1), 1) for count in (1, 4)
+    )
+    assert one["gflop"] > 1
+    assert four["gflop"] == pytest.approx(4 * one["gflop"], rel=0.01)
+    assert len(one["step_s"]) == 1

@@ -243,8 +243,9 @@ class Attempt:
         """Raises Canceled, TimedOut, Drained, LeaseLost."""
         with self.tools.turn:
             run = drag_run(self.spec, beginning, movable)
+            if before is not None and before.drag is not None:
+                run.restore(before.drag)
         if before is not None and before.drag is not None:
-            run.restore(before.drag)
             recording.take_up(before.past, lambda: self.look({"phase": "load"}))
 
         def now() -> Progress:

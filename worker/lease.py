@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from uuid import UUID
 from jobs.database import Sessions
 from jobs.errors import LeaseLost
 from jobs.repository import JobRepository, Wishes
+from worker.meanwhile import meanwhile
 from worker.patience import SERVER_AWAY
 
 logger = logging.getLogger(__name__)
@@ -72,40 +73,27 @@ class Lease:
             LeaseLost: at the end, if it was lost meanwhile.
         """
         self.try_to_renew({"phase": phase})
-        done = threading.Event()
         failed: list[Exception] = []
-        thread = threading.Thread(target=self.beat, args=(done, failed, time.monotonic() + limit_s), daemon=True)
-        thread.start()
-        try:
+        until = time.monotonic() + limit_s
+        with meanwhile(lambda over: self.beat(over, failed, until), "beats"):
             yield
-        finally:
-            done.set()
-            thread.join()
         if failed:
             raise failed[0]
 
-    @contextmanager
-    def kept(self, limit_s: float) -> Iterator[None]:
+    def kept(self, limit_s: float) -> AbstractContextManager[None]:
         """Between steps that wait for others: a thread renews, as long as the last step is younger than limit_s."""
-        done = threading.Event()
-        thread = threading.Thread(target=self.keep, args=(done, limit_s), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return meanwhile(lambda over: self.keep(over, limit_s), "lease")
 
-    def keep(self, done: threading.Event, limit_s: float) -> None:
+    def keep(self, over: threading.Event, limit_s: float) -> None:
         """What goes wrong here the next step meets itself."""
-        while not done.wait(self.pace.beat_s):
+        while not over.wait(self.pace.beat_s):
             now = time.monotonic()
             if now - self.written >= self.pace.beat_s and now - self.stepped < limit_s:
                 with suppress(LeaseLost, *SERVER_AWAY):
                     self.try_to_renew()
 
-    def beat(self, done: threading.Event, failed: list[Exception], until: float) -> None:
-        while not done.wait(self.pace.beat_s) and time.monotonic() < until:
+    def beat(self, over: threading.Event, failed: list[Exception], until: float) -> None:
+        while not over.wait(self.pace.beat_s) and time.monotonic() < until:
             try:
                 self.try_to_renew()
             except (LeaseLost, *SERVER_AWAY) as error:

@@ -4,13 +4,14 @@ import logging
 import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from engine.drag import DragBatch, steps
 from engine.run import DragRun, DragStep, Steps
 from jobs.settings import MOST_SLOTS
 from worker.errors import is_out_of_memory
+from worker.meanwhile import meanwhile
 
 IDLE_S = 0.03  # in which nobody came and nobody rendered: who is not there by then waits for something else
 LOOK_S = 0.005
@@ -96,22 +97,14 @@ class Meeting:
             raise place.outcome
         return place.outcome
 
-    @contextmanager
-    def served(self) -> Iterator[None]:
+    def served(self) -> AbstractContextManager[None]:
         """Meanwhile a thread makes the steps of all who come."""
-        over = threading.Event()
 
-        def serve() -> None:
+        def serve(over: threading.Event) -> None:
             while not over.is_set():
                 self.serve(SERVE_S)
 
-        thread = threading.Thread(target=serve, name="steps", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return meanwhile(serve, "steps")
 
     def serve(self, limit_s: float) -> None:
         """Make the next step of all who come, once they are there; nothing when nobody comes within limit_s."""

@@ -1,5 +1,6 @@
-"""How long the import of a large checkpoint takes, and how much memory: a random one of full size is written first."""
+"""What a large checkpoint costs: its import in time and memory, and a worker to read it. A random one of full size is written first."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.canonical import write_networks
+from engine.checkpoint import load_generator
 from engine.config import GeneratorConfig
 from engine.layouts import read_generator_file
 
@@ -21,6 +23,7 @@ class ImportCost:
     file_bytes: int
     seconds: float
     peak_bytes: int  # of the process that imports, Python and libraries included
+    load_s: float  # as a worker reads it: hash, tensors, layout in memory
 
     @property
     def memory_ratio(self) -> float:
@@ -37,7 +40,17 @@ def measure_import(layout: str, config: GeneratorConfig = FULL) -> ImportCost:
         WRITERS[layout](Generator(config).requires_grad_(False), file)
         began = time.perf_counter()
         answer = subprocess.run([sys.executable, "-m", __name__, str(file)], check=True, capture_output=True, text=True)
-        return ImportCost(layout, file.stat().st_size, time.perf_counter() - began, int(answer.stdout))
+        seconds = time.perf_counter() - began
+        load_s = measure_load(file.with_suffix(".safetensors"))
+        return ImportCost(layout, file.stat().st_size, seconds, int(answer.stdout), load_s)
+
+
+def measure_load(checkpoint: Path) -> float:
+    with checkpoint.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    began = time.perf_counter()
+    load_generator(checkpoint, sha256=sha256)
+    return time.perf_counter() - began
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a large checkpoint costs: its import in time and memory, and a worker to read it. A random one of full size is written first."""
+"""What a large checkpoint costs: its import in time and memory, a worker its reading. A random one is written first."""
 
 import hashlib
 import re

@@ -32,7 +32,7 @@ class MaskTerm:
         """The maps of one pass: the last of the blocks (the paper), or the two through which the first rows of w+ act.
 
         Args:
-            blocks: outputs [1, C, r, r] by resolution, coarse to fine.
+            blocks: outputs [B, C, r, r] by resolution, coarse to fine.
         """
         if not self.early:
             return [blocks[max(blocks)]]

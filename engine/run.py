@@ -134,6 +134,10 @@ class DragRun:
         self.record.add(step)
         return stop_reason(step, self.record, self.options)
 
+    def forget_step(self) -> None:
+        """Give back what the last step keeps in memory; it can be made again."""
+        self.loss, self.gradient = self.loss.detach(), None
+
     def descend(self) -> None:
         """One step of the optimizer."""
         [gradient] = torch.autograd.grad(self.loss, [self.variable]) if self.gradient is None else [self.gradient]
@@ -227,10 +231,10 @@ def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopRea
 
 
 def memories(runs: Sequence[DragRun], seen: Look) -> list[Memory]:
-    """What each of these drags would remember of a look."""
+    """What each of these drags would remember of a look: copies, which keep nothing of the others in memory."""
     one, maps = runs[0], [each.detach() for each in seen.maps]
     handles, counts = torch.cat([run.handles for run in runs])[:, None], [len(run.handles) for run in runs]
     looks = torch.split(read(maps, handles, one.resolution)[:, 0], counts)
     discs = torch.split(read(maps, handles + one.offsets, one.resolution), counts)
-    held = [[each[k : k + 1].detach() for each in seen.held] for k in range(len(runs))]
-    return [Memory(*parts) for parts in zip(looks, discs, held, strict=True)]
+    held = [[each[k : k + 1].detach().clone() for each in seen.held] for k in range(len(runs))]
+    return [Memory(look.clone(), disc.clone(), kept) for look, disc, kept in zip(looks, discs, held, strict=True)]

@@ -60,7 +60,7 @@ def place(session: Session, job: Job) -> Place:
 
 
 def waits(session: Session, pool: str, model: str, position: int) -> Expected | None:
-    """Until the job after so many others starts: workers that are busy end one job after the other."""
+    """Until the job after so many others starts: as many as run now end one after the other."""
     took, running = run_time(session, model), busy(session, pool)
     if running:
         return None if took is None else took * ((position + 1) / running)
@@ -78,5 +78,5 @@ def run_time(session: Session, model: str) -> Expected | None:
 
 
 def busy(session: Session, pool: str) -> int:
-    """Jobs of a pool that run: while others wait, as many as there are workers."""
+    """Jobs of a pool that run: while others wait, as many as its workers have room for."""
     return session.scalar(select(func.count()).where(Job.pool == pool, Job.state == JobState.RUNNING)) or 0

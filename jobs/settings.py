@@ -68,7 +68,8 @@ class Settings(BaseSettings):
     webhook_rest_scale: float = Field(default=1.0, ge=0)  # of the rests between its tries; for tests
     upload_retain_s: float = Field(default=30 * 86_400, ge=60)  # after the last submission that named an upload
     pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # a worker's
-    model_cache_bytes: int = Field(default=4 * 10**9, ge=0)  # models that a worker keeps; the one in use always
+    # models that a worker keeps, not counting their bfloat16 copies; the one in use always
+    model_cache_bytes: int = Field(default=4 * 10**9, ge=0)
 
     @property
     def retries(self) -> Retries:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from engine.drag import DragBatch, steps
+from engine.errors import DragDiverged
 from engine.run import DragRun, DragStep, Steps
 from jobs.settings import MOST_SLOTS
 from worker.errors import is_out_of_memory
@@ -92,10 +93,14 @@ class Meeting:
             self.came = time.monotonic()
             self.changed.notify_all()
         place.taken.wait()
-        if not isinstance(place.outcome, DragStep):
-            assert place.outcome is not None
-            raise place.outcome
-        return place.outcome
+        outcome = place.outcome
+        assert outcome is not None
+        if isinstance(outcome, DragStep):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome, place, run  # which the error's traceback would keep in memory
 
     def served(self) -> AbstractContextManager[None]:
         """Meanwhile a thread makes the steps of all who come."""
@@ -110,8 +115,13 @@ class Meeting:
         """Make the next step of all who come, once they are there; nothing when nobody comes within limit_s."""
         places = self.gather(time.monotonic() + limit_s)
         before, self.batches = self.batches, {}
-        for group in groups(places, self.most):
-            self.step(group, before)
+        try:
+            for group in groups(places, self.most):
+                self.step(group, before)
+        except Exception as error:  # a defect: nobody must wait for ever
+            logger.exception("%d drags end: their steps cannot be made", len(places))
+            for place in places:
+                place.end(place.outcome or error)
 
     def gather(self, until: float) -> list[Place]:
         """Waits for all drags under way, but not for those that wait for a server themselves."""
@@ -130,29 +140,42 @@ class Meeting:
     def step(self, places: Sequence[Place], before: dict[tuple[DragRun, ...], DragBatch]) -> None:
         """Where a step fails that several make together, each makes it alone: one bad drag harms no other."""
         runs = tuple(place.run for place in places)
+        told = self.try_step(runs, before)
+        if not isinstance(told, Exception):
+            for place, outcome in zip(places, told, strict=True):
+                place.end(outcome)
+        elif len(places) == 1:
+            places[0].end(told)
+        else:
+            logger.warning("%d drags make a step alone that they could not make together: %s", len(places), told)
+            if is_out_of_memory(told):
+                self.most = min(self.most, len(places) // 2)
+            for place in places:
+                self.step([place], before)
+
+    def try_step(
+        self, runs: tuple[DragRun, ...], before: dict[tuple[DragRun, ...], DragBatch]
+    ) -> list[DragStep | DragDiverged] | Exception:
+        """What went wrong is returned without its traceback, whose frames would keep the failed step in memory."""
         try:
-            batch = self.batches[runs] = before.get(runs) or DragBatch(runs)
+            batch = before.get(runs) or DragBatch(runs)
             told = batch.step()
             batch.differentiate()
         except Exception as error:
-            if len(places) == 1:
-                places[0].end(error)
-                return
-            if is_out_of_memory(error):
-                self.most = len(places) // 2
-                logger.warning("drags that make their steps together from now on, for lack of memory: %d", self.most)
-            for place in places:
-                self.step([place], before)
-            return
-        for place, outcome in zip(places, told, strict=True):
-            place.end(outcome)
+            failed = error.with_traceback(None)
+        else:
+            self.batches[runs] = batch
+            return told
+        for run in runs:
+            run.forget_step()
+        return failed
 
 
 def groups(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
-    """Those that can make their step together, at most so many."""
+    """Those that can make their step together, at most so many; those that compute more whole would slow the others."""
     kinds: dict[Hashable, list[Place]] = {}
     for place in sorted(places, key=lambda place: id(place.run)):
-        kinds.setdefault(place.run.kind, []).append(place)
+        kinds.setdefault((place.run.kind, place.run.watched.whole), []).append(place)
     for same in kinds.values():
         size = min(most, most_at_once(same[0].run))
         yield from (same[first : first + size] for first in range(0, len(same), size))

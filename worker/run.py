@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Runs one job after another in one process."""
+    """Runs one job after another in one process, or several at once."""
 
     def __init__(
         self, settings: Settings, sessions: Sessions, storage: Storage, queue: Queue, drain: Drain | None = None
@@ -196,13 +196,13 @@ class Runner:
         except tuple(CODES) as error:
             return Outcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
         except Exception as error:
-            if not is_out_of_memory(error):
+            if meeting is not None or not is_out_of_memory(error):
                 raise
             message = f"the job needs more memory than the worker has: {error}"
             return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
 
     def edit(self, job: Job, meeting: Meeting | None) -> str | None:
-        """Short of memory, once more with nothing else in it and one frame at a time."""
+        """Short of memory, once more with nothing else in it and one frame at a time; beside others, later and alone."""
         tools = Tools(
             settings=self.settings, sessions=self.sessions, storage=self.storage, models=self.models, draining=self.draining,
             meeting=meeting,
@@ -210,7 +210,7 @@ class Runner:
         try:
             return Attempt(job, tools).run()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if meeting is not None or not is_out_of_memory(error):
                 raise
             logger.warning("job %s: once more, with less memory: %s", job.id, error)
         self.models.clear()

@@ -51,15 +51,15 @@ class Slots:
         while len(self.threads) < self.count and time.monotonic() - self.looked >= LOOK_S:
             try:
                 job = self.claim()
+                if job is not None:
+                    self.begin(job)
             except Exception as error:  # those that run must not suffer
                 logger.warning("no more jobs for now: %s", error)
                 job = None
             if job is None:
                 self.looked = time.monotonic()
-            else:
-                self.begin(job)
 
     def begin(self, job: Job) -> None:
         thread = threading.Thread(target=self.run_one, args=(job, self.meeting), name=f"job {job.id}", daemon=True)
-        self.threads.append(thread)
         thread.start()
+        self.threads.append(thread)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from engine.drag import DragBatch, steps, to_points
 from engine.options import DragOptions
 from engine.run import DragRun
 from tests.generators import tiny_generator
-from worker.meeting import IDLE_S, Meeting, Turn, groups
+from worker.meeting import IDLE_S, Meeting, Place, groups
 
 OPTIONS = DragOptions(max_iterations=6, stop_distance=0.1)
 
@@ -34,8 +35,8 @@ def passes(monkeypatch):
     return counts
 
 
-def run_of(generator, seed, options=OPTIONS):
-    return DragRun(generator, generator.map(seed=seed), to_points([[8, 8 + seed]]), to_points([[20, 12]]), None, options)
+def run_of(generator, seed, options=OPTIONS, movable=None):
+    return DragRun(generator, generator.map(seed=seed), to_points([[8, 8 + seed]]), to_points([[20, 12]]), movable, options)
 
 
 def result(made):
@@ -63,6 +64,7 @@ def serve(meeting, slots, limit_s=30):
     for slot in slots:
         slot.start()
     while len(meeting.waiting) < len(slots):
+        assert time.monotonic() < until
         time.sleep(0.001)
     while any(slot.is_alive() for slot in slots):
         assert time.monotonic() < until
@@ -82,6 +84,7 @@ def test_drags_of_one_kind_make_each_step_in_one_pass(generator, passes, monkeyp
 
 
 def test_one_whose_step_fails_harms_no_other(generator, monkeypatch):
+    monkeypatch.setattr("worker.meeting.IDLE_S", 30)
     bad = run_of(generator, 1)
     made = DragBatch.step
 
@@ -118,22 +121,46 @@ def test_who_waits_for_a_server_is_not_waited_for(generator):
     waiting.join()
 
 
-def test_who_renders_is_waited_for():
-    turn = Turn()
-    time.sleep(2 * IDLE_S)
-    with turn:
-        time.sleep(2 * IDLE_S)
-        assert turn.idle_s() == 0
-    assert turn.idle_s() < IDLE_S
+def test_who_renders_is_waited_for(generator):
+    meeting = Meeting()
+    slot = Slot(meeting, run_of(generator, 0))
+    with meeting.dragging():  # one more, which is late because it renders
+        slot.start()
+        with meeting.turn:
+            gathered = []
+            gathering = threading.Thread(target=lambda: gathered.extend(meeting.gather(time.monotonic() + 30)), daemon=True)
+            gathering.start()
+            time.sleep(5 * IDLE_S)
+            assert gathered == []
+        gathering.join(30)
+        assert len(gathered) == 1
+    gathered[0].end(RuntimeError("over"))
+    slot.join(30)
+
+
+def test_a_failed_step_leaves_nothing_in_memory(generator, monkeypatch):
+    monkeypatch.setattr(DragBatch, "differentiate", lambda self: 1 / 0)
+    meeting = Meeting()
+    slot = Slot(meeting, run_of(generator, 0))
+    run = weakref.ref(slot.drag)
+    serve(meeting, [slot])
+    assert isinstance(slot.outcome, ZeroDivisionError)
+    slot.outcome, slot.drag = None, None
+    assert run() is None
+
+
+def test_a_drag_that_joins_others_remembers_its_own_start_alone(generator):
+    runs = [run_of(generator, seed) for seed in range(4)]
+    DragBatch(runs).step()
+    for tensor in (runs[0].memory.reference, runs[0].memory.discs):
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def test_kinds_are_kept_apart_and_whole_maps_in_small_groups(generator):
-    class Place:
-        def __init__(self, run):
-            self.run = run
-
-    wide = DragOptions(motion_radius=6.0)
-    whole = run_of(generator, 0).watched.whole == run_of(generator, 0).watched.until
-    places = [Place(run_of(generator, seed)) for seed in range(6)] + [Place(run_of(generator, 6, wide))]
-    sizes = sorted(len(group) for group in groups(places, 64))
-    assert sizes == ([1, 2, 4] if whole else [1, 6])
+    wide, movable = DragOptions(motion_radius=6.0), torch.ones(32, 32, dtype=torch.bool)
+    movable[:4] = False
+    windowed = [Place(run_of(generator, seed)) for seed in range(6)]
+    whole = [Place(run_of(generator, seed, movable=movable)) for seed in range(6)]
+    places = [*windowed, *whole, Place(run_of(generator, 6, wide))]
+    assert sorted(len(group) for group in groups(places, 64)) == [1, 2, 4, 6]
+    assert max(len(group) for group in groups(places, 3)) == 3

@@ -1,9 +1,10 @@
 """dragqueue bench: what things cost on this machine."""
 
 import os
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.console import Console
@@ -13,6 +14,10 @@ from rich.table import Table
 from cli import scale
 from cli.errors import CommandError
 from jobs.settings import MOST_SLOTS
+
+if TYPE_CHECKING:
+    from benchmarks.bulk_speed import BulkTime
+    from benchmarks.drag_speed import Comparison
 
 app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 app.command("scale")(scale.scale)
@@ -93,12 +98,9 @@ def job(count: Annotated[int, typer.Option(min=1, max=1000, help="Jobs, after on
     with Progress(*BAR, console=console) as bar:
         task = bar.add_task("jobs and edits", total=count)
         times = measure(count, lambda: bar.advance(task))
-    table = Table(title=f"seconds, median of {count}")
-    for title in ("job", "waiting", "load", "drag", "the rest", "edit alone", "allowed"):
-        table.add_column(title, justify="right")
     names = ("job_s", "waited_s", "load_s", "drag_s", "rest_s", "alone_s", "allowed_s")
-    table.add_row(*(f"{median(times, name):.2f}" for name in names))
-    Console(width=max(console.width, 90)).print(table)
+    columns = ("job", "waiting", "load", "drag", "the rest", "edit alone", "allowed")
+    print_table(f"seconds, median of {count}", columns, [[f"{median(times, name):.2f}" for name in names]])
 
 
 @app.command()
@@ -117,13 +119,9 @@ def bulk(
         for count in counts:
             task = bar.add_task(f"edits, slots: {count}", total=jobs)
             rows.append(measure(count, jobs, frames_every, partial(show, bar, task)))
-    table = Table(title=f"{jobs} edits, " + (f"a frame every {frames_every} iterations" if frames_every else "no frames"))
-    for title in ("slots", "s", "edits / h", f"cost of 1,000 at {hourly:g} / h", "times as many"):
-        table.add_column(title, justify="right")
-    for row in rows:
-        times = f"{row.edits_per_hour / rows[0].edits_per_hour:.2f}"
-        table.add_row(str(row.slots), f"{row.seconds:.1f}", f"{row.edits_per_hour:.0f}", f"{row.cost(hourly):.2f}", times)
-    Console(width=max(console.width, 90)).print(table)
+    frames = f"a frame every {frames_every} iterations" if frames_every else "no frames"
+    columns = ("slots", "s", "edits / h", f"cost of 1,000 at {hourly:g} / h", "times as many")
+    print_table(f"{jobs} edits, {frames}", columns, [bulk_cells(row, rows[0], hourly) for row in rows])
 
 
 @app.command()
@@ -153,35 +151,35 @@ def drag(
 
         speeds = drag_speed.measure(wanted, rounds, steps, seen)
     drag_speed.write(speeds, out)
-    table = Table(title=f"{drag_speed.device_name(device)}, {threads} threads, {drag_speed.POINTS} points")
-    for title in (
-        "px",
-        "mask",
-        "type",
-        "together",
-        "official, s",
-        "ours, s",
-        "times faster",
-        "memory, MB",
-        "of official's",
-        "GFLOP",
+    columns = (
+        "px", "mask", "type", "together", "official, s", "ours, s", "times faster", "memory, MB", "of official's", "GFLOP",
         "of the rate",
-    ):
-        table.add_column(title, justify="left" if title in ("mask", "type") else "right")
-    for one in drag_speed.compare(speeds):
-        case, ours = one.ours.case, one.ours
-        times = (f"{one.official.median_s:.2f}", f"{ours.drag_s:.3f}", f"{one.times_faster:.1f}")
-        memory = (f"{ours.peak_bytes / 1e6:.0f}", f"1/{1 / one.memory_share:.1f}")
-        table.add_row(
-            str(case.resolution),
-            case.mask,
-            case.dtype,
-            str(case.together),
-            *times,
-            *memory,
-            f"{ours.gflop:.1f}",
-            f"{100 * ours.share:.0f} %",
-        )
+    )  # fmt: skip
+    title = f"{drag_speed.device_name(device)}, {threads} threads, {drag_speed.POINTS} points"
+    print_table(title, columns, [drag_cells(one) for one in drag_speed.compare(speeds)])
+
+
+def bulk_cells(row: "BulkTime", plain: "BulkTime", hourly: float) -> list[str]:
+    """Of one row of `bench bulk`; plain is the first."""
+    times = row.edits_per_hour / plain.edits_per_hour
+    return [str(row.slots), f"{row.seconds:.1f}", f"{row.edits_per_hour:.0f}", f"{row.cost(hourly):.2f}", f"{times:.2f}"]
+
+
+def drag_cells(one: "Comparison") -> list[str]:
+    """Of one row of `bench drag`."""
+    case, ours = one.ours.case, one.ours
+    what = [str(case.resolution), case.mask, case.dtype, str(case.together)]
+    times = [f"{one.official.median_s:.2f}", f"{ours.drag_s:.3f}", f"{one.times_faster:.1f}"]
+    memory = [f"{ours.peak_bytes / 1e6:.0f}", f"1/{1 / one.memory_share:.1f}"]
+    return [*what, *times, *memory, f"{ours.gflop:.1f}", f"{100 * ours.share:.0f} %"]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("mask", "type") else "right")
+    for row in rows:
+        table.add_row(*row)
     Console(width=max(console.width, 110)).print(table)
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -147,7 +148,6 @@ class Meeting:
         elif len(places) == 1:
             places[0].end(told)
         else:
-            logger.warning("%d drags make a step alone that they could not make together: %s", len(places), told)
             if is_out_of_memory(told):
                 self.most = min(self.most, len(places) // 2)
             for place in places:
@@ -156,12 +156,13 @@ class Meeting:
     def try_step(
         self, runs: tuple[DragRun, ...], before: dict[tuple[DragRun, ...], DragBatch]
     ) -> list[DragStep | DragDiverged] | Exception:
-        """What went wrong is returned without its traceback, whose frames would keep the failed step in memory."""
+        """What went wrong is logged here and returned without its traceback, whose frames would keep the failed step in memory."""
         try:
             batch = before.get(runs) or DragBatch(runs)
             told = batch.step()
             batch.differentiate()
         except Exception as error:
+            logger.warning("a step of %d drags failed:\n%s", len(runs), traceback.format_exc())
             failed = error.with_traceback(None)
         else:
             self.batches[runs] = batch

@@ -156,7 +156,7 @@ class Meeting:
     def try_step(
         self, runs: tuple[DragRun, ...], before: dict[tuple[DragRun, ...], DragBatch]
     ) -> list[DragStep | DragDiverged] | Exception:
-        """What went wrong is logged here and returned without its traceback, whose frames would keep the failed step in memory."""
+        """What went wrong is logged and returned without its traceback, whose frames would keep the failed step in memory."""
         try:
             batch = before.get(runs) or DragBatch(runs)
             told = batch.step()

@@ -17,7 +17,7 @@ from rich.progress import track
 from benchmarks.quality.cases import Case, landmark_cases
 from benchmarks.quality.methods import service_options
 from benchmarks.quality.rulers import LandmarkRuler
-from engine.drag import DragBatch, steps, to_points
+from engine.drag import make_batch, steps, to_points
 from engine.errors import DragDiverged
 from engine.generator import Generator
 from engine.options import DragOptions
@@ -49,13 +49,13 @@ class Agreement:
     seconds: tuple[float, float]
 
 
-def compare(count: int, slots: int, precision: Precision, seed: int, console: Console) -> Agreement:
-    """Drags of one landmark each, as a job of the default preset makes them."""
+def compare(count: int, slots: int, preset: str, precision: Precision, seed: int, console: Console) -> Agreement:
+    """Drags of one landmark each, as a job of the preset makes them."""
     manifest = Manifest.load(REPOSITORY / "checkpoints")
     model = manifest.get(MODEL)
     generator = open_generator(manifest, model, choose_device("auto"))
     cases = list(landmark_cases(LandmarkRuler(generator), model.defaults.truncation_psi, count, 1, seed))
-    options = replace(service_options(model, 1), max_iterations=100)
+    options = replace(service_options(model, 1, preset=preset), max_iterations=100, precision="float32")
     began = time.perf_counter()
     plain = [alone(generator, case, options) for case in track(cases, "alone, in float32", console=console)]
     between = time.perf_counter()
@@ -96,7 +96,7 @@ def in_slots(generator: Generator, cases: list[Case], options: DragOptions, slot
                 break
         if not running:
             return
-        together = DragBatch(list(running.values()))
+        together = make_batch(list(running.values()))
         told = together.step()
         together.differentiate()
         for index, step in zip(list(running), told, strict=True):
@@ -114,10 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--drags", type=int, default=100)
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--preset", choices=["default", "fast", "paper"], default="default")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    found = compare(given.drags, given.slots, given.precision, given.seed, Console(stderr=True))
+    found = compare(given.drags, given.slots, given.preset, given.precision, given.seed, Console(stderr=True))
     print(json.dumps(asdict(found) | {"threads": torch.get_num_threads()}))
 
 

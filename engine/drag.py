@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.errors import DragDiverged
 from engine.features import FeatureMap, read
+from engine.gauss_newton import REFINED_PX, Evidence, GaussNewton, surroundings
 from engine.generator import Generator
 from engine.options import DragOptions, tracking_pixels
 from engine.run import DragRun, DragStep, Look, Memory, Steps, look, memories
@@ -55,7 +56,7 @@ def steps(run: DragRun, advance: Callable[[], DragStep] | None = None) -> Steps:
     Raises:
         DragDiverged: the loss became infinite or NaN.
     """
-    advance = advance or DragBatch([run]).advance
+    advance = advance or make_batch([run]).advance
     while True:
         step = advance()
         reason = run.note(step)
@@ -103,7 +104,8 @@ class DragBatch:
             self.move_on([one.detach() for one in maps])
         losses = self.motion_losses(maps)
         for k, run in enumerate(self.runs):
-            run.loss, run.gradient = losses[k] + run.other_losses([one[k : k + 1] for one in held]), None
+            run.loss = losses[k] + run.other_losses([one[k : k + 1] for one in held])
+            run.gradient, run.differentiate = None, self.differentiate
         return self.tell()
 
     @torch.no_grad()
@@ -116,9 +118,8 @@ class DragBatch:
         return Memory(torch.cat([one.reference for one in known]), torch.cat([one.discs for one in known]), [])
 
     def differentiate(self) -> None:
-        """Every drag's gradient at once, so that each can descend when it likes."""
-        variables = [run.variable for run in self.runs]
-        gradients = torch.autograd.grad([run.loss for run in self.runs], variables)
+        """What every drag's solver takes, at once, so that each can descend when it likes."""
+        gradients = torch.autograd.grad([run.loss for run in self.runs], [run.varied for run in self.runs])
         for run, gradient in zip(self.runs, gradients, strict=True):
             run.gradient = gradient
 
@@ -179,6 +180,53 @@ class DragBatch:
         losses_now, rest = numbers[: len(self.runs)], iter(numbers[len(self.runs) :])
         told = zip(self.runs, losses_now, self.counts, strict=True)
         return [say(run, loss, [next(rest) for _ in range(count)]) for run, loss, count in told]
+
+
+class GaussNewtonBatch(DragBatch):
+    """The same with the steps of Gauss-Newton: what is around the points says how they move, there is no loss to descend."""
+
+    def move_on(self, maps: list[FeatureMap]) -> None:
+        """Also tell the solvers by how much more their points moved than they should."""
+        expected = [run.handles for run in self.runs]
+        super().move_on(maps)
+        for run, handles in zip(self.runs, expected, strict=True):
+            if run.handles is not handles and isinstance(run.solver, GaussNewton):
+                run.solver.learn(run.handles - handles)
+
+    def follow(self, maps: list[FeatureMap]) -> Tensor:
+        """Near its target a point is seen more exactly by all that was around it at the start."""
+        found = super().follow(maps)
+        assert self.memory is not None
+        one = self.runs[0]
+        around = surroundings(maps, found, one.offsets, one.resolution)
+        shift = around.shift(around.features - self.memory.discs)
+        shift = shift * (REFINED_PX * one.scale / shift.norm(dim=1, keepdim=True)).clamp(max=1)
+        near = (self.targets - found).norm(dim=1, keepdim=True) <= self.anchors[:, None]
+        return torch.where(near, found + shift, found).clamp(0, one.resolution - 1)
+
+    def motion_losses(self, maps: list[FeatureMap]) -> list[Tensor]:
+        """How much what is around the points has changed, which nothing descends; what is there is kept for `differentiate`."""
+        assert self.memory is not None
+        one = self.runs[0]
+        self.around = surroundings(maps, self.handles(), one.offsets, one.resolution)
+        changes = (self.around.features.detach() - self.memory.discs).abs().mean(dim=(1, 2))
+        return [part.sum() for part in torch.split(changes, self.counts)]
+
+    def differentiate(self) -> None:
+        due = [run for run in self.runs if run.varied.requires_grad]
+        gradients = dict(zip(due, self.around.gradients([run.varied for run in due]), strict=True)) if due else {}
+        sharpness, doubts = (torch.split(one, self.counts) for one in (self.around.sharpness, self.around.doubt))
+        for run, sharp, doubt in zip(self.runs, sharpness, doubts, strict=True):
+            jacobian = None
+            if run in gradients:
+                jacobian = -torch.linalg.solve(sharp, gradients[run].flatten(2)).reshape(-1, *run.variable.shape[1:])
+            run.gradient = Evidence(run.targets - run.handles, doubt, jacobian)
+        del self.around  # and the step's maps with it
+
+
+def make_batch(runs: Sequence[DragRun]) -> DragBatch:
+    """Of drags of one kind."""
+    return (GaussNewtonBatch if runs[0].options.solver == "gauss-newton" else DragBatch)(runs)
 
 
 def say(run: DragRun, loss: float, distances: list[float]) -> DragStep | DragDiverged:

@@ -20,6 +20,7 @@ SEED = 123
 class LatentStatistics:
     spread: float  # standard deviation of a number of w
     directions: Tensor  # [D, D], orthonormal rows, the one along which w varies most first (GANSpace, Härkönen et al. 2020)
+    deviations: Tensor  # [D], standard deviation along each
 
 
 known: WeakKeyDictionary[Generator, LatentStatistics] = WeakKeyDictionary()
@@ -41,8 +42,9 @@ def measure(generator: Generator) -> LatentStatistics:
     offsets = w - w.mean(dim=0)
     spread = offsets.square().sum(dim=1).mean().div(config.w_dim).sqrt()
     exact = offsets.double().cpu()
-    _, vectors = torch.linalg.eigh(exact.t() @ exact)  # the largest variance last
-    return LatentStatistics(float(spread), vectors.flip(1).t().contiguous().to(w))
+    sums, vectors = torch.linalg.eigh(exact.t() @ exact)  # the largest variance last
+    deviations = sums.flip(0).clamp(min=0).div(SAMPLES).sqrt()
+    return LatentStatistics(float(spread), vectors.flip(1).t().contiguous().to(w), deviations.to(w))
 
 
 class Region(Protocol):
@@ -99,3 +101,11 @@ def choose_region(generator: Generator, start: Tensor, latent_space: str) -> Reg
     if match is None or not 1 <= int(match[1]) <= width:
         raise InvalidEdit(f"latent_space must be w, w+ or pca:K with K from 1 to {width}, got {latent_space[:20]}")
     return PrincipalDirections(start, latent_statistics(generator).directions[: int(match[1])])
+
+
+def deviations(generator: Generator, region: Region) -> Tensor:
+    """[V, V]: what changes a region's variable [1, R, V] by one standard deviation along each principal direction."""
+    known = latent_statistics(generator)
+    if isinstance(region, PrincipalDirections):
+        return torch.diag(known.deviations[: len(region.directions)])
+    return known.deviations[:, None] * known.directions

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InvalidEdit
+from engine.gauss_newton import REFINED_PX, SLOPE_PX
 from engine.generator import Generator
 from engine.mask_term import EARLY_SIZE, check_early
 from engine.trunk import Precision
@@ -41,6 +42,7 @@ class DragOptions:
     context_blocks: int = 0  # coarser blocks watched beside the feature block, where no mask is given
     precision: Precision = "float32"  # of the convolutions; bfloat16 is twice as fast where it is native
     overstep: bool = True  # every step of a handle is a whole pixel; else at most what remains, and who arrived is held
+    solver: Literal["adam", "gauss-newton"] = "adam"  # what takes steps; the other knows no rate, no mask and no latent weight
 
 
 def tracking_pixels(options: DragOptions, resolution: int) -> int:
@@ -50,7 +52,8 @@ def tracking_pixels(options: DragOptions, resolution: int) -> int:
 
 def reach_px(options: DragOptions, resolution: int) -> float:
     """How far from where a handle was features are read: it is found anew, then its disc is read, and that one step on."""
-    return tracking_pixels(options, resolution) + options.motion_radius * resolution / REFERENCE_RESOLUTION + SLACK_PX
+    beyond = options.motion_radius + (REFINED_PX + SLOPE_PX if options.solver == "gauss-newton" else 0.0)
+    return tracking_pixels(options, resolution) + beyond * resolution / REFERENCE_RESOLUTION + SLACK_PX
 
 
 def feature_resolution(generator: Generator, options: DragOptions) -> int:
@@ -63,7 +66,8 @@ def watched(generator: Generator, options: DragOptions, points: int, masked: boo
     until, resolution = feature_resolution(generator, options), generator.config.resolution
     reach = reach_px(options, resolution) * until / resolution
     if not masked:
-        return choose_watch(generator.config, until, options.context_blocks, reach, points)
+        copies = points if options.solver == "gauss-newton" else 1
+        return choose_watch(generator.config, until, options.context_blocks, reach, points, copies)
     if options.mask_term == "paper":
         return Watch(until, 0, until, reach)
     return choose_watch(generator.config, until, 0, reach, points, least=EARLY_SIZE // 2)
@@ -86,9 +90,16 @@ def check_arguments(
         raise InvalidEdit(f"movable must be bool [{config.resolution}, {config.resolution}]")
     if movable is not None and not movable.any():
         raise InvalidEdit("movable is False everywhere: nothing may change")
+    check_options(generator, options, movable is not None)
+
+
+def check_options(generator: Generator, options: DragOptions, masked: bool) -> None:
+    config = generator.config
     if not 1 <= options.trainable_layers <= config.num_ws:
         raise InvalidEdit(f"trainable_layers must be 1 to {config.num_ws}, got {options.trainable_layers}")
-    if movable is not None and options.mask_term == "early":
+    if options.solver == "gauss-newton" and (masked or options.latent_weight > 0):
+        raise InvalidEdit("solver gauss-newton goes by the points alone: without movable, with a latent_weight of 0")
+    if masked and options.mask_term == "early":
         check_early(config, options.trainable_layers, feature_resolution(generator, options))
     if options.feature_resolution not in (None, *config.block_resolutions):
         raise InvalidEdit(f"feature_resolution must be one of {config.block_resolutions}, got {options.feature_resolution}")

@@ -2,7 +2,7 @@
 
 import collections.abc
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from engine.descent import Descent, DescentState
 from engine.features import FeatureMap, disc, read
+from engine.gauss_newton import Evidence, GaussNewton, GaussNewtonState
 from engine.generator import Generator
-from engine.latent import choose_region
+from engine.latent import choose_region, deviations
 from engine.mask_term import MaskTerm, early_shares, paper_shares
 from engine.options import REFERENCE_RESOLUTION, DragOptions, check_arguments, feature_resolution, watched
 from engine.trunk import trunk_of
@@ -20,8 +21,8 @@ from engine.windows import watch
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
-STALLED_ITERATIONS = 30
 STALLED_GAIN = 0.1  # pixels at 512
+STALLED_ITERATIONS = {"adam": 30, "gauss-newton": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +47,17 @@ class DragState:
 
     iteration: int
     handles: Tensor  # [K, 2] xy pixels, at that step
+    centers: Tensor  # [K, 2] xy pixels, around which it was looked for them
     best: DragStep  # so far
     mark_px: float  # the record that makes it stall
     since: int  # the iteration that set it
-    descent: DescentState
+    solver: DescentState | GaussNewtonState
 
     def tensors(self) -> dict[str, Tensor]:
         """By names that `read` understands."""
         best, numbers = self.best, (self.best.distance_px, self.best.mean_distance_px, self.best.loss, self.mark_px)
-        return self.descent.tensors() | {
-            "handles": self.handles, "best.w": best.w, "best.handles": best.handles.clone(),
+        return self.solver.tensors() | {
+            "handles": self.handles, "centers": self.centers.clone(), "best.w": best.w, "best.handles": best.handles.clone(),
             "iterations": torch.tensor([self.iteration, best.iteration, self.since]),
             "numbers": torch.tensor(numbers, dtype=torch.float64),
         }  # fmt: skip
@@ -69,15 +71,16 @@ class DragState:
             iteration=best_iteration, w=tensors["best.w"], handles=tensors["best.handles"], distance_px=distance_px,
             mean_distance_px=mean_distance_px, loss=loss,
         )  # fmt: skip
-        descent = DescentState.read(tensors)
-        return cls(iteration=iteration, handles=tensors["handles"], best=best, mark_px=mark_px, since=since, descent=descent)
+        solver = (GaussNewtonState if "jacobian" in tensors else DescentState).read(tensors)
+        points = {name: tensors[name] for name in ("handles", "centers")}
+        return cls(iteration=iteration, **points, best=best, mark_px=mark_px, since=since, solver=solver)
 
 
 class Record:
     """How long the best mean distance has stood."""
 
-    def __init__(self, gain_px: float) -> None:
-        self.gain_px = gain_px
+    def __init__(self, gain_px: float, patience: int) -> None:
+        self.gain_px, self.patience = gain_px, patience
         self.mark_px = math.inf
         self.since = 0
 
@@ -86,7 +89,7 @@ class Record:
             self.mark_px, self.since = step.mean_distance_px, step.iteration
 
     def stalled(self, iteration: int) -> bool:
-        return iteration - self.since >= STALLED_ITERATIONS
+        return iteration - self.since >= self.patience
 
 
 class DragRun:
@@ -105,19 +108,22 @@ class DragRun:
         self.watched = watched(generator, options, len(handles), movable is not None)
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)
+        self.centers = self.handles  # where the next feature pass looks
         self.start = w.to(like).detach()
         self.mask = None if movable is None else self.mask_term(movable, early)
         self.region = choose_region(generator, self.start[:, : options.trainable_layers], options.latent_space)
-        self.variable = self.region.origin.clone().requires_grad_()
-        self.descent = Descent([self.variable], options.learning_rate)
+        self.variable = self.region.origin.clone()
+        self.solver = self.choose_solver(generator)
+        self.varied = self.variable  # what gradients are of
         self.offsets = disc(options.motion_radius, self.scale, self.handles)  # [P, 2]
         self.memory: Memory | None = None  # from the first step on
         self.iteration = 0
         self.followed = 0  # the iteration whose handles are known
         self.loss = torch.zeros([])  # of the last step
-        self.gradient: Tensor | None = None  # of it, where that is known already
+        self.gradient: Tensor | Evidence | None = None  # what its solver takes, where that is known already
+        self.differentiate: Callable[[], None] | None = None  # makes it known
         self.best: DragStep | None = None
-        self.record = Record(STALLED_GAIN * self.scale)
+        self.record = Record(STALLED_GAIN * self.scale, STALLED_ITERATIONS[options.solver])
 
     @property
     def kind(self) -> Hashable:
@@ -125,7 +131,7 @@ class DragRun:
         how = self.options
         tracking = how.tracking_radius, how.tracking_metric, how.subpixel
         watched = self.watched.until, self.watched.context, self.watched.reach  # how much whole is a matter of cost
-        return self.trunk, *watched, self.mask is None, how.motion_radius, *tracking, how.overstep
+        return self.trunk, *watched, self.mask is None, how.motion_radius, *tracking, how.overstep, how.solver
 
     def note(self, step: DragStep) -> StopReason | None:
         """A step that was made; whether it is the last."""
@@ -134,39 +140,60 @@ class DragRun:
         self.record.add(step)
         return stop_reason(step, self.record, self.options)
 
+    def choose_solver(self, generator: Generator) -> Descent | GaussNewton:
+        if self.options.solver == "adam":
+            return Descent([self.variable.requires_grad_()], self.options.learning_rate)
+        return GaussNewton(self.variable, deviations(generator, self.region), len(self.handles), self.scale)
+
     def forget_step(self) -> None:
         """Give back what the last step keeps in memory; it can be made again."""
-        self.loss, self.gradient = self.loss.detach(), None
+        self.loss, self.gradient, self.differentiate, self.varied = self.loss.detach(), None, None, self.variable
 
     def descend(self) -> None:
-        """One step of the optimizer."""
-        [gradient] = torch.autograd.grad(self.loss, [self.variable]) if self.gradient is None else [self.gradient]
-        self.descent.take([gradient])
-        self.gradient = None
+        """One step of the solver."""
+        if self.gradient is None:
+            assert self.differentiate is not None
+            self.differentiate()
+        match self.solver, self.gradient:
+            case GaussNewton() as solver, Evidence() as seen:
+                self.handles = (self.handles + solver.take(seen)).clamp(0, self.resolution - 1)  # until they are found
+            case Descent() as solver, Tensor() as gradient:
+                solver.take([gradient])
+        self.gradient = self.differentiate = None
+        self.centers = self.handles
         self.iteration += 1
 
     def state(self) -> DragState:
         """At the step just noted."""
         assert self.best is not None
         return DragState(
-            iteration=self.iteration, handles=self.handles, best=self.best, mark_px=self.record.mark_px,
-            since=self.record.since, descent=self.descent.state(),
+            iteration=self.iteration, handles=self.handles, centers=self.centers, best=self.best,
+            mark_px=self.record.mark_px, since=self.record.since, solver=self.solver.state(),
         )  # fmt: skip
 
     def restore(self, state: DragState) -> None:
         """Go on from a state of a drag with the same arguments; its step comes once more."""
         with torch.no_grad():
             [self.memory] = memories([self], look([self]))
-        self.descent.restore(state.descent)
+        self.solver.restore(state.solver)  # type: ignore[arg-type]  # the same arguments chose the same solver
         self.iteration = self.followed = state.iteration
-        self.handles = state.handles.to(self.start)
+        self.handles, self.centers = state.handles.to(self.start), state.centers.to(self.start)
         self.best = replace(state.best, w=state.best.w.to(self.start), handles=state.best.handles.to(self.start))
         self.record.mark_px, self.record.since = state.mark_px, state.since
 
     def latent(self) -> Tensor:
         """w+ as it is now, [1, L, D]."""
-        rows = self.options.trainable_layers
-        return torch.cat([self.region.rows(self.variable), self.start[:, rows:]], dim=1)
+        return self.whole(self.variable)
+
+    def latents(self) -> Tensor:
+        """The same for a feature pass; [K, L, D], one for each point, where each shall tell how it moves with w."""
+        if isinstance(self.solver, GaussNewton):
+            self.varied = self.solver.copies()
+        return self.whole(self.varied)
+
+    def whole(self, variable: Tensor) -> Tensor:
+        fixed = self.start[:, self.options.trainable_layers :]
+        return torch.cat([self.region.rows(variable), fixed.expand(len(variable), -1, -1)], dim=1)
 
     def mask_term(self, movable: Tensor, early: bool) -> MaskTerm:
         like = self.start
@@ -207,19 +234,22 @@ def look(runs: Sequence[DragRun]) -> Look:
     a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
     """
     one = max(runs, key=lambda run: run.watched.whole)  # where many points make whole maps cheaper
-    modulations = one.trunk.modulations(torch.cat([run.latent() for run in runs]))
-    handles = torch.cat([run.handles for run in runs])
-    (fine, *coarse), blocks = watch(one.trunk.synthesis, modulations, one.watched, handles, one.resolution, owners(runs))
+    modulations = one.trunk.modulations(torch.cat([run.latents() for run in runs]))
+    centers = torch.cat([run.centers for run in runs])
+    (fine, *coarse), blocks = watch(one.trunk.synthesis, modulations, one.watched, centers, one.resolution, owners(runs))
     maps = [fine, *(replace(other, values=other.values * CONTEXT_STRENGTH) for other in coarse)]
     return Look(maps, [] if one.mask is None else one.mask.held(blocks, modulations))
 
 
 def owners(runs: Sequence[DragRun]) -> Tensor | None:
-    """[K], which drag each of all their points belongs to; None: there is only one."""
-    if len(runs) == 1:
-        return None
-    counts = torch.tensor([len(run.handles) for run in runs])
-    return torch.repeat_interleave(counts).to(runs[0].start.device)
+    """[K], which latent of their feature pass each of all their points belongs to; None: there is only one."""
+    found: list[int] = []
+    latents = 0
+    for run in runs:
+        copies, points = len(run.varied), len(run.handles)
+        found += range(latents, latents + points) if copies == points else [latents] * points
+        latents += copies
+    return None if latents == 1 else torch.tensor(found, device=runs[0].start.device)
 
 
 def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopReason | None:

@@ -137,25 +137,26 @@ def layer_in(layer: SynthesisLayer, x: Tensor, modulation: Modulation, windows: 
 
 
 def choose_watch(
-    config: GeneratorConfig, until: int, context: int, reach: float, points: int, least: int = SMALLEST_WHOLE
+    config: GeneratorConfig, until: int, context: int, reach: float, points: int, copies: int = 1, *, least: int = SMALLEST_WHOLE
 ) -> Watch:
     """The cheapest way to see this far around so many points: which blocks are computed whole.
 
     Args:
         until: the feature block's resolution.
         reach: cells of the feature block.
+        copies: of w, each with whole blocks of its own.
         least: resolution up to which blocks are wanted whole.
     """
     ways = [Watch(until, context, whole, reach) for whole in config.block_resolutions if least <= whole < until]
     windowed = ways if config.architecture != "resnet" else []  # its blocks have a branch beside their layers
-    return min([Watch(until, context, until, reach), *windowed], key=lambda way: cost(config, way, points))
+    return min([Watch(until, context, until, reach), *windowed], key=lambda way: cost(config, way, points, copies))
 
 
-def cost(config: GeneratorConfig, way: Watch, points: int) -> float:
+def cost(config: GeneratorConfig, way: Watch, points: int, copies: int) -> float:
     """Multiply-accumulates of the convolutions of one pass, those in windows weighed by what they take longer."""
     total, windows = 0.0, way.windows(torch.zeros(1, 2))
     for size in (size for size in config.block_resolutions if 4 < size <= way.until):
-        cells = size**2 if size <= way.whole else SMALL_IS_SLOWER * points * windows[size].side ** 2
+        cells = copies * size**2 if size <= way.whole else SMALL_IS_SLOWER * points * windows[size].side ** 2
         channels = config.channels(size)
         total += cells * channels * 9 * (config.channels(size // 2) / 4 + channels)
     return total

@@ -66,14 +66,15 @@ def test_the_demos_edits_reach_their_targets_and_leave_alone_what_is_masked(tmp_
     assert 10 * np.log10(255**2 / np.square(before - after).mean()) > 38  # dB, of the last edit, which has a mask
 
 
+@pytest.mark.parametrize(("preset", "iterations"), [("default", 100), ("fast", 15)])
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_the_nose_can_be_dragged_sideways(generator, ruler, model, seed):
+def test_the_nose_can_be_dragged_sideways(generator, ruler, model, seed, preset, iterations):
     """15.4 px, 12 % of the width, towards the side that is farther away."""
     psi = model.defaults.truncation_psi
     w, nose = generator.map(seed=seed, truncation_psi=psi), LANDMARKS.index("nose_tip")
     x, y = ruler.landmarks(w)[nose].tolist()
     handle, target = to_points([(x, y)]), to_points([(x + (15.4 if x < 64 else -15.4), y)])
-    *_, result = drag(generator, w, handle, target, options=service_options(model, 1, max_iterations=100))
+    *_, result = drag(generator, w, handle, target, options=service_options(model, 1, preset=preset, max_iterations=iterations))
     assert result.stop_reason == "reached"
     assert np.linalg.norm(ruler.landmarks(result.w)[nose] - target.numpy()) < LOST_PX  # by the detector
 

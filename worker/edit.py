@@ -1,6 +1,6 @@
 """From a job's spec to the engine's arguments."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ def drag_options(spec: JobSpec) -> DragOptions:
     """Of a resolved spec."""
     names = {field.name for field in fields(DragOptions)}
     given = {name: value for name, value in spec.drag.model_dump(exclude_none=True).items() if name in names}
-    return DragOptions(**PRESETS[spec.drag.preset](len(spec.points), spec.movable is not None), **given)
+    options = DragOptions(**PRESETS[spec.drag.preset](len(spec.points), spec.movable is not None), **given)
+    return replace(options, solver="adam") if options.latent_weight > 0 else options  # the other goes by points alone
 
 
 # What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
@@ -61,12 +62,18 @@ def default_preset(points: int, masked: bool) -> dict[str, Any]:
     return {"anchor_distance": anchor, "overstep": False, "context_blocks": 2, "mask_metric": "l2"}
 
 
+def fast_preset(points: int, masked: bool) -> dict[str, Any]:
+    """A mask needs a gradient of its own."""
+    default = default_preset(points, masked)
+    return default if masked else default | {"anchor_distance": 12.0, "solver": "gauss-newton"}
+
+
 def paper_preset(points: int, masked: bool) -> dict[str, Any]:
     """Handles on whole pixels, found in L1."""
     return {"subpixel": False, "tracking_metric": "l1"}
 
 
-PRESETS = {"default": default_preset, "fast": default_preset, "paper": paper_preset}
+PRESETS = {"default": default_preset, "fast": fast_preset, "paper": paper_preset}
 
 
 def choose_device(wanted: str) -> torch.device:

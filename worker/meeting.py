@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from engine.drag import DragBatch, steps
+from engine.drag import DragBatch, make_batch, steps
 from engine.errors import DragDiverged
 from engine.run import DragRun, DragStep, Steps
 from jobs.settings import MOST_SLOTS
@@ -158,7 +158,7 @@ class Meeting:
     ) -> list[DragStep | DragDiverged] | Exception:
         """What went wrong is logged and returned without its traceback, whose frames would keep the failed step in memory."""
         try:
-            batch = before.get(runs) or DragBatch(runs)
+            batch = before.get(runs) or make_batch(runs)
             told = batch.step()
             batch.differentiate()
         except Exception as error:

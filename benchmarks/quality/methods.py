@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.drag import DragBatch, steps, to_points
+from engine.drag import DragBatch, make_batch, steps, to_points
 from engine.features import FeatureMap
 from engine.generator import Generator, modulate
 from engine.options import DragOptions, tracking_pixels
@@ -21,6 +21,7 @@ from jobs.checkpoints import ModelEntry
 from jobs.spec import Drag, JobSpec, Movable, PointPair, Shape, Source
 from worker.edit import drag_options
 
+Together = Callable[[Sequence[DragRun]], DragBatch]  # how steps are made
 PATCH_RADIUS = 4  # pixels of a 128-pixel image, of the block matching
 
 
@@ -58,7 +59,7 @@ def service_options(model: ModelEntry, points: int, masked: bool = False, **give
 
 
 def dragging(
-    name: str, model: ModelEntry, together: type[DragBatch] = DragBatch, beyond: dict[str, Any] | None = None, **given: object
+    name: str, model: ModelEntry, together: Together = make_batch, beyond: dict[str, Any] | None = None, **given: object
 ) -> Method:
     """DragGAN's loop with the options that a job with the given drag options would have.
 

@@ -21,6 +21,7 @@ from benchmarks.quality.methods import (
     BlockMatching,
     Ending,
     Method,
+    Together,
     Untracked,
     dragging,
     no_edit,
@@ -28,7 +29,7 @@ from benchmarks.quality.methods import (
 )
 from benchmarks.quality.metrics import PerceptualDistance, mse, psnr, ssim
 from benchmarks.quality.rulers import LandmarkRuler, Ruler
-from engine.drag import DragBatch
+from engine.drag import make_batch
 from engine.generator import Generator
 from jobs.checkpoints import ModelEntry
 
@@ -84,9 +85,7 @@ class Bench:
     def default(self) -> Method:
         return self.drag("default")
 
-    def drag(
-        self, name: str, together: type[DragBatch] = DragBatch, beyond: dict[str, Any] | None = None, **given: object
-    ) -> Method:
+    def drag(self, name: str, together: Together = make_batch, beyond: dict[str, Any] | None = None, **given: object) -> Method:
         return dragging(name, self.model, together, beyond, **{"max_iterations": MAX_ITERATIONS, **given})
 
     def cases(self, points: int, count: int, seed: int) -> list[Case]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.drag import DragBatch, drag, steps, to_points
+from engine.drag import DragBatch, drag, make_batch, to_points
 from engine.errors import DragDiverged
 from engine.options import DragOptions
 from engine.run import DragRun
@@ -32,7 +32,7 @@ def arguments(generator, slot, **options):
 
 
 def advance(runs, count):
-    together = DragBatch(runs)
+    together = make_batch(runs)
     for _ in range(count):
         told = together.step()
         for run, step in zip(runs, told, strict=True):
@@ -44,7 +44,8 @@ def advance(runs, count):
 
 
 def alone(run, iteration):
-    return next(step for step in steps(run) if step.iteration == iteration)
+    [step] = advance([run], iteration)
+    return step
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ def alone(run, iteration):
         (False, {"feature_resolution": 64}),
         (False, {"feature_resolution": 64, **DEFAULT}),
         (False, {"feature_resolution": 64, "latent_space": "pca:3", "latent_weight": 0.3}),
+        (False, {"feature_resolution": 32, **DEFAULT, "solver": "gauss-newton"}),
         (True, {"feature_resolution": 32, **DEFAULT}),
         (True, {"feature_resolution": 64, "mask_term": "early"}),
     ],

@@ -20,6 +20,7 @@ LONGEST_PX = 8.0  # of a point's step, at 512
 NOISE_PX = 1.0  # standard deviation of where one point is seen, at 512
 REFINED_PX = 4.0  # at most, at 512
 SLOPE_PX = 4.0  # distance from which slopes are taken, at 512
+SPACING = 4.0  # pixels between the places around a point that are looked at, at 512
 FLAT = 1e-3  # share of a point's mean sharpness that every direction has
 LEAST = 1e-9  # of it, where all is alike
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.descent import Descent, DescentState
 from engine.features import FeatureMap, disc, read
-from engine.gauss_newton import Evidence, GaussNewton, GaussNewtonState
+from engine.gauss_newton import SPACING, Evidence, GaussNewton, GaussNewtonState
 from engine.generator import Generator
 from engine.latent import choose_region, deviations
 from engine.mask_term import MaskTerm, early_shares, paper_shares
@@ -115,7 +115,8 @@ class DragRun:
         self.variable = self.region.origin.clone()
         self.solver = self.choose_solver(generator)
         self.varied = self.variable  # what gradients are of
-        self.offsets = disc(options.motion_radius, self.scale, self.handles)  # [P, 2]
+        spacing = SPACING if options.solver == "gauss-newton" else 1.0  # whose features need no gradient at every pixel
+        self.offsets = disc(options.motion_radius / spacing, spacing * self.scale, self.handles)  # [P, 2]
         self.memory: Memory | None = None  # from the first step on
         self.iteration = 0
         self.followed = 0  # the iteration whose handles are known

@@ -22,6 +22,7 @@ LIMIT_S = 3600.0
 class BulkTime:
     """Of jobs on one worker with all cores, the model in its memory."""
 
+    preset: str
     slots: int
     jobs: int
     frames_every: int
@@ -36,14 +37,14 @@ class BulkTime:
         return hourly * 1000 / self.edits_per_hour
 
 
-def measure(slots: int, jobs: int, frames_every: int, seen: Callable[[int], None]) -> BulkTime:
+def measure(preset: str, slots: int, jobs: int, frames_every: int, seen: Callable[[int], None]) -> BulkTime:
     """Args:
     seen: called with how many have ended.
     """
     environment = dict(os.environ) | {"DRAGQUEUE_SLOTS": str(slots)}
     with local_stack(environment=environment) as stack, running_service(stack, workers=1) as service, service.client() as client:
-        client.wait(client.submit(edit(0, frames_every)).id, limit_s=LIMIT_S)
-        lines = [json.dumps({"job": edit(k, frames_every)}) for k in range(jobs)]
+        client.wait(client.submit(edit(0, preset, frames_every)).id, limit_s=LIMIT_S)
+        lines = [json.dumps({"job": edit(k, preset, frames_every)}) for k in range(jobs)]
         batch = wait(client, client.submit_batch("\n".join(lines).encode()), seen)
         done = [job for job in client.jobs(batch=batch.id) if job.state == "succeeded"]
     if len(done) != jobs:
@@ -51,14 +52,15 @@ def measure(slots: int, jobs: int, frames_every: int, seen: Callable[[int], None
     began = min(job.started_at for job in done if job.started_at is not None)
     ended = max(job.finished_at for job in done if job.finished_at is not None)
     seconds = (ended - began).total_seconds()
-    return BulkTime(slots=slots, jobs=jobs, frames_every=frames_every, seconds=seconds)
+    return BulkTime(preset=preset, slots=slots, jobs=jobs, frames_every=frames_every, seconds=seconds)
 
 
-def edit(number: int, frames_every: int) -> dict[str, object]:
-    """One point of another face each time, by the default preset."""
+def edit(number: int, preset: str, frames_every: int) -> dict[str, object]:
+    """One point of another face each time."""
     (x, y), (dx, dy) = LANDMARKS[number % len(LANDMARKS)], SHIFTS[number // len(LANDMARKS) % len(SHIFTS)]
     points = [{"handle": [x, y], "target": [x + dx, y + dy]}]
-    return {"model": MODEL, "source": {"seed": number}, "points": points, "output": {"frames_every": frames_every}}
+    how = {"drag": {"preset": preset}, "output": {"frames_every": frames_every}}
+    return {"model": MODEL, "source": {"seed": number}, "points": points} | how
 
 
 def wait(client: Client, batch: Batch, seen: Callable[[int], None]) -> Batch:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -107,20 +108,21 @@ def job(count: Annotated[int, typer.Option(min=1, max=1000, help="Jobs, after on
 def bulk(
     jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Edits of each row.")] = 64,
     slots: Annotated[str, typer.Option(help="Jobs that a worker runs at once, a row for each.")] = "1,16",
+    presets: Annotated[str, typer.Option(help="default, fast, paper.")] = "default",
     frames_every: Annotated[int, typer.Option(min=0, max=2000, help="Iterations; 0 keeps no frames.")] = 0,
     hourly: Annotated[float, typer.Option(min=0, help="What the machine costs an hour, in any currency.")] = 1.0,
 ) -> None:
     """Edits an hour of one worker, by how many it runs at once."""
     from benchmarks.bulk_speed import measure
 
-    counts = numbers(slots, "slots")
+    ways = list(product(words(presets, "presets", ("default", "fast", "paper")), numbers(slots, "slots")))
     rows = []
     with Progress(*BAR, console=console) as bar:
-        for count in counts:
-            task = bar.add_task(f"edits, slots: {count}", total=jobs)
-            rows.append(measure(count, jobs, frames_every, partial(show, bar, task)))
+        for preset, count in ways:
+            task = bar.add_task(f"edits, {preset}, slots: {count}", total=jobs)
+            rows.append(measure(preset, count, jobs, frames_every, partial(show, bar, task)))
     frames = f"a frame every {frames_every} iterations" if frames_every else "no frames"
-    columns = ("slots", "s", "edits / h", f"cost of 1,000 at {hourly:g} / h", "times as many")
+    columns = ("preset", "slots", "s", "edits / h", f"cost of 1,000 at {hourly:g} / h", "times as many")
     print_table(f"{jobs} edits, {frames}", columns, [bulk_cells(row, rows[0], hourly) for row in rows])
 
 
@@ -162,7 +164,14 @@ def drag(
 def bulk_cells(row: "BulkTime", plain: "BulkTime", hourly: float) -> list[str]:
     """Of one row of `bench bulk`; plain is the first."""
     times = row.edits_per_hour / plain.edits_per_hour
-    return [str(row.slots), f"{row.seconds:.1f}", f"{row.edits_per_hour:.0f}", f"{row.cost(hourly):.2f}", f"{times:.2f}"]
+    return [
+        row.preset,
+        str(row.slots),
+        f"{row.seconds:.1f}",
+        f"{row.edits_per_hour:.0f}",
+        f"{row.cost(hourly):.2f}",
+        f"{times:.2f}",
+    ]
 
 
 def drag_cells(one: "Comparison") -> list[str]:

@@ -184,7 +184,7 @@ class Inversion:
         options = self.options
         if options.tuning_steps == 0:
             return
-        self.generator = copy.deepcopy(self.generator)
+        self.generator = bendable(self.generator)
         weights = list(self.generator.synthesis.parameters())
         for parameter in weights:
             parameter.requires_grad_(True)
@@ -239,7 +239,7 @@ class Inversion:
 
     def own_noises(self) -> list[Tensor]:
         """The noise images [r, r] of a copy of the generator, ready to be optimized."""
-        self.generator = copy.deepcopy(self.generator)
+        self.generator = bendable(self.generator)
         return [noise.requires_grad_() for noise in self.noises().values()]
 
     def noises(self) -> dict[str, Tensor]:
@@ -283,6 +283,11 @@ def changed_tensors(original: Generator, tuned: Generator) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tuned.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
+def bendable(generator: Generator) -> Generator:
+    """A copy whose synthesis network may be changed; it shares the mapping network, and with it what is known of w."""
+    return copy.deepcopy(generator, {id(generator.mapping): generator.mapping})
+
+
 def with_tensors(generator: Generator, tensors: dict[str, Tensor]) -> Generator:
     """A copy of a generator with some of its tensors replaced.
 
@@ -291,8 +296,8 @@ def with_tensors(generator: Generator, tensors: dict[str, Tensor]) -> Generator:
     """
     known = generator.state_dict()
     for name, tensor in tensors.items():
-        if name not in known or known[name].shape != tensor.shape:
+        if not name.startswith("synthesis.") or name not in known or known[name].shape != tensor.shape:
             raise InvalidEdit(f"the tuned generator's tensor {name[:100]} does not fit this model")
-    tuned = copy.deepcopy(generator)
+    tuned = bendable(generator)
     tuned.load_state_dict(tensors, strict=False)
     return tuned.requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import InvalidEdit
-from engine.generator import Generator
+from engine.generator import Generator, MappingNetwork
 
 SAMPLES = 10_000
 SEED = 123
@@ -23,14 +23,14 @@ class LatentStatistics:
     deviations: Tensor  # [D], standard deviation along each
 
 
-known: WeakKeyDictionary[Generator, LatentStatistics] = WeakKeyDictionary()
+known: WeakKeyDictionary[MappingNetwork, LatentStatistics] = WeakKeyDictionary()
 
 
 def latent_statistics(generator: Generator) -> LatentStatistics:
-    """Of a generator's w; of a conditional one its first class. Computed once for each generator in memory."""
-    if generator not in known:
-        known[generator] = measure(generator)
-    return known[generator]
+    """Of a generator's w; of a conditional one its first class. Computed once for each mapping network in memory."""
+    if generator.mapping not in known:
+        known[generator.mapping] = measure(generator)
+    return known[generator.mapping]
 
 
 @torch.no_grad()

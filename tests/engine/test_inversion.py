@@ -15,6 +15,7 @@ from engine.inversion import (
     renormalize,
     with_tensors,
 )
+from engine.latent import latent_statistics
 from engine.perceptual import DiscriminatorLoss, Lpips, load_lpips, pixel_loss
 from tests.generators import reference_generator, tiny_generator
 
@@ -67,6 +68,14 @@ def test_what_tuning_changed_makes_the_tuned_generator_again(generator, inverted
 def test_tensors_of_another_model_are_refused(generator):
     with pytest.raises(InvalidEdit, match="does not fit this model"):
         with_tensors(generator, {"synthesis.b4.const": torch.zeros(3)})
+    with pytest.raises(InvalidEdit, match=r"mapping\.w_avg"):  # nothing bends what the copies share
+        with_tensors(generator, {"mapping.w_avg": torch.zeros_like(generator.mapping.w_avg)})
+
+
+def test_a_tuned_generator_knows_how_the_models_w_is_distributed(generator, inverted):
+    tuned = inverted[0].generator
+    assert tuned is not generator
+    assert latent_statistics(tuned) is latent_statistics(generator)
 
 
 def test_in_w_all_rows_stay_alike_and_in_w_plus_they_part(generator, target):

@@ -228,6 +228,7 @@ def choices(bench: Bench, count: int, seed: int, points: list[int]) -> Study:
         bench.drag("tracked to whole pixels", beyond={"subpixel": False}),
         bench.drag("stop at 1 px", stop_distance=1.0),
         bench.drag("all five as in the paper", beyond=PAPER_LOOP, stop_distance=1.0),
+        bench.drag("fast", preset="fast"),
     ]
     groups = {group_name(number): bench.cases(number, count, seed) for number in points}
     title = "What the default preset chose, undone one by one"

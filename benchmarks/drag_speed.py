@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.official_step import OfficialDrag
 from engine.config import GeneratorConfig
-from engine.drag import DragBatch, to_points
+from engine.drag import make_batch, to_points
 from engine.generator import Generator, channels_last
 from engine.options import DragOptions
 from engine.run import DragRun
@@ -207,7 +207,7 @@ def our_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
     options = DragOptions(mask_term="early" if case.mask == "early" else "paper", precision=case.dtype)
     starts = [generator.map(seed=3 + number, truncation_psi=0.7) for number in range(case.together)]
     runs = [DragRun(generator, start, *points(case.resolution), mask, options) for start in starts]
-    together = DragBatch(runs)
+    together = make_batch(runs)
     while True:
         together.step()
         together.differentiate()

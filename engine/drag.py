@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import DragDiverged
 from engine.features import FeatureMap, read
-from engine.gauss_newton import REFINED_PX, Evidence, GaussNewton, surroundings
+from engine.gauss_newton import REFINED_PX, Evidence, GaussNewton, solve, surroundings
 from engine.generator import Generator
 from engine.options import DragOptions, tracking_pixels
 from engine.run import DragRun, DragStep, Look, Memory, Steps, look, memories
@@ -57,15 +57,15 @@ def steps(run: DragRun, advance: Callable[[], DragStep] | None = None) -> Steps:
         DragDiverged: the loss became infinite or NaN.
     """
     advance = advance or make_batch([run]).advance
-    while True:
-        step = advance()
-        reason = run.note(step)
+    try:
+        while (reason := run.note(step := advance())) is None:
+            yield step
+            run.descend()
         yield step
-        if reason:
-            assert run.best is not None
-            yield replace(run.best, stop_reason=reason)
-            return
-        run.descend()
+        assert run.best is not None
+        yield replace(run.best, stop_reason=reason)
+    finally:
+        run.forget_step()
 
 
 class DragBatch:
@@ -121,7 +121,7 @@ class DragBatch:
         """What every drag's solver takes, at once, so that each can descend when it likes."""
         gradients = torch.autograd.grad([run.loss for run in self.runs], [run.varied for run in self.runs])
         for run, gradient in zip(self.runs, gradients, strict=True):
-            run.gradient = gradient
+            run.gradient, run.differentiate = gradient, None
 
     def move_on(self, maps: list[FeatureMap]) -> None:
         """Find the handles of those drags that have made a step since."""
@@ -219,8 +219,8 @@ class GaussNewtonBatch(DragBatch):
         for run, sharp, doubt in zip(self.runs, sharpness, doubts, strict=True):
             jacobian = None
             if run in gradients:
-                jacobian = -torch.linalg.solve(sharp, gradients[run].flatten(2)).reshape(-1, *run.variable.shape[1:])
-            run.gradient = Evidence(run.targets - run.handles, doubt, jacobian)
+                jacobian = -solve(sharp, gradients[run].flatten(2)).reshape(-1, *run.variable.shape[1:])
+            run.gradient, run.differentiate = Evidence(run.targets - run.handles, doubt, jacobian), None
         del self.around  # and the step's maps with it
 
 

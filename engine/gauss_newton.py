@@ -2,8 +2,8 @@
 
 When the features F around a point change by dF, what is there moves by the u for which G u + dF is least; G are the slopes of
 F (Lucas and Kanade 1981). Differentiating G F along x and along y therefore says how the point moves with w. A step goes to
-the mode of a Gaussian: the w at which the points come nearest to where they should be next, each trusted as far as what is
-around it is sharp, and which is likely, as w is distributed, around the start. The Jacobian is made anew every few steps;
+the mode of a Gaussian: the w at which the points come nearest to where they should be next, each trusted less along an edge than
+across it, and which is likely, as w is distributed, around the start. The Jacobian is made anew every few steps;
 meanwhile it learns from how the points really moved (Broyden 1965).
 """
 
@@ -20,7 +20,8 @@ LONGEST_PX = 8.0  # of a point's step, at 512
 NOISE_PX = 1.0  # standard deviation of where one point is seen, at 512
 REFINED_PX = 4.0  # at most, at 512
 SLOPE_PX = 4.0  # distance from which slopes are taken, at 512
-SPACING = 4.0  # pixels between the places around a point that are looked at, at 512
+SPACING = 4.0  # pixels between the places around a point that are looked at, at most, at 512
+SHORTEST = 0.01  # standard deviations; shorter steps teach less
 FLAT = 1e-3  # share of a point's mean sharpness that every direction has
 LEAST = 1e-9  # of it, where all is alike
 
@@ -84,7 +85,7 @@ class GaussNewton:
         way = seen.rest * (self.longest_px / seen.rest.norm(dim=1, keepdim=True)).clamp(max=1)
         wanted = way.flatten() + self.jacobian @ self.offset
         spread = self.jacobian @ self.jacobian.t() + blocks(seen.doubt) * self.noise_px**2
-        offset = self.jacobian.t() @ torch.linalg.solve(spread, wanted)
+        offset = self.jacobian.t() @ solve(spread, wanted)
         self.last, self.offset = offset - self.offset, offset
         rows = offset.view(-1, len(self.deviations)) @ self.deviations
         self.variable.copy_(self.origin + rows)
@@ -92,7 +93,7 @@ class GaussNewton:
 
     def learn(self, surprise: Tensor) -> None:
         """By how much more than it should the last step moved the points, [K, 2] pixels."""
-        length = self.last.square().sum().clamp(min=torch.finfo(self.last.dtype).tiny)
+        length = self.last.square().sum().clamp(min=SHORTEST**2)
         self.jacobian = self.jacobian + torch.outer(surprise.flatten(), self.last / length)
 
     def state(self) -> GaussNewtonState:
@@ -102,6 +103,12 @@ class GaussNewton:
         self.offset, self.jacobian, self.last = (one.to(self.origin) for one in (state.offset, state.jacobian, state.last))
         self.age = state.age
         self.variable.copy_(self.origin + self.offset.view(-1, len(self.deviations)) @ self.deviations)
+
+
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """No number where there is no solution: the next step says that the drag diverged."""
+    solution: Tensor = torch.linalg.solve_ex(matrix, right).result
+    return solution
 
 
 def blocks(squares: Tensor) -> Tensor:
@@ -119,15 +126,14 @@ class Surroundings(NamedTuple):
 
     @property
     def doubt(self) -> Tensor:
-        """[K, 2, 2], covariance of where each point is, in units of its mean sharpness."""
+        """[K, 2, 2], covariance of where each point is: larger along an edge; of one that is sharp all around, the identity."""
         mean = self.sharpness.diagonal(dim1=1, dim2=2).mean(dim=1)
-        doubt: Tensor = torch.linalg.inv(self.sharpness) * mean[:, None, None]
+        doubt: Tensor = torch.linalg.inv_ex(self.sharpness).inverse * mean[:, None, None]
         return doubt
 
     def shift(self, change: Tensor) -> Tensor:
         """[K, 2] pixels by which what is around the points has moved where their features changed so, [K, P, C]."""
-        shift: Tensor = -torch.linalg.solve(self.sharpness, torch.einsum("kipc,kpc->ki", self.slopes, change))
-        return shift
+        return -solve(self.sharpness, torch.einsum("kipc,kpc->ki", self.slopes, change)[..., None])[..., 0]
 
     def gradients(self, variables: list[Tensor]) -> list[Tensor]:
         """Of the features along their slopes, [k, 2, R, V] for each variable [k, R, V] that is a copy for each of k points."""

@@ -284,7 +284,7 @@ def changed_tensors(original: Generator, tuned: Generator) -> dict[str, Tensor]:
 
 
 def bendable(generator: Generator) -> Generator:
-    """A copy whose synthesis network may be changed; it shares the mapping network, and with it what is known of w."""
+    """A copy whose synthesis network may be changed. It shares the mapping network, and so what is known of w: never move one."""
     return copy.deepcopy(generator, {id(generator.mapping): generator.mapping})
 
 

@@ -1,6 +1,7 @@
 """How w is distributed over 10,000 samples, and where a drag may take it."""
 
 import re
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -24,13 +25,15 @@ class LatentStatistics:
 
 
 known: WeakKeyDictionary[MappingNetwork, LatentStatistics] = WeakKeyDictionary()
+measuring = threading.Lock()
 
 
 def latent_statistics(generator: Generator) -> LatentStatistics:
     """Of a generator's w; of a conditional one its first class. Computed once for each mapping network in memory."""
-    if generator.mapping not in known:
-        known[generator.mapping] = measure(generator)
-    return known[generator.mapping]
+    with measuring:
+        if generator.mapping not in known:
+            known[generator.mapping] = measure(generator)
+        return known[generator.mapping]
 
 
 @torch.no_grad()
@@ -107,5 +110,5 @@ def deviations(generator: Generator, region: Region) -> Tensor:
     """[V, V]: what changes a region's variable [1, R, V] by one standard deviation along each principal direction."""
     known = latent_statistics(generator)
     if isinstance(region, PrincipalDirections):
-        return torch.diag(known.deviations[: len(region.directions)])
-    return known.deviations[:, None] * known.directions
+        return torch.diag(known.deviations[: len(region.directions)]).to(region.origin)
+    return (known.deviations[:, None] * known.directions).to(region.origin)

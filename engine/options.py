@@ -42,7 +42,7 @@ class DragOptions:
     context_blocks: int = 0  # coarser blocks watched beside the feature block, where no mask is given
     precision: Precision = "float32"  # of the convolutions; bfloat16 is twice as fast where it is native
     overstep: bool = True  # every step of a handle is a whole pixel; else at most what remains, and who arrived is held
-    solver: Literal["adam", "gauss-newton"] = "adam"  # what takes steps; the other knows no rate, no mask and no latent weight
+    solver: Literal["adam", "gauss-newton"] = "adam"  # what takes steps; the other knows no rate, no step of one pixel, no mask
 
 
 def tracking_pixels(options: DragOptions, resolution: int) -> int:
@@ -51,7 +51,10 @@ def tracking_pixels(options: DragOptions, resolution: int) -> int:
 
 
 def reach_px(options: DragOptions, resolution: int) -> float:
-    """How far from where a handle was features are read: it is found anew, then its disc is read, and that one step on."""
+    """How far from where a handle was features are read: it is found anew, then its disc is read, and that one step on.
+
+    Gauss-Newton finds it once more by its disc, whose slopes it takes.
+    """
     beyond = options.motion_radius + (REFINED_PX + SLOPE_PX if options.solver == "gauss-newton" else 0.0)
     return tracking_pixels(options, resolution) + beyond * resolution / REFERENCE_RESOLUTION + SLACK_PX
 

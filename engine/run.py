@@ -115,7 +115,8 @@ class DragRun:
         self.variable = self.region.origin.clone()
         self.solver = self.choose_solver(generator)
         self.varied = self.variable  # what gradients are of
-        spacing = SPACING if options.solver == "gauss-newton" else 1.0  # whose features need no gradient at every pixel
+        sparse = options.solver == "gauss-newton"  # slopes need not be known at every pixel
+        spacing = min(SPACING, options.motion_radius / 3) if sparse else 1.0
         self.offsets = disc(options.motion_radius / spacing, spacing * self.scale, self.handles)  # [P, 2]
         self.memory: Memory | None = None  # from the first step on
         self.iteration = 0
@@ -157,11 +158,12 @@ class DragRun:
             self.differentiate()
         match self.solver, self.gradient:
             case GaussNewton() as solver, Evidence() as seen:
-                self.handles = (self.handles + solver.take(seen)).clamp(0, self.resolution - 1)  # until they are found
+                moves = solver.take(seen)
+                self.handles = self.handles + torch.where(moves.isfinite(), moves, 0.0)  # until they are found
             case Descent() as solver, Tensor() as gradient:
                 solver.take([gradient])
         self.gradient = self.differentiate = None
-        self.centers = self.handles
+        self.centers = self.handles.clamp(0, self.resolution - 1)
         self.iteration += 1
 
     def state(self) -> DragState:
@@ -176,6 +178,7 @@ class DragRun:
         """Go on from a state of a drag with the same arguments; its step comes once more."""
         with torch.no_grad():
             [self.memory] = memories([self], look([self]))
+        self.forget_step()
         self.solver.restore(state.solver)  # type: ignore[arg-type]  # the same arguments chose the same solver
         self.iteration = self.followed = state.iteration
         self.handles, self.centers = state.handles.to(self.start), state.centers.to(self.start)

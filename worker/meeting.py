@@ -158,7 +158,7 @@ class Meeting:
     ) -> list[DragStep | DragDiverged] | Exception:
         """What went wrong is logged and returned without its traceback, whose frames would keep the failed step in memory."""
         try:
-            batch = before.get(runs) or make_batch(runs)
+            batch = before.pop(runs, None) or make_batch(runs)
             told = batch.step()
             batch.differentiate()
         except Exception as error:

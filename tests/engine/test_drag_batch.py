@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.drag import DragBatch, drag, make_batch, to_points
+from engine.drag import steps as steps_of
 from engine.errors import DragDiverged
 from engine.options import DragOptions
 from engine.run import DragRun
@@ -81,6 +82,33 @@ def test_one_that_comes_later_goes_as_it_would_alone(exact):
     assert (early.iteration, late.iteration) == (8, 3)
     torch.testing.assert_close(early.w, alone(DragRun(*arguments(exact, 0)), 8).w, atol=1e-9, rtol=0)
     torch.testing.assert_close(late.w, alone(DragRun(*arguments(exact, 1)), 3).w, atol=1e-9, rtol=0)
+
+
+def test_jacobians_are_made_anew_for_some_while_others_learn(exact):
+    """One joins three, whose Jacobians are then two steps old."""
+
+    def run(slot):
+        generator, w, handles, targets, _, options = arguments(exact, slot, **DEFAULT, solver="gauss-newton")
+        return DragRun(generator, w, handles, targets, None, options)
+
+    early = [run(slot) for slot in range(3)]
+    advance(early, 2)
+    for each in early:
+        each.descend()
+    *steps, late = advance([*early, run(3)], 4)
+    for slot, step in enumerate([*steps, late]):
+        expected = alone(run(slot), step.iteration)
+        assert step.iteration == (4 if step is late else 7)
+        torch.testing.assert_close(step.w, expected.w, atol=1e-9, rtol=0)
+        torch.testing.assert_close(step.handles, expected.handles, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["adam", "gauss-newton"])
+def test_a_drag_that_is_over_keeps_nothing_in_memory(exact, solver):
+    generator, w, handles, targets, _, options = arguments(exact, 0, **DEFAULT, solver=solver, max_iterations=2)
+    run = DragRun(generator, w, handles, targets, None, options)
+    assert [step.iteration for step in steps_of(run)] == [0, 1, 2, 2]
+    assert (run.loss.grad_fn, run.gradient, run.differentiate, run.varied is run.variable) == (None, None, None, True)
 
 
 def test_one_that_diverges_harms_no_other(exact):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 
 from engine.drag import drag, make_batch, steps, to_points
-from engine.errors import InvalidEdit
+from engine.errors import DragDiverged, InvalidEdit
 from engine.features import FeatureMap, disc
 from engine.gauss_newton import RENEWED_EVERY, Evidence, GaussNewton, surroundings
 from engine.options import DragOptions
@@ -101,10 +101,53 @@ def test_only_the_trainable_rows_move(exact):
     assert (step.w[:, :4] != w[:, :4]).any(dim=2).all()
 
 
-@pytest.mark.parametrize("left_at", [0, 1, RENEWED_EVERY, 5])
-def test_a_drag_taken_up_elsewhere_ends_with_the_same_bytes(left_at):
+def test_a_step_of_almost_nothing_teaches_little():
+    solver = GaussNewton(torch.zeros(1, 1, 4), torch.eye(4), 1, 1.0)
+    solver.last = torch.full((4,), 1e-20)
+    solver.learn(torch.tensor([[0.3, 0.3]]))
+    assert solver.jacobian.abs().max() < 1e-9
+
+
+def test_a_step_that_is_no_number_ends_as_one(exact):
+    good, bad = (DragRun(exact, exact.map(seed=seed), HANDLES, TARGETS, None, OPTIONS) for seed in (3, 4))
+    batch = make_batch([good, bad])
+    batch.step()
+    batch.differentiate()
+    bad.gradient = replace(bad.gradient, jacobian=bad.gradient.jacobian * float("nan"))
+    for run in (good, bad):
+        run.descend()
+    step, error = batch.step()
+    assert (step.iteration, type(error)) == (1, DragDiverged)
+    assert step.w.isfinite().all()
+
+
+def test_a_point_that_should_have_left_the_image_is_no_surprise(exact):
+    """It is looked for at the border, and what the border holds back teaches nothing about w."""
+    run = DragRun(exact, exact.map(seed=3), to_points([[0.2, 30.0]]), to_points([[0.0, 30.0]]), None, OPTIONS)
+    batch = make_batch([run])
+    batch.step()
+    batch.differentiate()
+    run.gradient = replace(run.gradient, rest=torch.tensor([[-2.0, 0.0]], dtype=torch.float64))
+    before = run.handles
+    run.descend()
+    moved = (run.solver.jacobian @ run.solver.last).view(1, 2)
+    assert run.handles[0, 0] < 0 == run.centers[0, 0]
+    torch.testing.assert_close(run.handles - before, moved)
+
+
+@pytest.mark.parametrize(
+    ("left_at", "options"),
+    [
+        *((left_at, {}) for left_at in (0, 1, RENEWED_EVERY, 5)),
+        (2, {"latent_space": "w"}),
+        (2, {"latent_space": "pca:7"}),
+        (2, {"precision": "bfloat16"}),
+    ],
+)
+def test_a_drag_taken_up_elsewhere_ends_with_the_same_bytes(left_at, options):
     generator = reference_generator()
-    arguments = (generator.map(seed=3), HANDLES, TARGETS, None, replace(OPTIONS, max_iterations=8, stop_distance=0.01))
+    how = replace(OPTIONS, max_iterations=8, stop_distance=0.01, **options)
+    arguments = (generator.map(seed=3), HANDLES, TARGETS, None, how)
     whole = list(steps(DragRun(generator, *arguments)))
     left = DragRun(generator, *arguments)
     next(step for step in steps(left) if step.iteration == left_at)

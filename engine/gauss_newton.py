@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.features import FeatureMap, read
 
-RENEWED_EVERY = 3  # steps; a Jacobian costs three feature passes, for each point
+RENEWED_EVERY = 3  # steps; a Jacobian costs three feature passes of the coarse blocks for each point
 LONGEST_PX = 8.0  # of a point's step, at 512
 NOISE_PX = 1.0  # standard deviation of where one point is seen, at 512
 REFINED_PX = 4.0  # at most, at 512
@@ -31,7 +31,7 @@ class Evidence:
     """What a step shows of a drag's K points."""
 
     rest: Tensor  # [K, 2] pixels, from where they are to their targets
-    doubt: Tensor  # [K, 2, 2], covariance of where each is; of one in the middle between sharp and flat, about 1
+    doubt: Tensor  # [K, 2, 2], covariance of where each is seen, for a noise of 1; the identity if it is sharp all around
     jacobian: Tensor | None  # [2K, R, V] pixels for each number of the variable; None: it was not asked for
 
 
@@ -39,10 +39,10 @@ class Evidence:
 class GaussNewtonState:
     """What the next steps depend on; equal states go on alike."""
 
-    offset: Tensor
-    jacobian: Tensor
-    last: Tensor
-    age: int
+    offset: Tensor  # [R V], from the start, standard deviations of w
+    jacobian: Tensor  # [2K, R V], pixels for each of them
+    last: Tensor  # [R V], the step before
+    age: int  # steps made with this Jacobian
 
     def tensors(self) -> dict[str, Tensor]:
         """By names that `read` understands."""

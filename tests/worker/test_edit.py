@@ -45,6 +45,15 @@ def test_the_paper_preset_stays_on_whole_pixels():
     assert options == DragOptions(feature_resolution=16, max_iterations=300, subpixel=False, tracking_metric="l1")
 
 
+def test_the_fast_preset_goes_as_far_as_the_points_should_where_nothing_else_pulls():
+    movable = {"shapes": [{"circle": [16, 16, 8]}]}
+    given = ({}, {"movable": movable}, {"latent_weight": 0.1})
+    options = [drag_options(resolved(preset="fast", points=2, **one)) for one in given]
+    assert [one.solver for one in options] == ["gauss-newton", "adam", "adam"]
+    assert [one.precision for one in options] == ["bfloat16"] * 3
+    assert [one.motion_radius for one in options] == [12, 3, 12]
+
+
 def test_submission_and_engine_agree_on_what_the_early_mask_term_needs():
     assert (checkpoints.EARLY_ROWS, checkpoints.EARLY_SIZE) == (mask_term.EARLY_ROWS, mask_term.EARLY_SIZE)
 

@@ -164,14 +164,8 @@ def drag(
 def bulk_cells(row: "BulkTime", plain: "BulkTime", hourly: float) -> list[str]:
     """Of one row of `bench bulk`; plain is the first."""
     times = row.edits_per_hour / plain.edits_per_hour
-    return [
-        row.preset,
-        str(row.slots),
-        f"{row.seconds:.1f}",
-        f"{row.edits_per_hour:.0f}",
-        f"{row.cost(hourly):.2f}",
-        f"{times:.2f}",
-    ]
+    rates = [f"{row.seconds:.1f}", f"{row.edits_per_hour:.0f}", f"{row.cost(hourly):.2f}"]
+    return [row.preset, str(row.slots), *rates, f"{times:.2f}"]
 
 
 def drag_cells(one: "Comparison") -> list[str]:

@@ -18,7 +18,7 @@ from engine.features import FeatureMap, read
 RENEWED_EVERY = 3  # steps; a Jacobian costs three feature passes of the coarse blocks for each point
 LONGEST_PX = 8.0  # of a point's step, at 512
 NOISE_PX = 1.0  # standard deviation of where one point is seen, at 512
-REFINED_PX = 4.0  # at most, at 512
+REFINED_PX = 4.0  # by which what is around a point may correct where it was found, at 512
 SLOPE_PX = 4.0  # distance from which slopes are taken, at 512
 SPACING = 4.0  # pixels between the places around a point that are looked at, at most, at 512
 SHORTEST = 0.01  # standard deviations; shorter steps teach less

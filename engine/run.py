@@ -156,12 +156,13 @@ class DragRun:
         if self.gradient is None:
             assert self.differentiate is not None
             self.differentiate()
-        match self.solver, self.gradient:
-            case GaussNewton() as solver, Evidence() as seen:
-                moves = solver.take(seen)
-                self.handles = self.handles + torch.where(moves.isfinite(), moves, 0.0)  # until they are found
-            case Descent() as solver, Tensor() as gradient:
-                solver.take([gradient])
+        if isinstance(self.solver, Descent):
+            assert isinstance(self.gradient, Tensor)
+            self.solver.take([self.gradient])
+        else:
+            assert isinstance(self.gradient, Evidence)
+            moves = self.solver.take(self.gradient)
+            self.handles = self.handles + torch.where(moves.isfinite(), moves, 0.0)  # until they are found
         self.gradient = self.differentiate = None
         self.centers = self.handles.clamp(0, self.resolution - 1)
         self.iteration += 1

@@ -127,7 +127,10 @@ class Movable(Strict):
 
 
 class Drag(Strict):
-    """How to drag; see engine.options.DragOptions."""
+    """How to drag; see engine.options.DragOptions.
+
+    The preset `fast` without a mask takes steps that know no `learning_rate`, whoever gives it.
+    """
 
     preset: Literal["default", "fast", "paper"] = "default"
     max_iterations: int | None = Field(default=None, ge=1, le=2000)

@@ -157,7 +157,7 @@ class DragBatch:
         with torch.no_grad():
             now = read(maps, here, one.resolution)
             wanted = torch.where(near[:, None, None], self.memory.discs, now)
-        difference = (wanted - read(maps, here + pulls[:, None], one.resolution)).abs()  # [K, P, C]
+        difference = (read(maps, here + pulls[:, None], one.resolution) - wanted).abs()  # [K, P, C]
         of_points = difference.mean(dim=(1, 2)).where(active, 0.0)
         return [part.sum() for part in torch.split(of_points, self.counts)]
 

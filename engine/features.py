@@ -18,14 +18,14 @@ class FeatureMap:
     """A block's output, whole or in a window around each of K points."""
 
     values: Tensor  # [K or B, C, n, n]
-    corner: Tensor  # [K or 1, 2], the (x, y) cell of a window's first value; may lie outside the map
+    corner: Tensor  # [K or 1, 2] integers, the (x, y) cell of a window's first value; may lie outside the map
     size: int  # f, cells of the whole map
     owner: Tensor | None = None  # [K], which of B maps each point is on; None: each has its own, or all the only one
 
     @classmethod
     def whole(cls, values: Tensor, owner: Tensor | None = None) -> "FeatureMap":
         """Of a block's output [B, C, f, f]."""
-        return cls(values, values.new_zeros(1, 2), values.shape[-1], owner)
+        return cls(values, values.new_zeros(1, 2, dtype=torch.long), values.shape[-1], owner)
 
     def of_points(self) -> Tensor:
         """[K or 1, C, n, n]"""
@@ -34,40 +34,37 @@ class FeatureMap:
     def detach(self) -> "FeatureMap":
         return replace(self, values=self.values.detach())
 
-    def weights(self, coordinates: Tensor, axis: int, resolution: int) -> Tensor:
-        """How much each cell of a window counts at points: [K, P, n].
+    def weights(self, points: Tensor, resolution: int) -> Tensor:
+        """How much each column and each row of a window counts at points [K, P, 2]: [K, P, 2, n]."""
+        before = points.floor()
+        share = (points - before)[..., None]
+        here, next_one = self.bilinear(torch.stack([before, before + 1]), resolution)
+        weights: Tensor = here * (1 - share) + next_one * share
+        return weights
 
-        Args:
-            coordinates: [K, P], pixels along the axis.
-            axis: 0 for x, 1 for y.
-        """
-        before = coordinates.floor()
-        share = (coordinates - before)[..., None]
-        here, next_one = (self.bilinear(pixels, axis, resolution) for pixels in (before, before + 1))
-        return here * (1 - share) + next_one * share
-
-    def bilinear(self, pixels: Tensor, axis: int, resolution: int) -> Tensor:
-        """The same at integer pixels: the two nearest cells count, each the more the nearer it is."""
-        cells = (pixels.clamp(0, resolution - 1) + 0.5) * (self.size / resolution) - 0.5
-        places = torch.arange(self.values.shape[-1], device=pixels.device) + self.corner[:, axis, None]  # [K, n]
-        return (1 - (cells.clamp(0, self.size - 1)[..., None] - places[:, None]).abs()).clamp(min=0)
+    def bilinear(self, pixels: Tensor, resolution: int) -> Tensor:
+        """The same at integer pixels [..., K, P, 2]: the two nearest cells count, each the more the nearer it is."""
+        cells = ((pixels.clamp(0, resolution - 1) + 0.5) * (self.size / resolution) - 0.5).clamp(0, self.size - 1)
+        places = torch.arange(self.values.shape[-1], device=pixels.device) + self.corner[..., None]  # [K or 1, 2, n]
+        weights: Tensor = (1 - (cells[..., None] - places[:, None]).abs()).clamp(min=0)
+        return weights
 
 
 def read(maps: Sequence[FeatureMap], points: Tensor, resolution: int) -> Tensor:
     """Features of all maps at points [K, P, 2]: [K, P, sum of C]."""
-    x, y = points.unbind(dim=2)
     found = []
     for one in maps:
-        weights = one.weights(y, 1, resolution)[..., :, None] * one.weights(x, 0, resolution)[..., None, :]  # [K, P, n, n]
+        x, y = one.weights(points, resolution).unbind(dim=2)
+        weights = y[..., :, None] * x[..., None, :]  # [K, P, n, n]
         found.append(weights.flatten(2) @ one.of_points().to(weights.dtype).flatten(2).transpose(1, 2))
     return torch.cat(found, dim=2)
 
 
-def read_grid(maps: Sequence[FeatureMap], xs: Tensor, ys: Tensor, resolution: int) -> Tensor:
-    """Features of all maps at every x [K, S] and y [K, S] of each point: [K, sum of C, S (y), S (x)]."""
+def read_grid(maps: Sequence[FeatureMap], ticks: Tensor, resolution: int) -> Tensor:
+    """Features of all maps where S columns and S rows of each point cross, ticks [K, S, 2]: [K, sum of C, S (y), S (x)]."""
     found = []
     for one in maps:
-        across, down = (one.weights(ticks, axis, resolution) for axis, ticks in enumerate((xs, ys)))
+        across, down = one.weights(ticks, resolution).unbind(dim=2)
         found.append(down[:, None] @ one.of_points().to(down.dtype) @ across[:, None].transpose(2, 3))
     return torch.cat(found, dim=1)
 

@@ -36,7 +36,7 @@ def track(
     side = 2 * radius + 3  # one more on each side, to refine winners at the window's edge
     center = handles.round().clamp(0, resolution - 1)
     pixels = center[:, None, None] + square(radius + 1, handles)  # [K, side, side, 2]
-    found = read_grid(maps, pixels[:, 0, :, 0], pixels[:, :, 0, 1], resolution)  # [K, C, side, side]
+    found = read_grid(maps, pixels.diagonal(dim1=1, dim2=2).transpose(1, 2), resolution)  # [K, C, side, side]
     difference = found - reference[:, :, None, None]
     cost = difference.abs().sum(dim=1) if metric == "l1" else difference.square().sum(dim=1)  # [K, side, side]
     in_image = ((pixels >= 0) & (pixels <= resolution - 1)).all(dim=3)

@@ -7,6 +7,7 @@ partly outside the map, where the layers' zero padding is.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -36,24 +37,32 @@ class Windows:
         """What of the next coarser block an up-sampling layer needs to fill these."""
         return Windows(self.corner // 2 - 1, self.side // 2 + 2, self.size // 2)
 
-    def places(self, axis: int) -> Tensor:
-        """[K, side] cells along x (0) or y (1)."""
-        return torch.arange(self.side, device=self.corner.device) + self.corner[:, axis, None]
+    @cached_property
+    def places(self) -> Tensor:
+        """[K, 2, side] cells along x and y."""
+        return torch.arange(self.side, device=self.corner.device) + self.corner[:, :, None]
 
+    @cached_property
     def inside(self) -> Tensor:
         """[K, 1, side, side] bool: which cells the map has."""
-        x, y = (((cells >= 0) & (cells < self.size)) for cells in (self.places(0), self.places(1)))
+        x, y = ((self.places >= 0) & (self.places < self.size)).unbind(dim=1)
         return (y[:, :, None] & x[:, None, :])[:, None]
+
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """The cells of the map nearest to these: x [K, 1, side] and y [K, side, 1]."""
+        x, y = self.places.clamp(0, self.size - 1).unbind(dim=1)
+        return x[:, None, :], y[:, :, None]
 
     def cut(self, source: FeatureMap) -> Tensor:
         """What a map, or windows that hold these, has there: [K, C, side, side], zero outside the map."""
         sources, channels, side = source.values.shape[:3]
         which = torch.arange(sources, device=self.corner.device) if source.owner is None else source.owner
-        x, y = (self.places(axis).clamp(0, self.size - 1) - source.corner[:, axis, None].long() for axis in (0, 1))
-        cells = (which[:, None, None] * side**2 + y[:, :, None] * side + x[:, None, :]).flatten()
+        x, y = self.nearest()
+        first = which * side**2 - source.corner[:, 1] * side - source.corner[:, 0]  # where the map's cell (0, 0) would be
+        cells = (y * side + x + first[:, None, None]).flatten()
         rows = source.values.permute(0, 2, 3, 1).reshape(-1, channels)  # no copy where channels lie last
         found = rows.index_select(0, cells).view(len(self.corner), self.side, self.side, channels)
-        return found.permute(0, 3, 1, 2) * self.inside()
+        return found.permute(0, 3, 1, 2) * self.inside
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,9 @@ def block_in(block: SynthesisBlock, name: str, x: Tensor, modulations: Modulatio
 
 def layer_in(layer: SynthesisLayer, x: Tensor, modulation: Modulation, windows: Windows) -> Tensor:
     """A layer's output in the windows, zero outside the map, of an input that holds all it reads."""
-    noise = windows.cut(FeatureMap.whole(layer.noise_const[None, None]))
-    return layer.activate(layer.convolve(scale_channels(x, modulation.scale), padding=0), modulation, noise) * windows.inside()
+    x = layer.convolve(scale_channels(x, modulation.scale), padding=0)
+    across, down = windows.nearest()
+    return layer.activate(x, modulation, layer.noise_const[down, across][:, None]) * windows.inside
 
 
 def choose_watch(

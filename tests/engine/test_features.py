@@ -24,9 +24,9 @@ def test_a_window_reads_as_the_whole_map_does():
 
 def test_a_grid_reads_every_crossing_of_its_lines():
     whole = FeatureMap.whole(torch.randn(1, 5, 16, 16, dtype=torch.float64))
-    xs, ys = torch.tensor([[3.0, 4.0]], dtype=torch.float64), torch.tensor([[7.0, 8.0]], dtype=torch.float64)
+    ticks = torch.tensor([[[3.0, 7.0], [4.0, 8.0]]], dtype=torch.float64)
     crossings = torch.tensor([[[3.0, 7.0], [4.0, 7.0], [3.0, 8.0], [4.0, 8.0]]], dtype=torch.float64)
-    found = read_grid([whole], xs, ys, 64).flatten(2).transpose(1, 2)
+    found = read_grid([whole], ticks, 64).flatten(2).transpose(1, 2)
     torch.testing.assert_close(found, read([whole], crossings, 64), atol=1e-12, rtol=0)
 
 

@@ -6,6 +6,7 @@ process, since peaks of memory are a process's.
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from benchmarks.official_step import OfficialDrag
 from engine.config import GeneratorConfig
@@ -178,6 +179,20 @@ def measure_here(case: SpeedCase, steps: int) -> dict[str, object]:
         next(step)
     rate = machine_rate(device, getattr(torch, case.dtype))
     return {"step_s": timed, "peak_bytes": peak, "gflop": counter.get_total_flops() / 1e9, "rate_gflops": rate}
+
+
+def packed_flop(_: list[int], weight: list[int], *__: object, out_shape: list[int], **___: object) -> int:
+    """Of a packed convolution, which torch does not count by itself."""
+    return 2 * out_shape[0] * math.prod(out_shape[2:]) * math.prod(weight)
+
+
+def packed_transposed_flop(x: list[int], weight: list[int], *_: object, **__: object) -> int:
+    return 2 * x[0] * math.prod(x[2:]) * math.prod(weight)
+
+
+if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's stubs lack it
+    register_flop_formula(torch.ops.mkldnn._convolution_pointwise)(packed_flop)
+    register_flop_formula(torch.ops.mkldnn._convolution_transpose_pointwise)(packed_transposed_flop)
 
 
 def points(resolution: int) -> tuple[torch.Tensor, torch.Tensor]:

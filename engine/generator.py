@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import GeneratorConfig
+from engine.packed import PackedConvolution
 
 SQRT2 = math.sqrt(2)
 SQRT_HALF = math.sqrt(0.5)
@@ -33,6 +34,19 @@ class Modulation(NamedTuple):
         return Modulation(self.scale.index_select(0, which), demodulation)
 
 
+class Style(NamedTuple):
+    """What of a layer's weights says how w modulates it."""
+
+    weight: Tensor  # [D, Cin]
+    bias: Tensor  # [Cin]
+    energy: Tensor | None  # [Cin, Cout], the sum of each kernel's squared weights; None for ToRGB
+
+    def modulation(self, w: Tensor) -> Modulation:
+        """Of w [B, D]."""
+        scale = torch.addmm(self.bias, w, self.weight)
+        return Modulation(scale, None if self.energy is None else (scale.square() @ self.energy + 1e-8).rsqrt())
+
+
 class FullyConnectedLayer(nn.Module):
     """Linear layer with run-time scaling of weights ("equalized learning rate")."""
 
@@ -44,7 +58,11 @@ class FullyConnectedLayer(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return F.linear(x, *self.scaled())
+
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """Weight [outputs, inputs] and bias as they count."""
+        return self.weight * self.weight_gain, self.bias * self.bias_gain
 
 
 class MappingNetwork(nn.Module):
@@ -95,20 +113,15 @@ class SynthesisLayer(nn.Module):
         self.affine = FullyConnectedLayer(config.w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.packed: PackedConvolution | None = None  # of frozen weights
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         if up:
             self.register_buffer("resample_filter", binomial_filter())
 
-    def modulation(self, w: Tensor, energy: Tensor | None = None) -> Modulation:
-        """Of w [B, D]; energy is this layer's, where it is known."""
-        scale = self.affine(w)  # [B, Cin]
-        energy = self.energy() if energy is None else energy
-        return Modulation(scale, (scale.square() @ energy.t() + 1e-8).rsqrt())
-
-    def energy(self) -> Tensor:
-        """Sum of the squared weights of each kernel, [Cout, Cin]."""
-        return self.weight.to(self.bias.dtype).square().sum(dim=(2, 3))
+    def style(self) -> Style:
+        weight, bias = self.affine.scaled()
+        return Style(weight.t(), bias, self.weight.to(bias.dtype).square().sum(dim=(2, 3)).t())
 
     def forward(self, x: Tensor, modulation: Modulation, noise_mode: NoiseMode = "const", gain: float = 1.0) -> Tensor:
         x = self.convolve(scale_channels(x, modulation.scale), padding=1)
@@ -116,10 +129,13 @@ class SynthesisLayer(nn.Module):
 
     def convolve(self, x: Tensor, padding: Literal[0, 1]) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W], of `up` layers [B, C', 2H, 2W]; without padding 2 cells less, 4 of `up` layers."""
-        if not self.up:
-            return F.conv2d(x, self.weight, padding=padding)
-        x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # [B, C', 2H+1, 2W+1]
-        return depthwise(x if padding else x[..., 1:-1, 1:-1], self.resample_filter * 4, padding)
+        if self.packed is not None:
+            x = self.packed(x, 0 if self.up else padding)
+        elif self.up:
+            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # [B, C', 2H+1, 2W+1]
+        else:
+            x = F.conv2d(x, self.weight, padding=padding)
+        return x if not self.up else depthwise(x if padding else x[..., 1:-1, 1:-1], self.resample_filter * 4, padding)
 
     def activate(self, x: Tensor, modulation: Modulation, noise: Tensor | None, gain: float = 1.0) -> Tensor:
         """Demodulation, noise [H, W] or [B, 1, H, W], bias, leaky ReLU, clamp."""
@@ -158,11 +174,9 @@ class ToRGBLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
         self.weight_gain = 1 / math.sqrt(channels)
 
-    def modulation(self, w: Tensor, energy: Tensor | None = None) -> Modulation:
-        return Modulation(self.affine(w) * self.weight_gain, None)
-
-    def energy(self) -> None:
-        """Nothing is demodulated here."""
+    def style(self) -> Style:
+        weight, bias = self.affine.scaled()
+        return Style(weight.t() * self.weight_gain, bias * self.weight_gain, None)
 
     def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
         x = F.conv2d(scale_channels(x, modulation.scale), self.weight).to(self.bias.dtype) + self.bias[:, None, None]
@@ -205,10 +219,10 @@ class ModulatedLayer(NamedTuple):
 Modulations = dict[str, Modulation]  # by layer name
 
 
-def modulate(layers: Sequence[ModulatedLayer], ws: Tensor, energies: Mapping[str, Tensor | None] | None = None) -> Modulations:
-    """The modulations of these layers under w+ [B, L, D]; energies of frozen layers need not be computed each time."""
-    known = energies or {}
-    return {name: layer.modulation(ws[:, row], known.get(name)) for name, row, layer in layers}
+def modulate(layers: Sequence[ModulatedLayer], ws: Tensor, styles: Mapping[str, Style] | None = None) -> Modulations:
+    """The modulations of these layers under w+ [B, L, D]; the styles of frozen layers need not be computed each time."""
+    known = styles or {name: layer.style() for name, _, layer in layers}
+    return {name: known[name].modulation(ws[:, row]) for name, row, _ in layers}
 
 
 class SynthesisNetwork(nn.Module):

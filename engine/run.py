@@ -104,7 +104,10 @@ class DragRun:
         self.resolution = generator.config.resolution
         self.scale = self.resolution / REFERENCE_RESOLUTION
         early = movable is not None and options.mask_term == "early"
-        self.trunk = trunk_of(generator, feature_resolution(generator, options), rgb=early, precision=options.precision)
+        self.trunk = trunk_of(
+            generator, feature_resolution(generator, options), rgb=early, precision=options.precision,
+            windowed=movable is None or early,
+        )  # fmt: skip
         self.watched = watched(generator, options, len(handles), movable is not None)
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)

@@ -9,7 +9,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from engine.generator import FullyConnectedLayer, Generator, ModulatedLayer, Modulations, SynthesisNetwork, modulate
+from engine.generator import (
+    FullyConnectedLayer,
+    Generator,
+    ModulatedLayer,
+    Modulations,
+    Style,
+    SynthesisLayer,
+    SynthesisNetwork,
+    modulate,
+)  # fmt: skip
+from engine.packed import PackedConvolution, can_pack
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -18,47 +28,57 @@ Precision = Literal["float32", "bfloat16"]
 class Trunk:
     synthesis: SynthesisNetwork
     layers: list[ModulatedLayer]  # those that a drag needs
-    energies: dict[str, Tensor | None]  # of each layer
+    styles: dict[str, Style]  # of each layer
 
     def modulations(self, ws: Tensor) -> Modulations:
         """Of w+ [B, L, D]."""
-        return modulate(self.layers, ws, self.energies)
+        return modulate(self.layers, ws, self.styles)
 
 
-known: WeakKeyDictionary[Generator, dict[tuple[int, bool, Precision], Trunk]] = WeakKeyDictionary()
+known: WeakKeyDictionary[Generator, dict[tuple[int, bool, Precision, bool], Trunk]] = WeakKeyDictionary()
 making = threading.Lock()
 
 
-def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precision) -> Trunk:
+def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precision, windowed: bool) -> Trunk:
     """Up to the block of resolution `until`; the same object each time, of weights that nobody changes any more.
 
     Args:
         rgb: with the ToRGB layers.
         precision: of the convolutions.
+        windowed: whether maps are small, so that packed weights are worth their memory.
     """
-    key = (until, rgb, precision)
+    key = (until, rgb, precision, windowed)
     with making:
         made = known.setdefault(generator, {})
         if key not in made:
-            made[key] = make(generator.synthesis, until, rgb, precision)
+            made[key] = make(generator.synthesis, until, rgb, precision, windowed)
         return made[key]
 
 
 @torch.no_grad()
-def make(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precision) -> Trunk:
-    if precision == "bfloat16":
-        synthesis = lowered(synthesis, torch.bfloat16, until)
+def make(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precision, windowed: bool) -> Trunk:
+    synthesis = copied(synthesis, torch.bfloat16 if precision == "bfloat16" else None, until)
     layers = synthesis.layers(until=until, rgb=rgb)
-    return Trunk(synthesis, layers, {name: layer.energy() for name, _, layer in layers})
+    styles = {name: layer.style() for name, _, layer in layers}
+    for _, _, layer in layers if windowed else ():
+        if isinstance(layer, SynthesisLayer) and can_pack(layer.weight):
+            layer.packed = PackedConvolution(layer.weight, layer.up)
+    return Trunk(synthesis, layers, styles)
 
 
-def lowered(synthesis: SynthesisNetwork, dtype: torch.dtype, until: int) -> SynthesisNetwork:
-    """The same network, its convolutions up to the block `until` in a shorter floating type; all else is shared."""
+def copied(synthesis: SynthesisNetwork, dtype: torch.dtype | None, until: int) -> SynthesisNetwork:
+    """The same network, its convolutions up to the block `until` in another floating type; all else is shared."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*synthesis.parameters(), *synthesis.buffers())}
-    low = copy.deepcopy(synthesis, shared)
-    for module in (module for resolution in low.resolutions(until) for module in low.block(resolution).modules()):
-        for name in ("weight", "const"):
-            tensor = getattr(module, name, None)
-            if isinstance(tensor, nn.Parameter) and not isinstance(module, FullyConnectedLayer):
-                setattr(module, name, nn.Parameter(tensor.data.to(dtype), requires_grad=False))
-    return low
+    copy_ = copy.deepcopy(synthesis, shared)
+    for resolution in copy_.resolutions(until) if dtype is not None else ():
+        for module in copy_.block(resolution).modules():
+            lower(module, dtype)
+    return copy_
+
+
+def lower(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Of a block: what is convolved, but not what modulates it."""
+    for name in ("weight", "const"):
+        tensor = getattr(module, name, None)
+        if isinstance(tensor, nn.Parameter) and not isinstance(module, FullyConnectedLayer):
+            setattr(module, name, nn.Parameter(tensor.data.to(dtype), requires_grad=False))

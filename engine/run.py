@@ -31,7 +31,7 @@ class DragStep:
 
     iteration: int
     w: Tensor  # [1, L, D]
-    handles: Tensor  # [K, 2] xy pixels
+    handles: Tensor  # [K, 2] xy pixels, on the CPU
     distance_px: float  # largest distance of a handle to its target
     mean_distance_px: float  # of all handles; what the best step is chosen by, since one lost handle says little
     loss: float
@@ -186,7 +186,7 @@ class DragRun:
         self.solver.restore(state.solver)  # type: ignore[arg-type]  # the same arguments chose the same solver
         self.iteration = self.followed = state.iteration
         self.handles, self.centers = state.handles.to(self.start), state.centers.to(self.start)
-        self.best = replace(state.best, w=state.best.w.to(self.start), handles=state.best.handles.to(self.start))
+        self.best = replace(state.best, w=state.best.w.to(self.start), handles=state.best.handles)
         self.record.mark_px, self.record.since = state.mark_px, state.since
 
     def latent(self) -> Tensor:
@@ -251,13 +251,14 @@ def look(runs: Sequence[DragRun]) -> Look:
 
 def owners(runs: Sequence[DragRun]) -> Tensor | None:
     """[K], which latent of their feature pass each of all their points belongs to; None: there is only one."""
-    found: list[int] = []
-    latents = 0
+    like, latents = runs[0].handles, 0
+    found = []
     for run in runs:
         copies, points = len(run.varied), len(run.handles)
-        found += range(latents, latents + points) if copies == points else [latents] * points
+        first = like.new_full((points,), latents, dtype=torch.long)  # made where it is needed: nothing waits for the host
+        found.append(first + torch.arange(points, device=like.device) if copies == points else first)
         latents += copies
-    return None if latents == 1 else torch.tensor(found, device=runs[0].start.device)
+    return None if latents == 1 else torch.cat(found)
 
 
 def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopReason | None:

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -29,6 +29,7 @@ class Trunk:
     synthesis: SynthesisNetwork
     layers: list[ModulatedLayer]  # those that a drag needs
     styles: dict[str, Style]  # of each layer
+    beside: dict[str, Any] = field(default_factory=dict)  # what lives as long as it does
 
     def modulations(self, ws: Tensor) -> Modulations:
         """Of w+ [B, L, D]."""

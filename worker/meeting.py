@@ -8,7 +8,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from engine.drag import DragBatch, make_batch, steps
+from engine.batch import DragBatch
+from engine.drag import make_batch, steps
 from engine.errors import DragDiverged
 from engine.run import DragRun, DragStep, Steps
 from jobs.settings import MOST_SLOTS

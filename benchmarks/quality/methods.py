@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.drag import DragBatch, make_batch, steps, to_points
+from engine.batch import DragBatch
+from engine.drag import make_batch, steps, to_points
 from engine.features import FeatureMap
 from engine.generator import Generator, modulate
 from engine.options import DragOptions, tracking_pixels

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag import DragBatch, drag, steps, to_points
+from engine.batch import DragBatch
+from engine.drag import drag, steps, to_points
 from engine.errors import DragDiverged, InvalidEdit
 from engine.features import FeatureMap
 from engine.generator import modulate

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.drag import DragBatch, drag, make_batch, to_points
+from engine.batch import DragBatch
+from engine.drag import drag, make_batch, to_points
 from engine.drag import steps as steps_of
 from engine.errors import DragDiverged
 from engine.options import DragOptions

@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 
-from engine.drag import DragBatch, steps, to_points
+from engine.batch import DragBatch
+from engine.drag import steps, to_points
 from engine.options import DragOptions
 from engine.run import DragRun
 from tests.generators import tiny_generator

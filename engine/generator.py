@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import GeneratorConfig
-from engine.packed import PackedConvolution
+from engine.frozen import Plain, Way, convolve
 
 SQRT2 = math.sqrt(2)
 SQRT_HALF = math.sqrt(0.5)
@@ -113,7 +113,7 @@ class SynthesisLayer(nn.Module):
         self.affine = FullyConnectedLayer(config.w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.packed: PackedConvolution | None = None  # of frozen weights
+        self.frozen: Way | None = None  # how weights that nobody changes convolve
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         if up:
@@ -129,20 +129,32 @@ class SynthesisLayer(nn.Module):
 
     def convolve(self, x: Tensor, padding: Literal[0, 1]) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W], of `up` layers [B, C', 2H, 2W]; without padding 2 cells less, 4 of `up` layers."""
-        if self.packed is not None:
-            x = self.packed(x, 0 if self.up else padding)
-        elif self.up:
-            x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # [B, C', 2H+1, 2W+1]
-        else:
-            x = F.conv2d(x, self.weight, padding=padding)
-        return x if not self.up else depthwise(x if padding else x[..., 1:-1, 1:-1], self.resample_filter * 4, padding)
+        x = self.multiply(x, 0 if self.up else padding)
+        return x if not self.up else self.blur(x if padding else x[..., 1:-1, 1:-1], padding)
+
+    def multiply(self, x: Tensor, padding: int) -> Tensor:
+        """[B, C, H, W] -> [B, C', H, W], of `up` layers [B, C', 2H + 1, 2W + 1]."""
+        if self.frozen is not None:
+            return convolve(x, self.frozen, padding)
+        if self.up:
+            return F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
+        return F.conv2d(x, self.weight, padding=padding)
+
+    def blur(self, x: Tensor, padding: int) -> Tensor:
+        """What up-sampling with zeros between the cells needs: one cell less with padding 1, three without."""
+        channels = x.shape[1]
+        kernel = (self.resample_filter * 4).to(x.dtype).expand(channels, 1, 4, 4)
+        if self.frozen is not None:
+            return convolve(x, Plain(kernel, groups=channels), padding)
+        return F.conv2d(x, kernel, padding=padding, groups=channels)
 
     def activate(self, x: Tensor, modulation: Modulation, noise: Tensor | None, gain: float = 1.0) -> Tensor:
         """Demodulation, noise [H, W] or [B, 1, H, W], bias, leaky ReLU, clamp."""
         assert modulation.demodulation is not None
         amplified = gain * SQRT2  # before the leaky ReLU instead of behind it: part of what is multiplied anyway
-        shift = self.bias[:, None, None] if noise is None else self.bias[:, None, None] + noise * self.noise_strength
-        x = scale_channels(x, modulation.demodulation * amplified).add_((shift * amplified).to(x.dtype))
+        bias = self.bias[:, None, None]
+        shift = bias * amplified if noise is None else (bias + noise * self.noise_strength).mul_(amplified)
+        x = scale_channels(x, modulation.demodulation * amplified).add_(shift.to(x.dtype))
         x = F.leaky_relu_(x, 0.2)  # in place: a step keeps less for its way back
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp * gain, self.conv_clamp * gain)
 
@@ -370,12 +382,6 @@ def binomial_filter() -> Tensor:
     """The 4x4 resampling filter [1, 3, 3, 1] x [1, 3, 3, 1], sum 1."""
     line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     return torch.outer(line, line)
-
-
-def depthwise(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Filter each channel of x [B, C, H, W] with a 4x4 kernel: one pixel less in H and W with padding 1, three without."""
-    channels = x.shape[1]
-    return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, 4, 4), padding=padding, groups=channels)
 
 
 def upsample(image: Tensor, resample_filter: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What holds the picture where a movable mask is False: a penalty on the change of features, each weighed by how fixed it is."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,13 +43,39 @@ class MaskTerm:
 
     def loss(self, now: list[Tensor], start: list[Tensor]) -> Tensor:
         """Mean change of each map where the picture must stay, summed and weighed."""
-        means = [
-            (self.penalty((a - b).to(share.dtype)) * share).mean() for a, b, share in zip(now, start, self.shares, strict=True)
-        ]
+        penalty: Any = Squares if self.metric == "l2" else BeyondNoise
+        pairs = zip(now, start, self.shares, strict=True)
+        means: list[Tensor] = [penalty.apply((a - b).to(share.dtype), share) for a, b, share in pairs]
         return sum(means[1:], means[0]) * (self.weight * EARLY_STRENGTH if self.early else self.weight)
 
-    def penalty(self, change: Tensor) -> Tensor:
-        return change.square() / USUAL_CHANGE if self.metric == "l2" else F.relu(change.abs() - DEAD_ZONE)
+
+class BeyondNoise(torch.autograd.Function):
+    """Mean over a map [B, C, r, r] of the change beyond rounding, times the share of its cell. Keeps one map, not three."""
+
+    @staticmethod
+    def forward(ctx: Any, change: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(change, share)
+        return change.abs().sub_(DEAD_ZONE).relu_().mul_(share).mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        change, share = ctx.saved_tensors
+        beyond = change.abs().sub_(DEAD_ZONE) > 0
+        return change.sign().mul_(beyond).mul_(gradient / change.numel() * share), None
+
+
+class Squares(torch.autograd.Function):
+    """Mean of the squares of the change, times the share of its cell."""
+
+    @staticmethod
+    def forward(ctx: Any, change: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(change, share)
+        return change.square().div_(USUAL_CHANGE).mul_(share).mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        change, share = ctx.saved_tensors
+        return (change * 2).mul_(gradient / change.numel() * share / USUAL_CHANGE), None
 
 
 def paper_shares(movable: Tensor, size: int, like: Tensor) -> list[Tensor]:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from engine.frozen import Packed, Plain, Way, can_pack
 from engine.generator import (
     FullyConnectedLayer,
     Generator,
@@ -19,7 +20,6 @@ from engine.generator import (
     SynthesisNetwork,
     modulate,
 )  # fmt: skip
-from engine.packed import PackedConvolution, can_pack
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -46,7 +46,7 @@ def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precisio
     Args:
         rgb: with the ToRGB layers.
         precision: of the convolutions.
-        windowed: whether maps are small, so that packed weights are worth their memory.
+        windowed: whether maps are small: then packed weights are worth their memory, else what large maps keep counts.
     """
     key = (until, rgb, precision, windowed)
     with making:
@@ -61,10 +61,14 @@ def make(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precisio
     synthesis = copied(synthesis, torch.bfloat16 if precision == "bfloat16" else None, until)
     layers = synthesis.layers(until=until, rgb=rgb)
     styles = {name: layer.style() for name, _, layer in layers}
-    for _, _, layer in layers if windowed else ():
-        if isinstance(layer, SynthesisLayer) and can_pack(layer.weight):
-            layer.packed = PackedConvolution(layer.weight, layer.up)
+    for layer in (layer for _, _, layer in layers if isinstance(layer, SynthesisLayer)):
+        layer.frozen = small_maps(layer) if windowed else Plain.of(layer.weight, layer.up)
     return Trunk(synthesis, layers, styles)
+
+
+def small_maps(layer: SynthesisLayer) -> Way | None:
+    """How their convolutions are fastest; what those of few weights keep is little."""
+    return Packed(layer.weight, layer.up) if can_pack(layer.weight) else None
 
 
 def copied(synthesis: SynthesisNetwork, dtype: torch.dtype | None, until: int) -> SynthesisNetwork:

@@ -1,17 +1,26 @@
-"""Convolutions of frozen weights on a CPU, their weights laid out once as oneDNN reads them.
+"""Convolutions of frozen weights: they keep no input for their way back, since nobody asks for a gradient of the weights.
 
-Other convolutions lay theirs out at every call, which takes as long as the arithmetic where maps are small. These also
-keep no input for their way back, since nobody asks for the gradient of the weights. The operators are torch's own, which
-its compiler uses; they compute what its usual ones do.
+On a CPU large weights can be laid out once as oneDNN reads them; torch's usual operators do so at every call, which takes as
+long as the arithmetic where maps are small. The operators are torch's own too, which its compiler uses.
 """
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 ONE, NONE = (1, 1), (0, 0)
 FEWEST = 2**19  # numbers; fewer are laid out in no time, and their maps are large
+
+
+class Way(Protocol):
+    """A convolution by certain weights, ahead or back."""
+
+    def ahead(self, x: Tensor, padding: int) -> Tensor: ...
+
+    def back(self, gradient: Tensor, shape: torch.Size, padding: int) -> Tensor:
+        """The gradient of an input of that shape."""
+        ...
 
 
 class PackedWeight:
@@ -55,31 +64,58 @@ class PackedWeight:
         return packed
 
 
-class PackedConvolution:
-    """[B, Cin, H, W] -> [B, Cout, H, W], of `up` layers [B, Cout, 2H + 1, 2W + 1]; 3x3, without bias."""
+class Packed:
+    """Of a layer's weights [Cout, Cin, 3, 3]; `up` ones are transposed, of stride 2."""
 
     def __init__(self, weight: Tensor, up: bool) -> None:
-        """
-        Args:
-            weight: [Cout, Cin, 3, 3].
-        """
         given, stride = (weight.transpose(0, 1), 2) if up else (weight, 1)
         self.forward = PackedWeight(given, stride, turned=up)
         self.backward = PackedWeight(given, stride, turned=not up)
 
-    def __call__(self, x: Tensor, padding: int) -> Tensor:
-        return cast(Tensor, Apply.apply(x, self, padding))  # type: ignore[no-untyped-call]  # torch's stubs lack it
+    def ahead(self, x: Tensor, padding: int) -> Tensor:
+        return self.forward(x, padding)
+
+    def back(self, gradient: Tensor, shape: torch.Size, padding: int) -> Tensor:
+        return self.backward(gradient, padding)
+
+
+class Plain:
+    """Like `conv2d`, or `conv_transpose2d` of stride 2; weight [Cout, Cin / groups, k, k], transposed [Cin, Cout, k, k]."""
+
+    def __init__(self, weight: Tensor, *, transposed: bool = False, groups: int = 1) -> None:
+        self.weight, self.transposed, self.groups = weight, transposed, groups
+        self.stride = (2, 2) if transposed else ONE
+
+    @classmethod
+    def of(cls, weight: Tensor, up: bool) -> "Plain":
+        """A layer's, [Cout, Cin, 3, 3]."""
+        return cls(weight.transpose(0, 1), transposed=True) if up else cls(weight)
+
+    def ahead(self, x: Tensor, padding: int) -> Tensor:
+        return torch.convolution(x, self.weight, None, self.stride, (padding, padding), ONE, self.transposed, NONE, self.groups)
+
+    def back(self, gradient: Tensor, shape: torch.Size, padding: int) -> Tensor:
+        x = gradient.new_empty(1).expand(shape)  # only its shape counts
+        found: Tensor = torch.ops.aten.convolution_backward(
+            gradient, x, self.weight, None, self.stride, (padding, padding), ONE, self.transposed, NONE, self.groups,
+            (True, False, False),
+        )[0]  # fmt: skip
+        return found
 
 
 class Apply(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, convolution: PackedConvolution, padding: int) -> Tensor:
-        ctx.convolution, ctx.padding = convolution, padding
-        return convolution.forward(x, padding)
+    def forward(ctx: Any, x: Tensor, way: Way, padding: int) -> Tensor:
+        ctx.way, ctx.shape, ctx.padding = way, x.shape, padding
+        return way.ahead(x, padding)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.convolution.backward(gradient, ctx.padding), None, None
+        return ctx.way.back(gradient, ctx.shape, ctx.padding), None, None
+
+
+def convolve(x: Tensor, way: Way, padding: int) -> Tensor:
+    return cast(Tensor, Apply.apply(x, way, padding))  # type: ignore[no-untyped-call]  # torch's stubs lack it
 
 
 def can_pack(weight: Tensor) -> bool:

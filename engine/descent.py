@@ -36,7 +36,7 @@ class Descent:
 
     def __init__(self, variables: list[Tensor], learning_rate: float) -> None:
         self.variables = variables
-        self.adam = torch.optim.Adam(variables, lr=learning_rate)
+        self.adam = torch.optim.Adam(variables, lr=learning_rate, fused=True if variables[0].is_cuda else None)
 
     def step(self, loss: Tensor, learning_rate: float | None = None) -> None:
         """One step down; the rate replaces the one before."""
@@ -64,5 +64,5 @@ class Descent:
         parts = zip(self.variables, state.values, state.means, state.squares, strict=True)
         for variable, value, mean, square in parts:
             variable.copy_(value)
-            steps = torch.tensor(float(state.steps))
+            steps = torch.tensor(float(state.steps), device=variable.device)  # on a GPU the fused one wants it there
             self.adam.state[variable] = {"step": steps, "exp_avg": mean.to(variable), "exp_avg_sq": square.to(variable)}

@@ -143,7 +143,7 @@ def layer_in(layer: SynthesisLayer, x: Tensor, modulation: Modulation, windows: 
     """A layer's output in the windows, zero outside the map, of an input that holds all it reads."""
     x = layer.convolve(scale_channels(x, modulation.scale), padding=0)
     across, down = windows.nearest()
-    return layer.activate(x, modulation, layer.noise_const[down, across][:, None]) * windows.inside
+    return layer.activate(x, modulation, layer.noise_const[down, across]) * windows.inside
 
 
 def choose_watch(

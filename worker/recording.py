@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from engine.animation import write_animation
-from engine.generator import to_pixels
+from engine.drawing import Drawing, Painter
 from engine.overlay import draw_overlay
 from engine.provenance import DigitalSourceType, embed, xmp_packet
 from engine.run import DragStep
@@ -94,6 +94,7 @@ class Recording:
         self.spec = spec
         self.beginning = beginning
         self.generator = beginning.generator
+        self.painter = Painter(self.generator)
         self.source_type = source_type_of(beginning)
         self.movable = movable
         self.sink = sink
@@ -165,17 +166,19 @@ class Recording:
             return
         latents = [self.latent(rows) for _, rows in self.framed[-len(names) :]]
         padded = latents + [latents[-1]] * (self.group - len(latents))
-        with self.turn, torch.no_grad():
-            images = to_pixels(self.generator.images(torch.cat(padded)))
-        for name, pixels in zip(names, images, strict=False):
-            self.frames.append(pixels)
-            self.put_image(name, pixels)
+        with self.turn:
+            drawing = self.painter.draw(torch.cat(padded))
+        self.frames.append(drawing, len(names))
+        for k, name in enumerate(names):
+            self.put_drawn(name, partial(encode_drawn, drawing, k, Path(name).suffix))
         self.waiting.clear()
 
     def render(self, w: Tensor) -> np.ndarray:
         """The picture of w+ [1, L, D], uint8 [R, R, 3]."""
         with self.turn:
-            return self.generator.render(w)
+            drawing = self.painter.draw(w)
+        pixels: np.ndarray = drawing.pixels()[0]
+        return pixels
 
     def latent(self, rows: Tensor) -> Tensor:
         """w+ [1, L, D] with these trainable rows."""
@@ -265,12 +268,21 @@ class FrameFile:
     def __init__(self, resolution: int) -> None:
         self.shape = (resolution, resolution, 3)
         self.file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the recording
+        self.coming: list[tuple[Drawing, int]] = []
 
-    def append(self, pixels: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(pixels).tobytes())
+    def append(self, drawing: Drawing, count: int) -> None:
+        """Its first pictures; those before have arrived meanwhile."""
+        self.write()
+        self.coming.append((drawing, count))
+
+    def write(self) -> None:
+        for drawing, count in self.coming:
+            self.file.write(np.ascontiguousarray(drawing.pixels()[:count]).tobytes())
+        self.coming.clear()
 
     def then(self, last: np.ndarray) -> Iterator[np.ndarray]:
         """All frames from the first, and one more."""
+        self.write()
         self.file.seek(0)
         size = int(np.prod(self.shape))
         while data := self.file.read(size):
@@ -290,6 +302,10 @@ def source_type_of(beginning: Beginning) -> DigitalSourceType:
 def marked(data: bytes, suffix: str, source_type: DigitalSourceType) -> bytes:
     """The encoded picture or animation, which now says how it came about."""
     return embed(xmp_packet(source_type, CREATOR_TOOL), data, suffix)
+
+
+def encode_drawn(drawing: Drawing, number: int, suffix: str) -> bytes:
+    return encode_image(drawing.pixels()[number], suffix)
 
 
 def encode_image(pixels: np.ndarray, suffix: str) -> bytes:

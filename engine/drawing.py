@@ -1,0 +1,49 @@
+"""Pictures of a frozen generator, drawn beside the steps of a drag: on a GPU in a stream of their own (not measured on one)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.generator import Generator, to_bytes
+from engine.trunk import trunk_of
+
+
+class Drawing:
+    """Pictures on their way to the host."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        """
+        Args:
+            pixels: uint8 [B, R, R, 3].
+        """
+        self.host, self.arrived = pixels, None
+        if pixels.is_cuda:
+            self.host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+            self.host.copy_(pixels.contiguous(), non_blocking=True)
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's stubs lack it
+            self.arrived.record()
+
+    def pixels(self) -> np.ndarray:
+        """uint8 [B, R, R, 3], once they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        found: np.ndarray = self.host.numpy()
+        return found
+
+
+class Painter:
+    def __init__(self, generator: Generator) -> None:
+        self.trunk = trunk_of(generator, generator.config.resolution, rgb=True, precision="float32", windowed=False)
+        self.stream: torch.cuda.Stream | None = None
+        if generator.device.type == "cuda":
+            self.stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def draw(self, ws: Tensor) -> Drawing:
+        """w+ [B, L, D] as they are once all work given to the GPU so far is done."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(ws.device))
+            ws.record_stream(self.stream)  # its memory is not used again before
+        with torch.cuda.stream(self.stream):
+            images = self.trunk.synthesis.images(self.trunk.modulations(ws))
+            return Drawing(to_bytes(images))

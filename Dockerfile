@@ -31,8 +31,9 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
 CMD ["api", "--host", "0.0.0.0"]
 
 FROM base AS worker
-# with one of glibc's arenas per thread a worker's memory creeps up for hours; threads that spin for each other long waste shared cores
-ENV MALLOC_ARENA_MAX=2 GOMP_SPINCOUNT=10000
+# with one of glibc's arenas per thread a worker's memory creeps up for hours; large tensors fault less often on huge pages; threads
+# that spin for each other long waste shared cores
+ENV MALLOC_ARENA_MAX=2 THP_MEM_ALLOC_ENABLE=1 GOMP_SPINCOUNT=10000
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0 \
     && pip install --editable '.[engine]' --constraint constraints.txt \

@@ -156,7 +156,8 @@ def name_of(case: SpeedCase) -> str:
 
 def in_a_child(case: SpeedCase, steps: int) -> Speed:
     arguments = json.dumps(asdict(case) | {"steps": steps})
-    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads), "MALLOC_ARENA_MAX": "2"}  # as workers have it
+    memory = {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "1"}  # as workers have it
+    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)} | memory
     done = subprocess.run(
         [sys.executable, "-m", __name__, arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -24,6 +24,9 @@ from jobs.storage import Storage
 START_LIMIT_S = 60.0
 GPU_LIMIT_S = 30.0
 ARENAS = "2"  # of glibc's allocator: with one per thread a worker's memory creeps up for hours, as large maps come and go
+HUGE_PAGES = (
+    "1"  # for torch's large tensors: maps of many megabytes come and go, and small pages fault thousands of times for each
+)
 SPINS = "10000"  # of a thread that waits for others of its kind: where cores are shared, the usual 300,000 cost half the time
 
 
@@ -73,7 +76,8 @@ def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", 
 def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:
     """What the stack's environment says of threads and device goes before what is chosen here."""
     gpus = count_gpus()
-    chosen = {"DRAGQUEUE_THREADS": str(threads), "MALLOC_ARENA_MAX": ARENAS, "GOMP_SPINCOUNT": SPINS}
+    memory = {"MALLOC_ARENA_MAX": ARENAS, "THP_MEM_ALLOC_ENABLE": HUGE_PAGES}
+    chosen = {"DRAGQUEUE_THREADS": str(threads), "GOMP_SPINCOUNT": SPINS} | memory
     if gpus:
         chosen["CUDA_VISIBLE_DEVICES"] = str(number % gpus)  # a PyTorch that cannot use it still falls back to the CPU
     environment = chosen | stack.environment

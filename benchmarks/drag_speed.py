@@ -28,10 +28,11 @@ from engine.config import GeneratorConfig
 from engine.drag import make_batch, to_points
 from engine.generator import Generator, channels_last
 from engine.options import DragOptions
+from engine.replay import RECORDED_AFTER
 from engine.run import DragRun
 
 Precision = Literal["float32", "bfloat16"]
-WARM_UP = 2  # steps that are not timed
+WARM_UP = {"cpu": 2, "cuda": RECORDED_AFTER + 3}  # steps that are not timed: on a GPU those before they are replayed
 POINTS = 2
 RATE_SHAPE = (1, 512, 64, 64)  # of the convolution that tells the machine's rate
 
@@ -156,8 +157,7 @@ def name_of(case: SpeedCase) -> str:
 
 def in_a_child(case: SpeedCase, steps: int) -> Speed:
     arguments = json.dumps(asdict(case) | {"steps": steps})
-    memory = {"MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "1"}  # as workers have it
-    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads)} | memory
+    environment = os.environ | {"OMP_NUM_THREADS": str(case.threads), "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run(
         [sys.executable, "-m", __name__, arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -174,7 +174,8 @@ def measure_here(case: SpeedCase, steps: int) -> dict[str, object]:
         channels_last(generator)
     before = start_peak(device)
     step = (official_steps if case.way == "official" else our_steps)(generator, case)
-    timed = [seconds_of(step, device) for _ in range(WARM_UP + steps)][WARM_UP:]
+    warm_up = WARM_UP.get(device.type, 2)
+    timed = [seconds_of(step, device) for _ in range(warm_up + steps)][warm_up:]
     peak = peak_bytes(device) - before
     with FlopCounterMode(display=False) as counter:
         next(step)

@@ -34,9 +34,13 @@ class DescentState:
 class Descent:
     """Variables and their Adam."""
 
-    def __init__(self, variables: list[Tensor], learning_rate: float) -> None:
+    def __init__(self, variables: list[Tensor], learning_rate: float, *, fused: bool = False) -> None:
+        """Args:
+        fused: each step at one go, where a GPU can.
+        """
         self.variables = variables
-        self.adam = torch.optim.Adam(variables, lr=learning_rate, fused=True if variables[0].is_cuda else None)
+        self.fused = fused and all(variable.is_cuda for variable in variables)
+        self.adam = torch.optim.Adam(variables, lr=learning_rate, fused=True if self.fused else None)
 
     def step(self, loss: Tensor, learning_rate: float | None = None) -> None:
         """One step down; the rate replaces the one before."""
@@ -47,7 +51,7 @@ class Descent:
     def take(self, gradients: Sequence[Tensor | None]) -> None:
         """One step of the variables along their gradients."""
         for variable, gradient in zip(self.variables, gradients, strict=True):
-            variable.grad = gradient
+            variable.grad = alike(gradient, variable) if self.fused and gradient is not None else gradient
         self.adam.step()
 
     def state(self) -> DescentState:
@@ -64,5 +68,11 @@ class Descent:
         parts = zip(self.variables, state.values, state.means, state.squares, strict=True)
         for variable, value, mean, square in parts:
             variable.copy_(value)
-            steps = torch.tensor(float(state.steps), device=variable.device)  # on a GPU the fused one wants it there
-            self.adam.state[variable] = {"step": steps, "exp_avg": mean.to(variable), "exp_avg_sq": square.to(variable)}
+            steps = torch.tensor(float(state.steps), device=variable.device if self.fused else None)
+            moments = {"exp_avg": alike(mean, variable), "exp_avg_sq": alike(square, variable)}
+            self.adam.state[variable] = {"step": steps} | moments
+
+
+def alike(tensor: Tensor, variable: Tensor) -> Tensor:
+    """Where and as the variable lies, which a fused step asks for."""
+    return torch.empty_like(variable, requires_grad=False).copy_(tensor)

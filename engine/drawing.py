@@ -1,5 +1,7 @@
 """Pictures of a frozen generator, drawn beside the steps of a drag: on a GPU in a stream of their own (not measured on one)."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,12 +33,16 @@ class Drawing:
         return found
 
 
+@cache
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """One for all: pictures are drawn one after another, in memory that the next ones use again."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class Painter:
     def __init__(self, generator: Generator) -> None:
         self.trunk = trunk_of(generator, generator.config.resolution, rgb=True, precision="float32", windowed=False)
-        self.stream: torch.cuda.Stream | None = None
-        if generator.device.type == "cuda":
-            self.stream = torch.cuda.Stream(generator.device)  # type: ignore[no-untyped-call]
+        self.stream = stream_of(generator.device) if generator.device.type == "cuda" else None
 
     @torch.no_grad()
     def draw(self, ws: Tensor) -> Drawing:

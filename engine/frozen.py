@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ONE, NONE = (1, 1), (0, 0)
 FEWEST = 2**19  # numbers; fewer are laid out in no time, and their maps are large
@@ -110,6 +111,7 @@ class Apply(torch.autograd.Function):
         return way.ahead(x, padding)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.way.back(gradient, ctx.shape, ctx.padding), None, None
 

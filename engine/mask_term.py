@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from engine.config import GeneratorConfig
 from engine.errors import InvalidEdit
@@ -58,6 +59,7 @@ class BeyondNoise(torch.autograd.Function):
         return change.abs().sub_(DEAD_ZONE).relu_().mul_(share).mean()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         change, share = ctx.saved_tensors
         beyond = change.abs().sub_(DEAD_ZONE) > 0
@@ -73,6 +75,7 @@ class Squares(torch.autograd.Function):
         return change.square().div_(USUAL_CHANGE).mul_(share).mean()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         change, share = ctx.saved_tensors
         return (change * 2).mul_(gradient / change.numel() * share / USUAL_CHANGE), None

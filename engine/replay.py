@@ -7,10 +7,12 @@ out again. Written for CUDA graphs with no GPU at hand: what it gains was not me
 
 import copy
 import logging
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +39,12 @@ See = Callable[[], Outcome]
 Record = Callable[[See], See]  # what was done once can be done again, on the same tensors
 
 
+@cache
+def pool() -> Any:
+    """Of memory, for all recordings: they are replayed one after another, and what comes of them is copied."""
+    return torch.cuda.graph_pool_handle()
+
+
 def cuda_graph(see: See) -> See:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs lack it
     side.wait_stream(torch.cuda.current_stream())
@@ -44,7 +52,7 @@ def cuda_graph(see: See) -> See:
         see()  # what libraries do at their first call cannot be recorded
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads draw frames meanwhile
+    with torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local"):  # other threads draw frames meanwhile
         outcome = see()
 
     def replay() -> Outcome:
@@ -92,9 +100,14 @@ class ReplayedBatch(DragBatch):
         self.shape = runs[0].kind, max(run.watched.whole for run in runs), tuple(shape(run) for run in runs)
 
     def supervise(self) -> None:
+        recordings: Recordings = self.runs[0].trunk.beside.setdefault("recordings", Recordings())
+        with recordings.lock:
+            self.supervise_with(recordings)
+
+    def supervise_with(self, recordings: "Recordings") -> None:
         recorded: RecordedStep | None = None
         if all(run.memory is not None and run.iteration > run.followed for run in self.runs):  # none of them begins
-            recorded = self.runs[0].trunk.beside.setdefault("recordings", Recordings()).get(self.shape, self.make)
+            recorded = recordings.get(self.shape, self.make)
         if recorded is None:
             super().supervise()
         else:
@@ -126,6 +139,7 @@ class Recordings:
     """Of one trunk's drags, by shape, the least recently used let go first."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()  # of their tensors
         self.seen: Counter[Hashable] = Counter()
         self.made: OrderedDict[Hashable, RecordedStep | None] = OrderedDict()  # None: it cannot be made
 
@@ -141,16 +155,17 @@ class Recordings:
             self.made[shape] = make()
         except Exception:
             logger.warning("steps are made one operation at a time: they could not be recorded", exc_info=True)
+            self.made.clear()  # it may be for their memory
             self.made[shape] = None
         if len(self.made) > MOST:
             self.seen[self.made.popitem(last=False)[0]] = 0
         return self.made[shape]
 
 
-def shape(run: DragRun) -> Hashable:
-    """What is fixed in a recording, beside its drags' kind."""
+def shape(run: DragRun) -> tuple[int, float, float, tuple[object, ...]]:
+    """What is fixed in a recording, beside its drags' kind; drags can be sorted by it."""
     how, mask = run.options, run.mask
-    held = None if mask is None else (mask.early, mask.metric, mask.weight)
+    held = () if mask is None else (mask.early, mask.metric, mask.weight)
     return len(run.handles), how.anchor_distance, how.stop_distance, held
 
 
@@ -173,5 +188,6 @@ def stand_in(run: DragRun, w: Tensor) -> DragRun:
     other.memory = Memory(memory.reference.clone(), memory.discs.clone(), [one.clone() for one in memory.held])
     if isinstance(mask, MaskTerm):
         other.mask = replace(mask, shares=[share.clone() for share in mask.shares])
+    other.solver = None  # type: ignore[assignment]  # nothing of the job's stays in memory
     other.best, other.loss, other.gradient, other.differentiate = None, run.loss.detach(), None, None
     return other

@@ -147,7 +147,7 @@ class DragRun:
 
     def choose_solver(self, generator: Generator) -> Descent | GaussNewton:
         if self.options.solver == "adam":
-            return Descent([self.variable.requires_grad_()], self.options.learning_rate)
+            return Descent([self.variable.requires_grad_()], self.options.learning_rate, fused=True)
         return GaussNewton(self.variable, deviations(generator, self.region), len(self.handles), self.scale)
 
     def forget_step(self) -> None:

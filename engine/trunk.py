@@ -4,7 +4,7 @@ import copy
 import threading
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precisio
         made = known.setdefault(generator, {})
         if key not in made:
             made[key] = make(generator.synthesis, until, rgb, precision, windowed)
+            finalize(generator, made[key].beside.clear)  # which may know the trunk: nothing else would end such a circle soon
         return made[key]
 
 
@@ -67,7 +68,9 @@ def make(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precisio
 
 
 def small_maps(layer: SynthesisLayer) -> Way | None:
-    """How their convolutions are fastest; what those of few weights keep is little."""
+    """How their convolutions are fastest; on a CPU those of few weights are so without us, and keep little."""
+    if layer.weight.device.type != "cpu":
+        return Plain.of(layer.weight, layer.up)
     return Packed(layer.weight, layer.up) if can_pack(layer.weight) else None
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from engine.batch import DragBatch
 from engine.drag import make_batch, steps
 from engine.errors import DragDiverged
+from engine.replay import shape
 from engine.run import DragRun, DragStep, Steps
 from jobs.settings import MOST_SLOTS
 from worker.errors import is_out_of_memory
@@ -176,7 +177,7 @@ class Meeting:
 def groups(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
     """Those that can make their step together, at most so many; those that compute more whole would slow the others."""
     kinds: dict[Hashable, list[Place]] = {}
-    for place in sorted(places, key=lambda place: id(place.run)):
+    for place in sorted(places, key=lambda place: (shape(place.run), id(place.run))):  # alike batches are alike recordings
         kinds.setdefault((place.run.kind, place.run.watched.whole), []).append(place)
     for same in kinds.values():
         size = min(most, most_at_once(same[0].run))

@@ -1,9 +1,12 @@
+import gc
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.batch import DragBatch
 from engine.drag import to_points
@@ -132,6 +135,23 @@ def test_a_recorded_step_neither_waits_for_the_host_nor_takes_anything_from_it(e
 def test_the_test_of_waiting_sees_one_that_waits():
     with pytest.raises(AssertionError, match="tolist"), blind():
         torch.ones(2).tolist()
+    numbers, chosen = torch.arange(3), torch.arange(3) > 1
+    with pytest.raises(AssertionError, match="booleans"), blind():
+        numbers[chosen]
+
+
+def test_a_model_that_is_let_go_takes_its_recordings_along():
+    generator = reference_generator().double()
+    runs = drags(generator, OPTIONS, None)
+    advance(ReplayedBatch(runs, operations), RECORDED_AFTER + 2)
+    trunk = weakref.ref(runs[0].trunk)
+    gc.collect()
+    gc.disable()  # nothing comes to clear a circle up
+    try:
+        del runs, generator
+        assert trunk() is None
+    finally:
+        gc.enable()
 
 
 @contextmanager
@@ -149,7 +169,19 @@ def blind():
             patch.setattr(torch.Tensor, name, refuse(name))
         for name in ("tensor", "as_tensor", "from_numpy"):
             patch.setattr(torch, name, refuse(name))
-        yield
+        with Blind():
+            yield
+
+
+class Blind(TorchDispatchMode):
+    """The same of what operations do inside."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select"), f"{name} waits for the host"
+        if name == "index":
+            assert all(one is None or one.dtype != torch.bool for one in args[1]), "an index of booleans waits for the host"
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_drag_that_begins_makes_its_first_step_by_itself(exact):

@@ -71,6 +71,7 @@ class Meeting:
         self.waiting: list[Place] = []
         self.came = 0.0  # when the last one did
         self.batches: dict[tuple[DragRun, ...], DragBatch] = {}  # of the last round
+        self.made = 0  # drags at most that have had a step in one round
         self.most = MOST_SLOTS  # drags whose steps fit into memory together, as far as is known
 
     def steps(self, run: DragRun) -> Steps:
@@ -121,6 +122,7 @@ class Meeting:
         try:
             for group in groups(places, self.most):
                 self.step(group, before)
+            self.made = max(self.made, len(places))
         except Exception as error:  # a defect: nobody must wait for ever
             logger.exception("%d drags end: their steps cannot be made", len(places))
             for place in places:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Self
 
 import torch
@@ -28,6 +29,7 @@ from worker.errors import CODES, is_device_failure, is_out_of_memory
 from worker.meeting import Meeting
 from worker.models import Models
 from worker.patience import SERVER_AWAY, patiently
+from worker.room import Room
 from worker.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -113,7 +115,8 @@ class Runner:
             except SERVER_AWAY as error:
                 logger.warning("job %s is left to its lease: %s", job.id, error)
 
-        Slots(self.settings.slots, lambda: self.claim_beside(first.model), run, lambda: self.draining.asked).run(first)
+        more, ending, room = partial(self.claim_beside, first.model), lambda: self.draining.asked, Room(self.models.device)
+        Slots(self.settings.slots, more, run, ending, room.fits).run(first)
 
     def run_or_drop(self, job: Job, meeting: Meeting | None = None) -> None:
         try:

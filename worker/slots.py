@@ -16,18 +16,21 @@ logger = logging.getLogger(__name__)
 
 class Slots:
     def __init__(
-        self, count: int, claim: Callable[[], Job | None], run: Callable[[Job, Meeting], None], ending: Callable[[], bool]
+        self, count: int, claim: Callable[[], Job | None], run: Callable[[Job, Meeting], None], ending: Callable[[], bool],
+        fits: Callable[[int], bool] = lambda running: True,
     ) -> None:  # fmt: skip
         """Args:
         count: jobs at once.
         claim: one more job that may run beside the first; None when there is none, or it is another's turn.
         run: a job to its end; raises nothing.
         ending: whether no more jobs are wanted.
+        fits: whether memory suffices for one more beside so many that run.
         """
         self.count = count
         self.claim = claim
         self.run_one = run
         self.ending = ending
+        self.fits = fits
         self.meeting = Meeting()
         self.threads: list[threading.Thread] = []
         self.looked = 0.0  # when there was nothing to claim
@@ -48,7 +51,7 @@ class Slots:
 
     def refill(self) -> None:
         """Take jobs while there are free slots and jobs for them."""
-        while len(self.threads) < self.count and time.monotonic() - self.looked >= LOOK_S:
+        while self.is_room() and time.monotonic() - self.looked >= LOOK_S:
             try:
                 job = self.claim()
                 if job is not None:
@@ -58,6 +61,11 @@ class Slots:
                 job = None
             if job is None:
                 self.looked = time.monotonic()
+
+    def is_room(self) -> bool:
+        """For as many again as have made a step together: what that takes is known then."""
+        running = len(self.threads)
+        return running < min(self.count, max(2, 2 * self.meeting.made)) and self.fits(running)
 
     def begin(self, job: Job) -> None:
         thread = threading.Thread(target=self.run_one, args=(job, self.meeting), name=f"job {job.id}", daemon=True)

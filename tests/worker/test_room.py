@@ -1,0 +1,67 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from worker import room
+from worker.room import Room, free_bytes, used_bytes
+from worker.slots import Slots
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_used_grows_by_what_is_allocated_and_what_is_free_is_positive():
+    before = used_bytes(CPU)
+    held = torch.ones(50_000_000)  # 200 MB
+    assert used_bytes(CPU) - before > 150e6
+    assert 0 < free_bytes(CPU) < 1e14
+    del held
+
+
+@pytest.mark.parametrize(("free", "fits"), [(150e6, True), (149e6, False)])
+def test_one_more_job_fits_where_half_as_much_again_as_each_took_is_free(monkeypatch, free, fits):
+    monkeypatch.setattr(room, "used_bytes", lambda device: 1000e6)
+    beside = Room(CPU)
+    monkeypatch.setattr(room, "used_bytes", lambda device: 1400e6)
+    monkeypatch.setattr(room, "free_bytes", lambda device: free)
+    assert beside.fits(running=4) is fits
+
+
+def test_a_container_with_a_limit_has_less_left_than_the_machine(monkeypatch, tmp_path):
+    (tmp_path / "max").write_text("3000000\n")
+    (tmp_path / "current").write_text("1000000\n")
+    monkeypatch.setattr(room, "GROUP_LIMIT", tmp_path / "max")
+    monkeypatch.setattr(room, "GROUP_USED", tmp_path / "current")
+    assert free_bytes(CPU) == 2_000_000
+    (tmp_path / "max").write_text("max\n")
+    assert free_bytes(CPU) > 2_000_000
+
+
+class Some:
+    """A job."""
+
+    id = "1"
+
+
+class TestSlots:
+    """Which fill as their drags make steps."""
+
+    def fill(self, fits, made):
+        """How many of eight slots jobs take while none ends, after so many drags have made a step together."""
+        over, begun = threading.Event(), []
+        slots = Slots(8, Some, lambda job, meeting: (begun.append(job), over.wait()), over.is_set, fits)
+        slots.meeting.made = made
+        running = threading.Thread(target=slots.run, args=(Some(),))
+        running.start()
+        time.sleep(0.3)
+        over.set()
+        running.join()
+        return len(begun)
+
+    @pytest.mark.parametrize(("made", "slots"), [(0, 2), (2, 4), (3, 6), (4, 8), (8, 8)])
+    def test_they_take_as_many_again_as_have_made_a_step(self, made, slots):
+        assert self.fill(lambda running: True, made) == slots
+
+    def test_they_take_no_more_than_fit(self):
+        assert self.fill(lambda running: running < 3, made=8) == 3

@@ -136,9 +136,8 @@ class SynthesisLayer(nn.Module):
         """[B, C, H, W] -> [B, C', H, W], of `up` layers [B, C', 2H + 1, 2W + 1]."""
         if self.frozen is not None:
             return convolve(x, self.frozen, padding)
-        if self.up:
-            return F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)
-        return F.conv2d(x, self.weight, padding=padding)
+        weight = self.weight
+        return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if self.up else F.conv2d(x, weight, padding=padding)
 
     def blur(self, x: Tensor, padding: int) -> Tensor:
         """What up-sampling with zeros between the cells needs: one cell less with padding 1, three without."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 KIB = 1024
-GROUP_LIMIT, GROUP_USED = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+GROUP = Path("/sys/fs/cgroup")  # the container's, where it has limits of its own
 SPARE = 1.5  # times what a job took so far
 
 
@@ -45,6 +45,10 @@ def told(file: Path, name: str) -> float:
 
 
 def group_bytes() -> float:
-    """What the container has left."""
-    limit = GROUP_LIMIT.read_text().strip() if GROUP_LIMIT.exists() else "max"
-    return float("inf") if limit == "max" else int(limit) - int(GROUP_USED.read_text())
+    """What the container has left; files that the kernel keeps in memory only until something else wants it are not in use."""
+    limit = GROUP / "memory.max"
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return float("inf")
+    used = int((GROUP / "memory.current").read_text())
+    kept = re.search(r"^inactive_file (\d+)$", (GROUP / "memory.stat").read_text(), re.MULTILINE)
+    return int(limit.read_text()) - used + (int(kept[1]) if kept else 0)

@@ -28,13 +28,13 @@ def test_one_more_job_fits_where_half_as_much_again_as_each_took_is_free(monkeyp
     assert beside.fits(running=4) is fits
 
 
-def test_a_container_with_a_limit_has_less_left_than_the_machine(monkeypatch, tmp_path):
-    (tmp_path / "max").write_text("3000000\n")
-    (tmp_path / "current").write_text("1000000\n")
-    monkeypatch.setattr(room, "GROUP_LIMIT", tmp_path / "max")
-    monkeypatch.setattr(room, "GROUP_USED", tmp_path / "current")
+def test_a_container_with_a_limit_has_less_left_than_the_machine_but_what_files_fill_is_not_in_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(room, "GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2900000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 1900000\nactive_file 100000\n")
     assert free_bytes(CPU) == 2_000_000
-    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(CPU) > 2_000_000
 
 

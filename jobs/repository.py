@@ -9,7 +9,21 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, case, cast, func, null, select, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Interval,
+    Select,
+    Update,
+    bindparam,
+    case,
+    cast,
+    func,
+    null,
+    select,
+    tuple_,
+    update,
+)  # fmt: skip
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -69,9 +83,24 @@ class Outcome:
     error_message: str | None = None
 
 
-def mine(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
+def mine(job_id: UUID | BindParameter[UUID], attempt: int | BindParameter[int]) -> tuple[ColumnElement[bool], ...]:
     """The fence: the job, while this attempt runs it."""
     return Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING
+
+
+def make_renewal() -> Update:
+    """What `JobRepository.renew` runs; `told` is what has changed of the progress."""
+    told = func.coalesce(Job.progress, cast({}, JSONB)).op("||")(bindparam("told", type_=JSONB))
+    progress = func.nullif(func.jsonb_strip_nulls(told), cast({}, JSONB))
+    return (
+        update(Job)
+        .where(*mine(bindparam("job"), bindparam("of_attempt")))
+        .values(lease_expires_at=func.clock_timestamp() + bindparam("lease", type_=Interval), progress=progress)
+        .returning(Job.cancel_requested_at.is_not(None).label("cancel"), Job.stop_requested_at.is_not(None).label("stop"))
+    )
+
+
+RENEWAL = make_renewal()  # once: workers renew all the time, and to make this takes longer than to run it
 
 
 def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
@@ -162,17 +191,8 @@ class JobRepository:
         Raises:
             LeaseLost: the job is another's, or has ended.
         """
-        values: dict[str, Any] = {"lease_expires_at": func.clock_timestamp() + lease}
-        if progress is not None:
-            told = func.coalesce(Job.progress, cast({}, JSONB)).op("||")(cast(progress, JSONB))
-            values["progress"] = func.jsonb_strip_nulls(told)
-        statement = (
-            update(Job)
-            .where(*mine(job_id, attempt))
-            .values(values)
-            .returning(Job.cancel_requested_at.is_not(None).label("cancel"), Job.stop_requested_at.is_not(None).label("stop"))
-        )
-        row = self.session.execute(statement).one_or_none()
+        given = {"job": job_id, "of_attempt": attempt, "lease": lease, "told": progress or {}}
+        row = self.session.connection().execute(RENEWAL, given).one_or_none()  # without the session's own preparations
         if row is None:
             raise lease_lost(job_id, attempt)
         return Wishes(cancel=row.cancel, stop=row.stop)

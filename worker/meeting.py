@@ -4,9 +4,11 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+
+import torch
 
 from engine.batch import DragBatch
 from engine.drag import make_batch, steps
@@ -27,7 +29,12 @@ logger = logging.getLogger(__name__)
 class Turn:
     """One thread at a time renders, beside the steps: more would only hinder each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        """
+        Args:
+            threads: that compute a picture, always as many: a few of its bytes may depend on that.
+        """
+        self.threads = threads
         self.lock = threading.Lock()
         self.counting = threading.Lock()
         self.wanted = 0  # by that many threads, the one that has it included
@@ -37,6 +44,7 @@ class Turn:
         with self.counting:
             self.wanted += 1
         self.lock.acquire()
+        torch.set_num_threads(self.threads)
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
@@ -64,8 +72,14 @@ class Place:
 class Meeting:
     """Threads call `steps`; one other serves them."""
 
-    def __init__(self) -> None:
-        self.turn = Turn()
+    def __init__(self, turn: Turn, threads: Callable[[], int]) -> None:
+        """
+        Args:
+            turn: of all meetings of the process.
+            threads: how many may compute the next step.
+        """
+        self.turn = turn
+        self.threads = threads
         self.changed = threading.Condition()
         self.under_way = 0  # drags
         self.waiting: list[Place] = []
@@ -119,6 +133,7 @@ class Meeting:
         """Make the next step of all who come, once they are there; nothing when nobody comes within limit_s."""
         places = self.gather(time.monotonic() + limit_s)
         before, self.batches = self.batches, {}
+        torch.set_num_threads(self.threads())
         try:
             for group in groups(places, self.most):
                 self.step(group, before)

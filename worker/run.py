@@ -30,7 +30,7 @@ from worker.meeting import Meeting
 from worker.models import Models
 from worker.patience import SERVER_AWAY, patiently
 from worker.room import Room
-from worker.slots import Slots
+from worker.slots import Slots, meetings_on
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Runner:
                 logger.warning("job %s is left to its lease: %s", job.id, error)
 
         more, ending, room = partial(self.claim_beside, first.model), lambda: self.draining.asked, Room(self.models.device)
-        Slots(self.settings.slots, more, run, ending, room.fits).run(first)
+        Slots(self.settings.slots, more, run, ending, room.fits, meetings_on(self.models.device)).run(first)
 
     def run_or_drop(self, job: Job, meeting: Meeting | None = None) -> None:
         try:

@@ -4,20 +4,33 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
 
 from jobs.models import Job
-from worker.meeting import Meeting
+from worker.meeting import Meeting, Turn
 
 REFILL_S = 600.0  # then others of the pool's models have their turn
 LOOK_S = 0.5  # between two looks for one more job
 WAIT_S = 0.02
+MEETINGS = 2  # on a CPU: one thread each for two halves of the drags gets more done than two for all
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One that is taken."""
+
+    thread: threading.Thread
+    meeting: Meeting
 
 
 class Slots:
     def __init__(
         self, count: int, claim: Callable[[], Job | None], run: Callable[[Job, Meeting], None], ending: Callable[[], bool],
-        fits: Callable[[int], bool] = lambda running: True,
+        fits: Callable[[int], bool] = lambda running: True, meetings: int = 1,
     ) -> None:  # fmt: skip
         """Args:
         count: jobs at once.
@@ -25,29 +38,34 @@ class Slots:
         run: a job to its end; raises nothing.
         ending: whether no more jobs are wanted.
         fits: whether memory suffices for one more beside so many that run.
+        meetings: that make their steps beside each other; they share the threads that compute.
         """
         self.count = count
         self.claim = claim
         self.run_one = run
         self.ending = ending
         self.fits = fits
-        self.meeting = Meeting()
-        self.threads: list[threading.Thread] = []
+        self.threads = torch.get_num_threads()
+        turn = Turn(self.threads)
+        self.meetings = [Meeting(turn, self.share) for _ in range(meetings)]
+        self.taken: list[Slot] = []
         self.looked = 0.0  # when there was nothing to claim
 
     def run(self, first: Job) -> None:
         """Until all have ended."""
         until = time.monotonic() + REFILL_S
         self.begin(first)
-        with self.meeting.served():
-            while self.threads:
+        with ExitStack() as serving:
+            for meeting in self.meetings:
+                serving.enter_context(meeting.served())
+            while self.taken:
                 if time.monotonic() < until and not self.ending():
                     self.refill()
-                self.threads[0].join(WAIT_S)
-                living = [thread for thread in self.threads if thread.is_alive()]
-                if len(living) < len(self.threads):
+                self.taken[0].thread.join(WAIT_S)
+                living = [slot for slot in self.taken if slot.thread.is_alive()]
+                if len(living) < len(self.taken):
                     self.looked = 0.0
-                self.threads = living
+                self.taken = living
 
     def refill(self) -> None:
         """Take jobs while there are free slots and jobs for them."""
@@ -64,10 +82,21 @@ class Slots:
 
     def is_room(self) -> bool:
         """For as many again as have made a step together: what that takes is known then."""
-        running = len(self.threads)
-        return running < min(self.count, max(2, 2 * self.meeting.made)) and self.fits(running)
+        running, made = len(self.taken), sum(meeting.made for meeting in self.meetings)
+        return running < min(self.count, max(2, 2 * made)) and self.fits(running)
 
     def begin(self, job: Job) -> None:
-        thread = threading.Thread(target=self.run_one, args=(job, self.meeting), name=f"job {job.id}", daemon=True)
+        meeting = min(self.meetings, key=lambda meeting: sum(slot.meeting is meeting for slot in self.taken))
+        thread = threading.Thread(target=self.run_one, args=(job, meeting), name=f"job {job.id}", daemon=True)
         thread.start()
-        self.threads.append(thread)
+        self.taken.append(Slot(thread, meeting))
+
+    def share(self) -> int:
+        """Threads for a meeting's next step."""
+        busy = sum(meeting.under_way > 0 for meeting in self.meetings)
+        return max(1, self.threads // max(1, busy))
+
+
+def meetings_on(device: torch.device) -> int:
+    """A GPU runs one step after another."""
+    return min(MEETINGS, torch.get_num_threads()) if device.type == "cpu" else 1

@@ -12,7 +12,7 @@ from engine.drag import steps, to_points
 from engine.options import DragOptions
 from engine.run import DragRun
 from tests.generators import tiny_generator
-from worker.meeting import IDLE_S, Meeting, Place, groups
+from worker.meeting import IDLE_S, Meeting, Place, Turn, groups
 
 OPTIONS = DragOptions(max_iterations=6, stop_distance=0.1)
 
@@ -38,6 +38,10 @@ def passes(monkeypatch):
 
 def run_of(generator, seed, options=OPTIONS, movable=None):
     return DragRun(generator, generator.map(seed=seed), to_points([[8, 8 + seed]]), to_points([[20, 12]]), movable, options)
+
+
+def make_meeting(threads=lambda: 1):
+    return Meeting(Turn(1), threads)
 
 
 def result(made):
@@ -74,7 +78,7 @@ def serve(meeting, slots, limit_s=30):
 
 def test_drags_of_one_kind_make_each_step_in_one_pass(generator, passes, monkeypatch):
     monkeypatch.setattr("worker.meeting.IDLE_S", 30)
-    meeting = Meeting()
+    meeting = make_meeting()
     slots = [Slot(meeting, run_of(generator, seed)) for seed in range(4)]
     serve(meeting, slots)
     assert passes == [4] * 7
@@ -95,7 +99,7 @@ def test_one_whose_step_fails_harms_no_other(generator, monkeypatch):
         return made(self)
 
     monkeypatch.setattr(DragBatch, "step", step)
-    meeting = Meeting()
+    meeting = make_meeting()
     slots = [Slot(meeting, run_of(generator, 0)), Slot(meeting, bad), Slot(meeting, run_of(generator, 2))]
     serve(meeting, slots)
     assert str(slots[1].outcome) == "not enough memory"
@@ -106,7 +110,7 @@ def test_one_whose_step_fails_harms_no_other(generator, monkeypatch):
 
 
 def test_who_waits_for_a_server_is_not_waited_for(generator):
-    meeting = Meeting()
+    meeting = make_meeting()
     released = threading.Event()
 
     def stuck():
@@ -123,7 +127,7 @@ def test_who_waits_for_a_server_is_not_waited_for(generator):
 
 
 def test_who_renders_is_waited_for(generator):
-    meeting = Meeting()
+    meeting = make_meeting()
     slot = Slot(meeting, run_of(generator, 0))
     with meeting.dragging():  # one more, which is late because it renders
         slot.start()
@@ -141,7 +145,7 @@ def test_who_renders_is_waited_for(generator):
 
 def test_a_failed_step_leaves_nothing_in_memory(generator, monkeypatch):
     monkeypatch.setattr(DragBatch, "differentiate", lambda self: 1 / 0)
-    meeting = Meeting()
+    meeting = make_meeting()
     slot = Slot(meeting, run_of(generator, 0))
     run = weakref.ref(slot.drag)
     serve(meeting, [slot])
@@ -165,3 +169,13 @@ def test_kinds_are_kept_apart_and_whole_maps_in_small_groups(generator):
     places = [*windowed, *whole, Place(run_of(generator, 6, wide))]
     assert sorted(len(group) for group in groups(places, 64)) == [1, 2, 4, 6]
     assert max(len(group) for group in groups(places, 3)) == 3
+
+
+def test_steps_and_pictures_take_the_threads_they_are_given(generator, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    meeting = Meeting(Turn(3), lambda: 2)
+    with meeting.turn:
+        assert taken == [3]
+    serve(meeting, [Slot(meeting, run_of(generator, 0))])
+    assert set(taken[1:]) == {2}

@@ -1,12 +1,8 @@
-import threading
-import time
-
 import pytest
 import torch
 
 from worker import room
 from worker.room import Room, free_bytes, used_bytes
-from worker.slots import Slots
 
 CPU = torch.device("cpu")
 
@@ -36,32 +32,3 @@ def test_a_container_with_a_limit_has_less_left_than_the_machine_but_what_files_
     assert free_bytes(CPU) == 2_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(CPU) > 2_000_000
-
-
-class Some:
-    """A job."""
-
-    id = "1"
-
-
-class TestSlots:
-    """Which fill as their drags make steps."""
-
-    def fill(self, fits, made):
-        """How many of eight slots jobs take while none ends, after so many drags have made a step together."""
-        over, begun = threading.Event(), []
-        slots = Slots(8, Some, lambda job, meeting: (begun.append(job), over.wait()), over.is_set, fits)
-        slots.meeting.made = made
-        running = threading.Thread(target=slots.run, args=(Some(),))
-        running.start()
-        time.sleep(0.3)
-        over.set()
-        running.join()
-        return len(begun)
-
-    @pytest.mark.parametrize(("made", "slots"), [(0, 2), (2, 4), (3, 6), (4, 8), (8, 8)])
-    def test_they_take_as_many_again_as_have_made_a_step(self, made, slots):
-        assert self.fill(lambda running: True, made) == slots
-
-    def test_they_take_no_more_than_fit(self):
-        assert self.fill(lambda running: running < 3, made=8) == 3

@@ -155,20 +155,21 @@ def drawing() -> bytes:
     return out.getvalue()
 
 
-def measure(jobs: int, workers: int, faults: int, seed: int, logs: Path) -> Verdict:
+def measure(jobs: int, workers: int, slots: int, faults: int, seed: int, logs: Path) -> Verdict:
     """Args:
+    slots: of each worker.
     logs: where the processes' logs go; must not exist.
     """
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another user where we are root
         try:
-            with running_site(Path(folder) / "state", workers) as site:
-                return live_through(Chaos(site, jobs, faults, seed))
+            with running_site(Path(folder) / "state", workers, slots) as site:
+                return live_through(Chaos(site, jobs, faults, seed), same_bytes=slots == 1)
         finally:
             shutil.copytree(Path(folder) / "state" / "logs", logs)
 
 
-def live_through(chaos: Chaos) -> Verdict:
+def live_through(chaos: Chaos, *, same_bytes: bool) -> Verdict:
     """Let it happen, let everything end, delete what is left over, look."""
     try:
         with Progress(*BAR, console=console) as bar:
@@ -179,7 +180,8 @@ def live_through(chaos: Chaos) -> Verdict:
         while everything.purge().tidied:
             pass
         allowed_s = float(QUICK["LEASE_S"]) + float(QUICK["SWEEP_S"]) + REACTION_S
-        return judge(chaos.sessions, storage, story.faults, story.moments, story.accepted, allowed_s)
+        found = story.faults, story.moments, story.accepted
+        return judge(chaos.sessions, storage, *found, allowed_s, same_bytes=same_bytes)
     finally:
         chaos.close()
 
@@ -200,13 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--slots", type=int, default=1, help="of each worker; with several, bytes are not compared")
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
     given = parser.parse_args(arguments)
     console.print(f"seed {given.seed}", highlight=False)
     shutil.rmtree(given.out / "logs", ignore_errors=True)
-    verdict = measure(given.jobs, given.workers, given.faults, given.seed, given.out / "logs")
+    verdict = measure(given.jobs, given.workers, given.slots, given.faults, given.seed, given.out / "logs")
     (given.out / "chaos.json").write_text(json.dumps(vars(given) | {"out": str(given.out)} | asdict(verdict), indent=1))
     print_verdict(verdict)
     return 1 if verdict.problems or verdict.late else 0

@@ -98,12 +98,15 @@ class Site:
 
 
 @contextmanager
-def running_site(state: Path, workers: int) -> Iterator[Site]:
+def running_site(state: Path, workers: int, slots: int) -> Iterator[Site]:
     """Args:
     state: folder for the servers' data, which must survive their being killed.
+    slots: of each worker; with several it computes with two threads, so that it has two meetings.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DRAGQUEUE_")}
     environment |= {f"DRAGQUEUE_{name}": value for name, value in QUICK.items()}
+    if slots > 1:
+        environment |= {"DRAGQUEUE_SLOTS": str(slots), "DRAGQUEUE_THREADS": "2"}
     with local_stack(state, environment) as stack, ExitStack() as cleanup:
         names = ("postgres", "valkey", "store")
         servers = {name: Part(name, child) for name, child in zip(names, stack.children, strict=True)}

@@ -24,7 +24,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )  # fmt: skip
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.orm import Session
 
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
@@ -100,7 +100,15 @@ def make_renewal() -> Update:
     )
 
 
-RENEWAL = make_renewal()  # once: workers renew all the time, and to make this takes longer than to run it
+def make_record() -> Insert:
+    """What `JobRepository.add_artifacts` runs for each object."""
+    added = insert(Artifact)
+    changed = {name: added.excluded[name] for name in ("key", "media_type", "size_bytes", "sha256")}
+    return added.on_conflict_do_update(index_elements=["job_id", "attempt", "name"], set_=changed)
+
+
+# Made once, and run by the connection itself: workers do so all the time, and what the session prepares takes longer than they.
+RENEWAL, RECORD = make_renewal(), make_record()
 
 
 def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
@@ -192,7 +200,7 @@ class JobRepository:
             LeaseLost: the job is another's, or has ended.
         """
         given = {"job": job_id, "of_attempt": attempt, "lease": lease, "told": progress or {}}
-        row = self.session.connection().execute(RENEWAL, given).one_or_none()  # without the session's own preparations
+        row = self.session.connection().execute(RENEWAL, given).one_or_none()
         if row is None:
             raise lease_lost(job_id, attempt)
         return Wishes(cancel=row.cancel, stop=row.stop)
@@ -202,9 +210,7 @@ class JobRepository:
         if self.session.scalar(select(Job.id).where(*mine(job_id, attempt)).with_for_update()) is None:
             raise lease_lost(job_id, attempt)
         rows = [{"job_id": job_id, "attempt": attempt, **vars(stored)} for stored in objects]
-        added = insert(Artifact).values(rows)
-        changed = {name: added.excluded[name] for name in ("key", "media_type", "size_bytes", "sha256")}
-        self.session.execute(added.on_conflict_do_update(index_elements=["job_id", "attempt", "name"], set_=changed))
+        self.session.connection().execute(RECORD, rows)
 
     def finish(self, job_id: UUID, attempt: int, outcome: Outcome) -> list[str]:
         """End the job as this attempt found; returns the key of its checkpoint, which nobody needs now. Raises LeaseLost."""

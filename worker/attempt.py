@@ -111,7 +111,7 @@ class Attempt:
             with Recording(
                 self.spec, beginning, movable, uploader, kept=kept, group=self.group, turn=self.tools.turn
             ) as recording:
-                if before is None or before.drag is None:
+                if beginning.curve and (before is None or before.drag is None):  # else what came before takes no time
                     self.save(uploader, self.at_the_drag(beginning), recording.given)
                 result = self.drag(beginning, movable, recording, before, uploader) if self.spec.points else None
                 timings = Timings(load_s=loaded - began, inversion_s=begun - loaded, drag_s=time.monotonic() - begun)
@@ -254,7 +254,8 @@ class Attempt:
         with closing(self.tools.steps(run)) as made:
             for step in made:
                 if step.stop_reason is not None:
-                    self.save(uploader, now(), recording.given)
+                    if self.due("drag", uploader):
+                        self.save(uploader, now(), recording.given)
                     self.lease.try_to_renew(progress_of(replace(step, iteration=run.iteration), self.spec))  # no step back
                     return step
                 recording.add(step)

@@ -31,7 +31,8 @@ from worker.edit import model_points
 from worker.source import Beginning
 
 TUNED = "generator.safetensors"  # the artifact with the tensors in which a tuned generator is not the model's
-CREATOR_TOOL = f"Dragqueue {version('dragqueue')}"
+VERSION = version("dragqueue")  # read once: that takes a millisecond
+CREATOR_TOOL = f"Dragqueue {VERSION}"
 GROUP = 8  # frames are rendered in fixed groups, so that their bytes do not depend on when a group was full
 MEDIA_TYPES = {
     ".png": "image/png", ".webp": "image/webp", ".gif": "image/gif", ".mp4": "video/mp4", ".json": "application/json",
@@ -218,7 +219,7 @@ class Recording:
         return {
             "spec": self.spec.model_dump(mode="json"),
             "checkpoint": {"model": model.name, "file": model.file, "sha256": model.sha256},
-            "engine": {"dragqueue": version("dragqueue"), "torch": torch.__version__, "python": platform.python_version()},
+            "engine": {"dragqueue": VERSION, "torch": torch.__version__, "python": platform.python_version()},
             "digital_source_type": self.source_type,
             "device": str(self.generator.device),
             "threads": torch.get_num_threads(),

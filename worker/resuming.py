@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 from safetensors import SafetensorError
@@ -12,7 +11,7 @@ from torch import Tensor
 from engine.inversion import InversionState
 from engine.run import DragState
 from jobs.checkpoints import ModelEntry
-from worker.recording import Past
+from worker.recording import VERSION, Past
 from worker.source import CurvePoint
 
 FORMAT = 1  # of the object; others are not read
@@ -75,7 +74,7 @@ class Progress:
 
 
 def made_by(model: ModelEntry) -> str:
-    return f"{model.sha256} by {version('dragqueue')}"
+    return f"{model.sha256} by {VERSION}"
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -179,6 +179,17 @@ def test_a_checkpoint_that_cannot_be_read_begins_the_job_anew(runner, sessions, 
         assert ended(sessions, job_id) == ("succeeded", None)
 
 
+@pytest.mark.parametrize(("checkpoint_s", "saves"), [(1000.0, False), (0.001, True)])
+def test_a_job_shorter_than_the_time_between_two_checkpoints_saves_none(
+    settings, sessions, storage, queue, monkeypatch, checkpoint_s, saves
+):
+    saved = []
+    monkeypatch.setattr(JobRepository, "save_checkpoint", lambda *given: saved.append(given))
+    job_id = add_job(sessions)
+    Runner(settings.model_copy(update={"checkpoint_s": checkpoint_s}), sessions, storage, queue).run_next()
+    assert (ended(sessions, job_id), bool(saved)) == (("succeeded", None), saves)
+
+
 def test_a_job_that_has_spent_its_time_in_earlier_attempts_fails(settings, sessions, storage, queue, monkeypatch):
     job_id = add_job(sessions, run_timeout_s=100)
     runner = Runner(settings.model_copy(update={"drain_grace_s": 0.0}), sessions, storage, queue)

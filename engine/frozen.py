@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 ONE, NONE = (1, 1), (0, 0)
 FEWEST = 2**19  # numbers; fewer are laid out in no time, and their maps are large
+KEPT = 2  # layouts of a weight: a worker may make two steps beside each other
 
 
 class Way(Protocol):
@@ -25,7 +26,7 @@ class Way(Protocol):
 
 
 class PackedWeight:
-    """Laid out for the last size of map that came: the layout may depend on it, and a wrong one is a hundred times slower."""
+    """Laid out by size of map and number of threads, on which layouts depend: a wrong one is up to a hundred times slower."""
 
     def __init__(self, weight: Tensor, stride: int, *, turned: bool) -> None:
         """
@@ -33,7 +34,7 @@ class PackedWeight:
             weight: [Cout, Cin, 3, 3]; of turned ones, which go the way back of another, [Cin, Cout, 3, 3].
         """
         self.weight, self.stride, self.turned = weight, (stride, stride), turned
-        self.packed: tuple[object, Tensor | None] = (None, None)  # for which size, and how
+        self.packed: tuple[tuple[object, Tensor], ...] = ()  # for what, and how; the last ones that were new
 
     def __call__(self, x: Tensor, padding: int) -> Tensor:
         """Like `conv2d`, or `conv_transpose2d`."""
@@ -48,11 +49,13 @@ class PackedWeight:
         return y
 
     def laid_out(self, shape: torch.Size, around: tuple[int, int]) -> Tensor:
-        size = shape[2:], around
-        known, packed = self.packed  # another thread may come with another size
-        if known != size or packed is None:
-            packed = self.lay_out(shape, around)
-            self.packed = size, packed
+        wanted = shape[2:], around, torch.get_num_threads()
+        known = self.packed  # another thread may come with another size
+        for one, packed in known:
+            if one == wanted:
+                return packed
+        packed = self.lay_out(shape, around)
+        self.packed = (wanted, packed), *known[: KEPT - 1]
         return packed
 
     def lay_out(self, shape: torch.Size, around: tuple[int, int]) -> Tensor:

@@ -254,7 +254,7 @@ class Attempt:
         with closing(self.tools.steps(run)) as made:
             for step in made:
                 if step.stop_reason is not None:
-                    if self.due("drag", uploader):
+                    if self.late("drag"):
                         self.save(uploader, now(), recording.given)
                     self.lease.try_to_renew(progress_of(replace(step, iteration=run.iteration), self.spec))  # no step back
                     return step
@@ -314,9 +314,12 @@ class Attempt:
     def due(self, phase: str, uploader: Uploader) -> bool:
         """Whether it is time for another checkpoint, and the last one is safe."""
         uploader.check()
+        return self.late(phase) and not uploader.saving
+
+    def late(self, phase: str) -> bool:
         settings = self.tools.settings
         every_s = settings.tuning_checkpoint_s if phase == "tuning" else settings.checkpoint_s
-        return time.monotonic() - self.saved >= every_s and not uploader.saving
+        return time.monotonic() - self.saved >= every_s
 
     def save(self, uploader: Uploader, progress: Progress, names: list[str]) -> None:
         """Send a checkpoint; names are the artifacts that the next attempt need not make again."""

@@ -29,13 +29,14 @@ logger = logging.getLogger(__name__)
 class Turn:
     """One thread at a time renders, beside the steps: more would only hinder each other."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, lock: threading.Lock) -> None:
         """
         Args:
             threads: that compute a picture, always as many: a few of its bytes may depend on that.
+            lock: of all turns of the process.
         """
         self.threads = threads
-        self.lock = threading.Lock()
+        self.lock = lock
         self.counting = threading.Lock()
         self.wanted = 0  # by that many threads, the one that has it included
         self.ended = time.monotonic()
@@ -75,7 +76,7 @@ class Meeting:
     def __init__(self, turn: Turn, threads: Callable[[], int]) -> None:
         """
         Args:
-            turn: of all meetings of the process.
+            turn: of those who come.
             threads: how many may compute the next step.
         """
         self.turn = turn

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -46,8 +47,8 @@ class Slots:
         self.ending = ending
         self.fits = fits
         self.threads = torch.get_num_threads()
-        turn = Turn(self.threads)
-        self.meetings = [Meeting(turn, self.share) for _ in range(meetings)]
+        lock = threading.Lock()
+        self.meetings = [Meeting(Turn(self.threads, lock), partial(self.share, number)) for number in range(meetings)]
         self.taken: list[Slot] = []
         self.looked = 0.0  # when there was nothing to claim
 
@@ -87,14 +88,19 @@ class Slots:
 
     def begin(self, job: Job) -> None:
         meeting = min(self.meetings, key=lambda meeting: sum(slot.meeting is meeting for slot in self.taken))
-        thread = threading.Thread(target=self.run_one, args=(job, meeting), name=f"job {job.id}", daemon=True)
+        thread = threading.Thread(target=self.run_slot, args=(job, meeting), name=f"job {job.id}", daemon=True)
         thread.start()
         self.taken.append(Slot(thread, meeting))
 
-    def share(self) -> int:
-        """Threads for a meeting's next step."""
-        busy = sum(meeting.under_way > 0 for meeting in self.meetings)
-        return max(1, self.threads // max(1, busy))
+    def run_slot(self, job: Job, meeting: Meeting) -> None:
+        torch.set_num_threads(self.threads)  # else as many as a meeting took last
+        self.run_one(job, meeting)
+
+    def share(self, number: int) -> int:
+        """Threads for the next step of a meeting; the first of those with drags take what is over."""
+        busy = [meeting.under_way > 0 for meeting in self.meetings]
+        each, over = divmod(self.threads, max(1, sum(busy)))
+        return max(1, each + (sum(busy[:number]) < over))
 
 
 def meetings_on(device: torch.device) -> int:

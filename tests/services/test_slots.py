@@ -24,7 +24,7 @@ RETRIES = Retries(max_attempts=2, delay_s=0.0, delay_limit_s=0.0)
 
 @pytest.fixture
 def four_slots(stack):
-    stack.environment["DRAGQUEUE_SLOTS"] = "4"
+    stack.environment |= {"DRAGQUEUE_SLOTS": "4", "DRAGQUEUE_THREADS": "2"}  # two meetings
     return stack
 
 

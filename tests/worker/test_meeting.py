@@ -41,7 +41,7 @@ def run_of(generator, seed, options=OPTIONS, movable=None):
 
 
 def make_meeting(threads=lambda: 1):
-    return Meeting(Turn(1), threads)
+    return Meeting(Turn(1, threading.Lock()), threads)
 
 
 def result(made):
@@ -174,7 +174,7 @@ def test_kinds_are_kept_apart_and_whole_maps_in_small_groups(generator):
 def test_steps_and_pictures_take_the_threads_they_are_given(generator, monkeypatch):
     taken = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
-    meeting = Meeting(Turn(3), lambda: 2)
+    meeting = Meeting(Turn(3, threading.Lock()), lambda: 2)
     with meeting.turn:
         assert taken == [3]
     serve(meeting, [Slot(meeting, run_of(generator, 0))])

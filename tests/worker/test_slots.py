@@ -3,17 +3,25 @@
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+from engine.drag import steps, to_points
+from engine.options import DragOptions
+from engine.run import DragRun
+from tests.generators import tiny_generator
 from worker.slots import MEETINGS, Slots, meetings_on
 
+OPTIONS = DragOptions(max_iterations=6, stop_distance=0.1)
 
+
+@dataclass
 class Some:
     """A job."""
 
-    id = "1"
+    id: int = 0
 
 
 class Filled:
@@ -61,14 +69,34 @@ def test_jobs_are_spread_over_the_meetings():
         assert [filled.begun.count(meeting) for meeting in filled.slots.meetings] == [4, 4]
 
 
-@pytest.mark.parametrize(("busy", "share"), [(0, 4), (1, 4), (2, 2)])
-def test_meetings_with_drags_share_the_threads(monkeypatch, busy, share):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+@pytest.mark.parametrize(
+    ("threads", "busy", "shares"),
+    [(4, [], [4, 4]), (4, [0], [4, 4]), (4, [1], [4, 4]), (4, [0, 1], [2, 2]), (3, [0, 1], [2, 1]), (1, [0, 1], [1, 1])],
+)
+def test_meetings_with_drags_share_the_threads(monkeypatch, threads, busy, shares):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     slots = Filled(meetings=2).slots
     with ExitStack() as dragging:
-        for meeting in slots.meetings[:busy]:
-            dragging.enter_context(meeting.dragging())
-        assert slots.share() == share
+        for number in busy:
+            dragging.enter_context(slots.meetings[number].dragging())
+        assert [meeting.threads() for meeting in slots.meetings] == shares
+
+
+def test_drags_of_two_meetings_end_as_they_do_alone():
+    generator, ended = tiny_generator().double(), {}
+
+    def run(seed):
+        return DragRun(generator, generator.map(seed=seed), to_points([[8, 8 + seed]]), to_points([[20, 12]]), None, OPTIONS)
+
+    def run_job(job, meeting):
+        *_, ended[job.id] = meeting.steps(run(job.id))
+
+    waiting = [Some(id=seed) for seed in range(1, 6)]
+    Slots(4, lambda: waiting.pop() if waiting else None, run_job, lambda: False, meetings=2).run(Some(id=0))
+    for seed in range(6):
+        *_, alone = steps(run(seed))
+        assert (ended[seed].iteration, ended[seed].stop_reason) == (alone.iteration, alone.stop_reason)
+        torch.testing.assert_close(ended[seed].w, alone.w, atol=1e-9, rtol=0)
 
 
 def test_a_device_that_runs_one_step_after_another_has_one_meeting(monkeypatch):

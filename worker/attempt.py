@@ -317,6 +317,7 @@ class Attempt:
         return self.late(phase) and not uploader.saving
 
     def late(self, phase: str) -> bool:
+        """Whether the last checkpoint is old enough for another."""
         settings = self.tools.settings
         every_s = settings.tuning_checkpoint_s if phase == "tuning" else settings.checkpoint_s
         return time.monotonic() - self.saved >= every_s

@@ -14,6 +14,7 @@ COPY api api
 COPY benchmarks benchmarks
 COPY cli cli
 COPY client client
+COPY embedded embedded
 COPY engine engine
 COPY jobs jobs
 COPY migrations migrations
@@ -23,7 +24,7 @@ COPY checkpoints checkpoints
 ENTRYPOINT ["tini", "--", "dragqueue"]
 
 FROM base AS api
-RUN pip install --editable '.[c2pa]' --constraint constraints.txt
+RUN pip install --editable ./client --editable '.[c2pa]' --constraint constraints.txt
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
@@ -36,7 +37,7 @@ FROM base AS worker
 ENV MALLOC_ARENA_MAX=2 THP_MEM_ALLOC_ENABLE=1 GOMP_SPINCOUNT=10000
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0 \
-    && pip install --editable '.[engine]' --constraint constraints.txt \
+    && pip install --editable ./client --editable '.[engine]' --constraint constraints.txt \
     && install --directory --owner=10001 /scratch
 USER 10001
 CMD ["worker"]

@@ -10,10 +10,10 @@ help:  ## Show this list
 
 install: $(VENV)/installed  ## Create .venv with the dragqueue command and everything it needs
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Dragqueue needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --editable '.[c2pa,engine,eval,local,dev]' --constraint constraints.txt
+	$(PIP) install --quiet --editable ./client --editable '.[c2pa,engine,eval,local,dev]' --constraint constraints.txt
 	touch $@
 
 demo: install  ## Run two real edits through the whole service, pictures in demo-out/
@@ -26,7 +26,7 @@ unit: install  ## Run the quick tests: no server, no trained model
 	$(BIN)/python -m pytest --ignore tests/services --ignore tests/test_demo_checkpoint.py
 
 fuzz: install  ## Read 2,000 mutated checkpoints; hold the running API against its contract at length
-	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/test_fuzz.py tests/services/test_contract.py
+	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/checkpoints/test_fuzz.py tests/services/test_contract.py
 
 check: install  ## Format, lint, types, import rules, container files: what CI runs
 	$(BIN)/ruff format --check .

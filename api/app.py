@@ -6,19 +6,19 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api.access import KeyRing, RateLimits
-from api.contract import complete, operation_id
+from api.auth import ApiKeyCache, RateLimits
+from api.body_limit import BodyLimit
+from api.change_notifier import ChangeNotifier
 from api.errors import add_error_handlers
-from api.limits import BodyLimit
+from api.openapi import complete, operation_id
 from api.routes import account, artifacts, batches, events, health, jobs, models, uploads, webhooks
 from api.routes.events import Streams
-from api.watching import Watcher
-from jobs.checkpoints import ManifestFile
 from jobs.database import make_sessions
-from jobs.queue import Queue
-from jobs.quotas import Room
+from jobs.models.manifest import ManifestFile
+from jobs.queue.broker import Broker
 from jobs.settings import Settings
-from jobs.storage import OF_A_REQUEST, Storage
+from jobs.storage.objects import OF_A_REQUEST, Storage
+from jobs.tenants.quotas import QueueQuota
 
 
 @asynccontextmanager
@@ -37,12 +37,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.checkpoints = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
     app.state.storage = Storage.from_settings(settings, OF_A_REQUEST)
-    app.state.queue = Queue(settings.redis_url)
-    app.state.key_ring = KeyRing(app.state.sessions)
+    app.state.queue = Broker(settings.redis_url)
+    app.state.api_key_cache = ApiKeyCache(app.state.sessions)
     app.state.rate_limits = RateLimits(settings)
-    app.state.watcher = Watcher(app.state.sessions)
+    app.state.watcher = ChangeNotifier(app.state.sessions)
     app.state.streams = Streams()
-    app.state.room = Room(settings.quotas)
+    app.state.room = QueueQuota(settings.quotas)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):

@@ -4,8 +4,8 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator
 
-from jobs.models import Artifact
-from jobs.storage import Storage
+from jobs.storage.objects import Storage
+from jobs.tables import Artifact
 
 
 class Outbox(io.RawIOBase):

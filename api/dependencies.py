@@ -12,21 +12,21 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from jobs.checkpoints import Manifest
 from jobs.database import Sessions
 from jobs.errors import StorageUnavailable
-from jobs.queue import Queue
-from jobs.repository import JobRepository
+from jobs.models.manifest import ModelManifest
+from jobs.queue.broker import Broker
+from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
-from jobs.storage import Storage
-from jobs.uploads import UploadRepository
+from jobs.storage.objects import Storage
+from jobs.storage.uploads import UploadRepository
 
 
 async def settings(request: Request) -> Settings:
     return request.app.state.settings  # type: ignore[no-any-return]
 
 
-def manifest(request: Request) -> Manifest:
+def manifest(request: Request) -> ModelManifest:
     return request.app.state.checkpoints.current()  # type: ignore[no-any-return]
 
 
@@ -34,7 +34,7 @@ async def storage(request: Request) -> Storage:
     return request.app.state.storage  # type: ignore[no-any-return]
 
 
-async def queue(request: Request) -> Queue:
+async def queue(request: Request) -> Broker:
     return request.app.state.queue  # type: ignore[no-any-return]
 
 
@@ -70,7 +70,7 @@ async def unit(request: Request) -> AsyncIterator[Unit]:
     await to_thread.run_sync(commit, work, request.app.state.queue, request.app.state.storage, limiter=ENDINGS)
 
 
-def commit(work: Unit, queue: Queue, storage: Storage) -> None:
+def commit(work: Unit, queue: Broker, storage: Storage) -> None:
     with work.session as session:
         session.commit()
     all(queue.wake(pool) for pool in work.wake)  # not the others while the broker is away
@@ -79,9 +79,9 @@ def commit(work: Unit, queue: Queue, storage: Storage) -> None:
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]
-ManifestDep = Annotated[Manifest, Depends(manifest)]
+ManifestDep = Annotated[ModelManifest, Depends(manifest)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 StorageDep = Annotated[Storage, Depends(storage)]
-QueueDep = Annotated[Queue, Depends(queue)]
+QueueDep = Annotated[Broker, Depends(queue)]
 # scope="function": commit before the answer leaves, or a client could poll a job that is not there yet
 UnitDep = Annotated[Unit, Depends(unit, scope="function")]

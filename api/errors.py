@@ -8,10 +8,10 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
-from api.limits import BodyTooLarge, too_large
-from api.problems import problem_response
+from api.body_limit import BodyTooLarge, too_large
+from api.schemas.problems import problem_response
 from jobs import errors
-from jobs.submission import field_path
+from jobs.spec.validation import field_path
 
 STATUS: dict[type[errors.JobError], int] = {
     errors.InvalidJob: 422,

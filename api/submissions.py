@@ -15,19 +15,20 @@ from pydantic import JsonValue
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from api.access import Submitter
+from api.auth import Submitter
 from api.dependencies import StorageDep, Unit, UnitDep
-from jobs import presigned, webhooks
-from jobs.checkpoints import Manifest, ManifestFile
 from jobs.database import Sessions
-from jobs.decoding import Decoded, decode, decode_mask
 from jobs.errors import IdTaken, InvalidJob, NotUploaded, Problem
-from jobs.models import Job, PresignedUpload, Upload
-from jobs.quotas import Room, check_room_for_upload, check_room_to_announce
-from jobs.spec import JobSpec, Movable
-from jobs.storage import Storage, raw_key, upload_key
-from jobs.submission import Submission, check_submission, parse_spec
-from jobs.uploads import row_of
+from jobs.models.manifest import ManifestFile, ModelManifest
+from jobs.spec.job_spec import JobSpec, Movable
+from jobs.spec.validation import Submission, check_submission, parse_spec
+from jobs.storage import presigned
+from jobs.storage.decoding import Decoded, decode, decode_mask
+from jobs.storage.objects import Storage, raw_key, upload_key
+from jobs.storage.uploads import row_of
+from jobs.tables import Job, PresignedUpload, Upload
+from jobs.tenants.quotas import QueueQuota, check_room_for_upload, check_room_to_announce
+from jobs.webhooks import subscriptions as webhooks
 
 PARTS = ("job", "image", "movable")
 
@@ -64,7 +65,7 @@ class TenantInputs:
 
     def job(self, job_id: UUID) -> Job:
         """With the photo that its chain began with."""
-        job = self.unit.jobs.hold(self.tenant, job_id)
+        job = self.unit.jobs.get_for_share(self.tenant, job_id)
         photo = self.unit.jobs.photo_of(job)
         if photo is not None:
             self.upload(photo)
@@ -89,7 +90,7 @@ class Parts:
         mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
         return cls(posted.document if photo is None else with_upload(posted.document, photo.sha256), photo, mask)
 
-    def spec(self, manifest: Manifest) -> JobSpec:
+    def spec(self, manifest: ModelManifest) -> JobSpec:
         """What it asks for, whether that can be done or not. Raises InvalidJob."""
         spec = parse_spec(self.document)
         if self.mask is not None:
@@ -106,17 +107,17 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Intake:
+class SubmissionService:
     """Where a tenant's submissions come in."""
 
     tenant: str
     unit: Unit
     storage: Storage
     checkpoints: ManifestFile
-    room: Room
+    room: QueueQuota
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> ModelManifest:
         return self.checkpoints.current()  # may ask a slow disk: not while a dependency is made
 
     @property
@@ -165,7 +166,7 @@ class Intake:
             announced = presigned.get(session, self.tenant, presigned_id)
         try:
             return None if announced.upload else presigned.read(announced, self.storage), announced
-        except NotUploaded:  # or kept meanwhile, by a request that was sent twice
+        except NotUploaded:  # or kept background_thread, by a request that was sent twice
             with sessions() as session:
                 announced = presigned.get(session, self.tenant, presigned_id)
             if announced.upload is None:
@@ -182,8 +183,8 @@ class Intake:
         return job
 
 
-async def intake(who: Submitter, unit: UnitDep, storage: StorageDep, request: Request) -> Intake:
-    return Intake(who.tenant, unit, storage, request.app.state.checkpoints, request.app.state.room)
+async def intake(who: Submitter, unit: UnitDep, storage: StorageDep, request: Request) -> SubmissionService:
+    return SubmissionService(who.tenant, unit, storage, request.app.state.checkpoints, request.app.state.room)
 
 
 async def posted_job(request: Request) -> PostedJob:
@@ -229,5 +230,5 @@ def parse_json(data: bytes) -> JsonValue:
     return document
 
 
-IntakeDep = Annotated[Intake, Depends(intake)]
+SubmissionsDep = Annotated[SubmissionService, Depends(intake)]
 PostedDep = Annotated[PostedJob, Depends(posted_job)]

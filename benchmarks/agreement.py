@@ -17,15 +17,15 @@ from rich.progress import track
 from benchmarks.quality.cases import Case, landmark_cases
 from benchmarks.quality.methods import service_options
 from benchmarks.quality.rulers import LandmarkRuler
-from engine.drag import make_batch, steps, to_points
+from engine.drag.loop import make_batch, steps, to_points
+from engine.drag.options import DragOptions
+from engine.drag.run import DragRun
 from engine.errors import DragDiverged
-from engine.generator import Generator
-from engine.options import DragOptions
-from engine.run import DragRun
-from engine.trunk import Precision
-from jobs.checkpoints import Manifest
+from engine.networks.frozen_synthesis import Precision
+from engine.networks.stylegan2 import Generator
+from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
-from worker.edit import choose_device, open_generator
+from worker.edit.drag import choose_device, open_generator
 
 MODEL = "demo-faces"
 
@@ -51,7 +51,7 @@ class Agreement:
 
 def compare(count: int, slots: int, preset: str, precision: Precision, seed: int, console: Console) -> Agreement:
     """Drags of one landmark each, as a job of the preset makes them."""
-    manifest = Manifest.load(REPOSITORY / "checkpoints")
+    manifest = ModelManifest.load(REPOSITORY / "checkpoints")
     model = manifest.get(MODEL)
     generator = open_generator(manifest, model, choose_device("auto"))
     cases = list(landmark_cases(LandmarkRuler(generator), model.defaults.truncation_psi, count, 1, seed))

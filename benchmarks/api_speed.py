@@ -21,13 +21,13 @@ from fastapi import Body, FastAPI
 from sqlalchemy import insert, text, update
 
 from cli.keys import local_key
-from cli.processes import Child, start
-from cli.servers import free_port, speaks_http
-from cli.service import START_LIMIT_S, prepare, start_part
 from cli.settings import read_settings
-from cli.stack import Stack, local_stack
+from embedded.processes import Child, start
+from embedded.servers import free_port, speaks_http
+from embedded.service import START_LIMIT_S, prepare, start_part
+from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
-from jobs.models import DEFAULT_TENANT, Job, Webhook
+from jobs.tables import DEFAULT_TENANT, Job, Webhook
 
 JOB = {"model": "demo-faces", "source": {"seed": 3}, "points": [{"handle": [75, 80], "target": [59, 80]}]}
 CLIENTS = 16  # that submit, each the next job once the last was accepted
@@ -82,7 +82,7 @@ class Speed:
 @dataclass(frozen=True)
 class Polls:
     latencies_s: list[float]
-    grown_bytes: int  # of the API's memory meanwhile
+    grown_bytes: int  # of the API's memory background_thread
 
     def percentile_ms(self, percent: int) -> float:
         return 1000 * statistics.quantiles(self.latencies_s, n=100, method="inclusive")[percent - 1]

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cli.service import running_service
-from cli.stack import local_stack
-from client import Client
-from client.models import Batch
+from dragqueue_client import Client
+from dragqueue_client.models import Batch
+
+from embedded.service import running_service
+from embedded.stack import local_stack
 
 MODEL = "demo-faces"
 LANDMARKS = ((64, 84), (46, 60), (82, 60), (64, 98))  # of an average face: nose, eyes, mouth

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from statistics import quantiles
 from uuid import UUID
 
+from dragqueue_client import Client
 from sqlalchemy import func, select
 
-from cli.service import running_service
-from cli.stack import local_stack
-from client import Client
+from embedded.service import running_service
+from embedded.stack import local_stack
 from jobs.database import Sessions, make_sessions
-from jobs.models import Job
+from jobs.tables import Job
 
 LOOK_S = 0.01
 ENDLESS = {
@@ -28,7 +28,7 @@ class Latencies:
 
     wish: str  # cancel or stop
     seconds: list[float]
-    iteration_s: float  # of the drags meanwhile, mean
+    iteration_s: float  # of the drags background_thread, mean
     beat_s: float  # between two progress writes
 
     def percentile(self, percent: int) -> float:

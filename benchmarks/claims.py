@@ -12,8 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from jobs.claims import Claimer, claim
 from jobs.database import Sessions, make_sessions
+from jobs.queue.claims import Claimer, claim
 
 CONNECT_LIMIT_S = 120.0
 LEASE = timedelta(hours=1)

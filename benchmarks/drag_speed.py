@@ -24,12 +24,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from benchmarks.official_step import OfficialDrag
-from engine.config import GeneratorConfig
-from engine.drag import make_batch, to_points
-from engine.generator import Generator, channels_last
-from engine.options import DragOptions
-from engine.replay import RECORDED_AFTER
-from engine.run import DragRun
+from engine.drag.cuda_graphs import RECORDED_AFTER
+from engine.drag.loop import make_batch, to_points
+from engine.drag.options import DragOptions
+from engine.drag.run import DragRun
+from engine.networks.config import GeneratorConfig
+from engine.networks.stylegan2 import Generator, channels_last
 
 Precision = Literal["float32", "bfloat16"]
 WARM_UP = {"cpu": 2, "cuda": RECORDED_AFTER + 3}  # steps that are not timed: on a GPU those before they are replayed

@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.canonical import write_networks
-from engine.checkpoint import load_generator
-from engine.config import GeneratorConfig
-from engine.layouts import read_generator_file
+from engine.checkpoints.canonical import write_networks
+from engine.checkpoints.layouts import read_generator_file
+from engine.checkpoints.load import load_generator
+from engine.networks.config import GeneratorConfig
 
 FULL = GeneratorConfig(resolution=1024)  # 30 million parameters
 
@@ -33,7 +33,7 @@ class ImportCost:
 def measure_import(layout: str, config: GeneratorConfig = FULL) -> ImportCost:
     """Import a random network of this layout in a process of its own."""
     from benchmarks.writers import WRITERS
-    from engine.generator import Generator
+    from engine.networks.stylegan2 import Generator
 
     with tempfile.TemporaryDirectory(prefix="dragqueue-") as folder:
         file = Path(folder) / "random"

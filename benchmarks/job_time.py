@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cli.service import running_service
-from cli.stack import local_stack
-from client import Client
+from dragqueue_client import Client
+
+from embedded.service import running_service
+from embedded.stack import local_stack
 
 ITERATIONS = 100
 HANDLE, TARGET = (75, 80), (30, 40)  # too far away to be reached

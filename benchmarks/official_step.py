@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.generator import Generator, modulate
+from engine.networks.stylegan2 import Generator, modulate
 
 ROWS = 6  # of w+ that move
 MASK_WEIGHT = 20.0

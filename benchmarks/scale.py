@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+from dragqueue_client import Client
 from sqlalchemy import delete, func, select, text
 
 from cli.errors import CommandError
 from cli.keys import local_key
-from cli.processes import start
-from cli.servers import free_port, speaks_http
-from cli.service import prepare, start_part
 from cli.settings import PREFIX, read_settings
-from cli.stack import Stack, local_stack
-from client import Client
-from jobs.checkpoints import Manifest
+from embedded.processes import start
+from embedded.servers import free_port, speaks_http
+from embedded.service import prepare, start_part
+from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
-from jobs.models import DEFAULT_TENANT, Job, Worker
-from jobs.queue import Queue
-from jobs.repository import JobRepository
+from jobs.models.manifest import ModelManifest
+from jobs.queue.broker import Broker
+from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
+from jobs.spec.validation import check_submission
 from jobs.states import JobState
-from jobs.submission import check_submission
+from jobs.tables import DEFAULT_TENANT, Job, Worker
 from worker.app import main as serve
-from worker.drain import Drain
+from worker.execution.drain import Drain
 
 if TYPE_CHECKING:
-    from worker.run import Runner
+    from worker.execution.runner import Runner
 
 MODEL = "demo-faces"
 START_LIMIT_S = 180.0  # eight workers import PyTorch at a time
@@ -99,8 +99,8 @@ class Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.sessions = make_sessions(settings.database_url)
-        self.queue = Queue(settings.redis_url)
-        self.manifest = Manifest.load(settings.checkpoints)
+        self.queue = Broker(settings.redis_url)
+        self.manifest = ModelManifest.load(settings.checkpoints)
 
     def submit(self, count: int, work: Work) -> UUID:
         """Add jobs in one transaction and wake a worker for each; returns their batch."""

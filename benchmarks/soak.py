@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 import psutil
 import redis
+from dragqueue_client import Client, Job
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,16 +31,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.soak_report import GONE, Record, Sample, Tally, Usage, judge, load, load_tally
 from cli.errors import CommandError
-from cli.service import running_service
-from cli.stack import Stack, local_stack, stop_on_signals
-from client import Client, Job
-from jobs.checkpoints import Manifest
+from embedded.service import running_service
+from embedded.stack import Stack, local_stack, stop_on_signals
 from jobs.database import make_sessions
-from jobs.models import DEFAULT_POOL, DEFAULT_TENANT
-from jobs.queue import plain_url, queue_of
-from jobs.repository import JobRepository
+from jobs.models.manifest import ModelManifest
+from jobs.queue.broker import plain_url, queue_of
+from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
-from jobs.submission import check_submission
+from jobs.spec.validation import check_submission
+from jobs.tables import DEFAULT_POOL, DEFAULT_TENANT
 
 RETAIN_S = 60  # the shortest that a job may ask for
 TIDY_AFTER_S = 20.0  # before that, so that jobs are tidied and then forgotten
@@ -237,7 +237,7 @@ class Sampler:
     def objects(self) -> dict[str, float]:
         """Files and folders of the bucket; rclone keeps a key's slashes as folders."""
         counts = {"job_objects": 0.0, "job_folders": 0.0, "upload_objects": 0.0}
-        for folder, folders, files in os.walk(self.bucket):  # what is deleted meanwhile is no error to it
+        for folder, folders, files in os.walk(self.bucket):  # what is deleted background_thread is no error to it
             kind = Path(folder).relative_to(self.bucket).parts[2:3]  # behind t/TENANT
             if kind == ("j",):
                 counts["job_folders"] += len(folders)
@@ -285,7 +285,7 @@ def soak(minutes: float, record: Record, tally: Callable[[Tally], object], conso
 def queue_without_a_message(settings: Settings) -> None:
     """So that the reconciler sends one, and has opened all that it ever opens long before anything is judged."""
     sessions = make_sessions(settings.database_url)
-    submission = check_submission(DRAG | {"source": {"seed": 1}}, Manifest.load(settings.checkpoints))
+    submission = check_submission(DRAG | {"source": {"seed": 1}}, ModelManifest.load(settings.checkpoints))
     with sessions.begin() as session:
         JobRepository(session).add(uuid4(), DEFAULT_TENANT, submission)
     sessions.kw["bind"].dispose()

@@ -3,18 +3,18 @@
 import time
 
 from benchmarks.scale import Work
-from jobs.models import Job
-from worker.lease import Lease, Pace
-from worker.meeting import Meeting
-from worker.recording import Product
-from worker.run import Runner
-from worker.upload import Uploader
+from jobs.tables import Job
+from worker.edit.artifacts import PendingArtifact
+from worker.edit.uploader import Uploader
+from worker.execution.lease import Lease, Pace
+from worker.execution.runner import Runner
+from worker.slots.dynamic_batcher import DynamicBatcher
 
 OBJECT = bytes(range(256)) * 16  # 4 KiB, as a small frame
 
 
 class StandIn(Runner):
-    def edit(self, job: Job, meeting: Meeting | None) -> str | None:
+    def edit(self, job: Job, meeting: DynamicBatcher | None) -> str | None:
         """Spend the time that the job's metadata asks for, with progress and objects spread over it."""
         work, settings = Work(**job.spec["metadata"]), self.settings
         pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
@@ -24,7 +24,7 @@ class StandIn(Runner):
                 time.sleep(work.seconds / work.steps)
                 lease.progress({"phase": "drag", "iteration": step, "max_iterations": work.steps})
                 for number in range(step * work.objects // work.steps, (step + 1) * work.objects // work.steps):
-                    uploader.put(Product(f"frames/{number:05d}.webp", lambda: OBJECT))
+                    uploader.put(PendingArtifact(f"frames/{number:05d}.webp", lambda: OBJECT))
             with lease.silent("upload", settings.load_limit_s):
                 uploader.drain()
         return "max_iterations"

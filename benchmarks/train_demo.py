@@ -34,8 +34,8 @@ from torch.multiprocessing.spawn import start_processes
 from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.parts import LANDMARKS
 from benchmarks.faces.renderer import Picture, render
-from engine.config import GeneratorConfig
-from engine.generator import FullyConnectedLayer, Generator, MappingNetwork, channels_last, to_pixels
+from engine.networks.config import GeneratorConfig
+from engine.networks.stylegan2 import FullyConnectedLayer, Generator, MappingNetwork, channels_last, to_pixels
 
 CONFIG = GeneratorConfig(resolution=128, z_dim=Z_DIM, w_dim=Z_DIM, mapping_layers=1, channel_base=4096, channel_max=192)
 SHAPE_ROWS = 6
@@ -77,7 +77,7 @@ class Trainer:
         raise AssertionError("the last stage never ends")
 
     def learning_rate(self) -> float:
-        """Warm-up at every stage, cosine decay over the last."""
+        """CachedModel-up at every stage, cosine decay over the last."""
         resolution, seen = self.stage()
         rate = LEARNING_RATE
         if resolution == CONFIG.resolution:
@@ -189,7 +189,7 @@ def new_generator() -> Generator:
 
 
 def load_weights(path: Path) -> Generator:
-    from engine.checkpoint import load_generator
+    from engine.checkpoints.load import load_generator
 
     return load_generator(path)
 
@@ -197,7 +197,7 @@ def load_weights(path: Path) -> Generator:
 def export(generator: Generator, path: Path) -> None:
     """Write the checkpoint, where safetensors is installed; state.pt holds the same weights."""
     if importlib.util.find_spec("safetensors") is not None:
-        from engine.checkpoint import save_network
+        from engine.checkpoints.load import save_network
 
         save_network(generator, path)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import render
 from benchmarks.training import Recipe, Sample, main, worsen
-from engine.checkpoint import load_generator, save_network
-from engine.config import EncoderConfig
-from engine.encoder import Encoder
-from engine.generator import Generator
+from engine.checkpoints.load import load_generator, save_network
+from engine.networks.config import EncoderConfig
+from engine.networks.encoder import Encoder
+from engine.networks.stylegan2 import Generator
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "demo-faces.safetensors"
 HELD_OUT = 64

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.generator import Generator
+from engine.networks.stylegan2 import Generator
 
 Tensors = dict[str, Tensor]
 

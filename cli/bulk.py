@@ -13,6 +13,9 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
+from dragqueue_client import Batch, Client, Refused
+from dragqueue_client.folders import is_there, store
+from dragqueue_client.models import BatchLine
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,9 +24,6 @@ from cli.connection import KEY, URL, Key, Url, connect
 from cli.edit_files import Edit, grid, parse_seeds, read_edits
 from cli.edits import AsJson, parse_option
 from cli.errors import CommandError
-from client import Batch, Client, Refused
-from client.folders import is_there, store
-from client.models import BatchLine
 
 app = typer.Typer(help="Many edits at once.", no_args_is_help=True)
 console = Console(stderr=True)

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
+from dragqueue_client import Client
 
 from cli.errors import CommandError
-from client import Client
 
 Url = Annotated[str, typer.Option(envvar="DRAGQUEUE_URL", help="Of the service.")]
 Key = Annotated[str, typer.Option(envvar="DRAGQUEUE_KEY", help="An API key, dq_...; `dragqueue up` prints one.")]

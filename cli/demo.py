@@ -5,15 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dragqueue_client import Client, Job
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.artifacts import ArtifactFolder
 from cli.errors import CommandError
-from cli.service import running_service
-from cli.stack import Stack, local_stack, stop_on_signals
-from client import Client, Job
+from embedded.service import running_service
+from embedded.stack import Stack, local_stack, stop_on_signals
 
 JOB_LIMIT_S = 300
 EDITS: dict[str, dict[str, Any]] = {

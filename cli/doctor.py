@@ -28,13 +28,13 @@ from sqlalchemy.orm import Session
 from cli.errors import CommandError
 from cli.models import sha256_of
 from cli.settings import read_settings
-from jobs.checkpoints import Manifest, ModelEntry
-from jobs.claims import claimable
 from jobs.database import make_engine
-from jobs.models import Base
-from jobs.queue import Queue
+from jobs.models.manifest import ModelEntry, ModelManifest
+from jobs.queue.broker import Broker
+from jobs.queue.claims import claimable
 from jobs.settings import Settings
-from jobs.storage import OF_A_REQUEST, Storage
+from jobs.storage.objects import OF_A_REQUEST, Storage
+from jobs.tables import Base
 from migrations.upgrade import alembic_config
 
 LIMIT_S = 120.0  # for all checks, which run side by side; a large checkpoint's hash takes the longest
@@ -265,7 +265,7 @@ def overdue_leases(name: str, connection: Connection) -> Finding:
 
 
 def broker(settings: Settings) -> Findings:
-    redis = Queue(settings.redis_url).redis
+    redis = Broker(settings.redis_url).redis
     try:
         facts: dict[str, Any] = redis.info()
         yield broker_version(facts)
@@ -368,7 +368,7 @@ def store_clock(name: str, endpoint: str) -> Finding:
 
 def checkpoints(settings: Settings) -> Findings:
     try:
-        manifest = Manifest.load(settings.checkpoints)
+        manifest = ModelManifest.load(settings.checkpoints)
     except Exception as error:
         yield problem("checkpoints", sentence(error), "see that DRAGQUEUE_CHECKPOINTS is a folder with a manifest.toml")
         return
@@ -381,7 +381,7 @@ def checkpoints(settings: Settings) -> Findings:
         yield warning("lpips", f"there is no {settings.lpips_file}", "put it there or unset DRAGQUEUE_LPIPS_FILE")
 
 
-def model(name: str, manifest: Manifest, entry: ModelEntry, needed: bool) -> Finding:
+def model(name: str, manifest: ModelManifest, entry: ModelEntry, needed: bool) -> Finding:
     """Of its files only the generator's is needed for every job, and that only by workers of its pool."""
     files = manifest.files(entry)
     missing = [path for path in files if not path.is_file()]
@@ -400,12 +400,12 @@ def model(name: str, manifest: Manifest, entry: ModelEntry, needed: bool) -> Fin
 
 def credentials(settings: Settings) -> Findings:
     """Whether a reconciler on this host can sign copies, where it is to."""
-    from worker.credentials import Credentials, CredentialsInvalid
+    from worker.reconciler.c2pa import C2paSettingsInvalid, C2paSigner
 
     name = "content credentials"
     try:
-        found = Credentials.from_settings(settings)
-    except CredentialsInvalid as error:
+        found = C2paSigner.from_settings(settings)
+    except C2paSettingsInvalid as error:
         yield problem(name, str(error), "see docs/provenance.md; only the host of the reconciler needs these files")
         return
     if found is None:

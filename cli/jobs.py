@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from dragqueue_client import Client, Job
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from cli.connection import KEY, URL, Key, Url, connect
 from cli.edits import AsJson
-from client import Client, Job
 
 console = Console(stderr=True)
 BAR = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeElapsedColumn())
@@ -59,7 +59,7 @@ def watch(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False
 
 
 def follow(client: Client, job_id: str) -> Job:
-    """The job once it has ended, with a bar meanwhile."""
+    """The job once it has ended, with a bar background_thread."""
     with Progress(*BAR, console=console) as bar:
         task = bar.add_task("queued", total=None, now="")
 

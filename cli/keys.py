@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 
 from cli.errors import CommandError
 from cli.settings import read_settings
-from cli.stack import Stack
-from jobs import audit, keys
+from embedded.stack import Stack
 from jobs.database import make_sessions
 from jobs.errors import JobError, Unauthorized
-from jobs.keys import Scope
-from jobs.models import DEFAULT_TENANT, Tenant
+from jobs.tables import DEFAULT_TENANT, Tenant
+from jobs.tenants import audit, keys
+from jobs.tenants.keys import Scope
 
 app = typer.Typer(help="API keys: dq_ID_SECRET. Settings from the environment.", no_args_is_help=True)
 tenants = typer.Typer(help="Tenants and their quotas. Settings from the environment.", no_args_is_help=True)

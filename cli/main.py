@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from dragqueue_client import ClientError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -14,7 +15,6 @@ from cli import bench, bulk, edits, jobs, keys, models, quality, submit
 from cli.edit_files import parse_seeds
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
-from client import ClientError
 
 app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
@@ -68,8 +68,8 @@ def up(
     state: Annotated[Path | None, typer.Option(help="Folder that keeps all data.")] = None,
 ) -> None:
     """Run servers, API, workers and reconciler on this machine until Ctrl-C."""
-    from cli.service import running_service, watch
-    from cli.stack import default_state, local_stack, stop_on_signals
+    from embedded.service import running_service, watch
+    from embedded.stack import default_state, local_stack, stop_on_signals
 
     stop_on_signals()
     with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as served:
@@ -111,19 +111,19 @@ def worker(name: Annotated[str, typer.Option(help="Tells the workers of one mach
 @app.command()
 def reconciler() -> None:
     """Requeue the jobs of silent workers, deliver, purge, sign; settings from the environment."""
-    from worker.credentials import CredentialsInvalid
-    from worker.reconciler import main as serve
+    from worker.reconciler.c2pa import C2paSettingsInvalid
+    from worker.reconciler.reconciler import main as serve
 
     try:
         serve(settings())
-    except CredentialsInvalid as error:
+    except C2paSettingsInvalid as error:
         raise CommandError(str(error)) from error
 
 
 @app.command()
 def migrate() -> None:
     """Bring the database to the newest revision and make the bucket; settings from the environment."""
-    from cli.service import prepare
+    from embedded.service import prepare
 
     prepare(settings())
 

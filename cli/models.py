@@ -11,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from cli.errors import CommandError
-from jobs.checkpoints import MANIFEST, Manifest, ModelEntry
 from jobs.errors import InvalidJob, ManifestInvalid
+from jobs.models.manifest import MANIFEST, ModelEntry, ModelManifest
 from jobs.settings import REPOSITORY
 
 app = typer.Typer(help="Import, list, verify and remove models.", no_args_is_help=True)
@@ -52,9 +52,9 @@ def tell(entry: ModelEntry) -> None:
 
 def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
     """Write the canonical files; raises CommandError and leaves none when it cannot."""
-    from engine.canonical import write_networks
+    from engine.checkpoints.canonical import write_networks
+    from engine.checkpoints.layouts import read_generator_file
     from engine.errors import EngineError
-    from engine.layouts import read_generator_file
 
     target, beside = checkpoints / f"{name}.safetensors", checkpoints / f"{name}.discriminator.safetensors"
     try:
@@ -148,15 +148,15 @@ def begin_manifest(checkpoints: Path) -> None:
         path.write_text("[models]\n")
 
 
-def open_manifest(checkpoints: Path) -> Manifest:
+def open_manifest(checkpoints: Path) -> ModelManifest:
     """Raises CommandError when there is none."""
     try:
-        return Manifest.load(checkpoints)
+        return ModelManifest.load(checkpoints)
     except ManifestInvalid as error:
         raise CommandError(str(error)) from error
 
 
-def defect(manifest: Manifest, entry: ModelEntry) -> str | None:
+def defect(manifest: ModelManifest, entry: ModelEntry) -> str | None:
     """What is wrong with a model's files, if anything."""
     for path, sha256 in manifest.files(entry).items():
         if not path.is_file():

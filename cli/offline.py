@@ -15,22 +15,22 @@ from torch import Tensor
 
 from cli.artifacts import ArtifactFolder
 from cli.errors import CommandError
-from engine.drag import steps
+from engine.drag.loop import steps
+from engine.drag.run import DragStep
 from engine.errors import EngineError
-from engine.generator import Generator, NoiseMode, to_pixels
-from engine.inversion import InversionStep
-from engine.provenance import DigitalSourceType
-from engine.run import DragStep
-from jobs.checkpoints import Manifest, ModelEntry
-from jobs.decoding import Decoded, decode, decode_mask
+from engine.inversion.inversion import InversionStep
+from engine.media.provenance import DigitalSourceType
+from engine.networks.stylegan2 import Generator, NoiseMode, to_pixels
 from jobs.errors import JobError, JobNotFound, UploadNotFound
-from jobs.models import Job, Upload
-from jobs.repository import StoredObject
-from jobs.submission import check_submission
-from jobs.uploads import row_of
-from worker.edit import choose_device, drag_run, model_points, open_generator
-from worker.recording import Product, Recording, Timings, encode_image, marked
-from worker.source import Beginning, Materials, Photo, begin, inversion, invert
+from jobs.models.manifest import ModelEntry, ModelManifest
+from jobs.queue.repository import StoredObject
+from jobs.spec.validation import check_submission
+from jobs.storage.decoding import Decoded, decode, decode_mask
+from jobs.storage.uploads import row_of
+from jobs.tables import Job, Upload
+from worker.edit.artifacts import ArtifactWriter, PendingArtifact, Timings, encode_image, marked
+from worker.edit.drag import choose_device, drag_run, model_points, open_generator
+from worker.edit.inputs import EditStart, JobInputs, Photo, begin, inversion, invert
 
 RENDER_TOGETHER = 8
 
@@ -42,7 +42,7 @@ class FolderSink:
         self.folder = folder
         self.stored: list[StoredObject] = []
 
-    def put(self, product: Product) -> None:
+    def put(self, product: PendingArtifact) -> None:
         data = product.encode()
         path = self.folder.write(product.name, data)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -54,10 +54,10 @@ class FolderSink:
         return list(self.stored)
 
 
-def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[Manifest, ModelEntry, Generator]:
+def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[ModelManifest, ModelEntry, Generator]:
     """Raises CommandError: no manifest, no such model, or a file that is missing or damaged."""
     try:
-        manifest = Manifest.load(checkpoints)
+        manifest = ModelManifest.load(checkpoints)
         model = manifest.get(name)
         return manifest, model, open_generator(manifest, model, choose_device(device))
     except (JobError, EngineError) as error:
@@ -134,7 +134,7 @@ class OfflineEdit:
         loaded, result = time.monotonic(), None
         try:
             beginning, begun = self.beginning(seen), time.monotonic()
-            with Recording(self.spec, beginning, self.mask, FolderSink(ArtifactFolder(out))) as recording:
+            with ArtifactWriter(self.spec, beginning, self.mask, FolderSink(ArtifactFolder(out))) as recording:
                 for step in steps(drag_run(self.spec, beginning, self.mask)) if self.spec.points else ():
                     seen(step)
                     if step.stop_reason is None:
@@ -148,11 +148,11 @@ class OfflineEdit:
             raise CommandError(str(error)) from error
         return result
 
-    def beginning(self, seen: Seen) -> Beginning:
+    def beginning(self, seen: Seen) -> EditStart:
         source = self.spec.source
         if source.upload is None:
             latent = None if source.latent is None else self.inputs.content(source.latent)
-            return begin(self.spec, self.generator, Materials(latent=latent))
+            return begin(self.spec, self.generator, JobInputs(latent=latent))
         photo = Photo.read(self.inputs.content(source.upload), source.crop, self.model.resolution)
         running = inversion(self.spec, self.manifest, self.model, self.generator, photo, self.lpips)
 

@@ -83,7 +83,7 @@ def open_bench(checkpoints: Path, model: str, device: str, perceptual: Path | No
     from benchmarks.quality.rulers import choose_ruler
     from benchmarks.quality.studies import Bench
     from cli.offline import open_model
-    from worker.source import open_encoder
+    from worker.edit.inputs import open_encoder
 
     manifest, entry, generator = open_model(checkpoints, model, device)
     distance = None

@@ -19,7 +19,7 @@ from cli.errors import CommandError
 if TYPE_CHECKING:
     from benchmarks.claims import ClaimRate
     from benchmarks.scale import Delay, Throughput
-    from cli.stack import Stack
+    from embedded.stack import Stack
 
 MOST_WORKERS = 64
 DELAYED = 50  # jobs one after another
@@ -41,7 +41,7 @@ def scale(
 ) -> None:
     """Run workers whose engine sleeps, on servers of their own: throughput, claims a second, the queue's delay."""
     from benchmarks.scale import prepared_stack
-    from cli.stack import stop_on_signals
+    from embedded.stack import stop_on_signals
 
     numbers, figures = read_numbers(workers), {}
     stop_on_signals()

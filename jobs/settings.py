@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from jobs.destinations import Destinations, Network
-from jobs.models import DEFAULT_POOL
-from jobs.quotas import Quotas
-from jobs.retries import Retries
+from jobs.queue.retry_policy import RetryPolicy
+from jobs.tables import DEFAULT_POOL
+from jobs.tenants.quotas import Quotas
+from jobs.webhooks.egress import EgressPolicy, Network
 
 MOST_SLOTS = 64
 POOL = r"^[a-z0-9][a-z0-9_-]{0,39}$"
@@ -72,16 +72,16 @@ class Settings(BaseSettings):
     model_cache_bytes: int = Field(default=4 * 10**9, ge=0)
 
     @property
-    def retries(self) -> Retries:
-        return Retries(max_attempts=self.max_attempts, delay_s=self.retry_delay_s, delay_limit_s=self.retry_delay_limit_s)
+    def retries(self) -> RetryPolicy:
+        return RetryPolicy(max_attempts=self.max_attempts, delay_s=self.retry_delay_s, delay_limit_s=self.retry_delay_limit_s)
 
     @property
     def quotas(self) -> Quotas:
         return Quotas(max_queued=self.max_queued, max_uploads=self.max_uploads, max_stored_bytes=self.max_stored_bytes)
 
     @property
-    def destinations(self) -> Destinations:
-        return Destinations(allow_http=self.webhook_allow_http, allowed_networks=self.webhook_allowed_networks)
+    def destinations(self) -> EgressPolicy:
+        return EgressPolicy(allow_http=self.webhook_allow_http, allowed_networks=self.webhook_allowed_networks)
 
     @field_validator("webhook_allowed_networks", mode="before")
     @classmethod

@@ -4,8 +4,8 @@ from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
 from jobs.database import CONNECT_TIMEOUT_S
-from jobs.models import Base
 from jobs.settings import Settings
+from jobs.tables import Base
 
 ONE_AT_A_TIME = 7_346_812  # the advisory lock of migrations; released with the connection
 

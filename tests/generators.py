@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.config import GeneratorConfig
-from engine.generator import Generator, channels_last
+from engine.networks.config import GeneratorConfig
+from engine.networks.stylegan2 import Generator, channels_last
 
 DATA = Path(__file__).parent / "data"
 REFERENCE_CONFIG = GeneratorConfig(resolution=64, z_dim=64, w_dim=64, mapping_layers=4, channel_base=2048, channel_max=32)
@@ -21,7 +21,7 @@ def tiny_generator(resolution: int = 32) -> Generator:
 
 
 def slow_generator() -> Generator:
-    """One whose drags take some seconds, so that something can happen meanwhile."""
+    """One whose drags take some seconds, so that something can happen background_thread."""
     return random_generator(
         GeneratorConfig(resolution=256, z_dim=16, w_dim=16, mapping_layers=2, channel_base=8192, channel_max=64)
     )

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from engine.checkpoint import save_network
-from engine.generator import Generator
-from jobs.checkpoints import Manifest, ModelEntry
+from engine.checkpoints.load import save_network
+from engine.networks.stylegan2 import Generator
+from jobs.models.manifest import ModelEntry, ModelManifest
 from tests.generators import slow_generator, tiny_generator
 
 TINY = ModelEntry(
@@ -14,13 +14,13 @@ TINY = ModelEntry(
 
 
 def write_tiny_checkpoints(folder: Path) -> Path:
-    """Models: tiny; slow (a drag takes seconds); missing (no file); damaged (another hash)."""
+    """ModelCache: tiny; slow (a drag takes seconds); missing (no file); damaged (another hash)."""
     entries = [add_model(folder, "tiny", tiny_generator()), add_model(folder, "slow", slow_generator())]
     (folder / "damaged.safetensors").write_bytes(b"not a checkpoint")
     entries += [TINY.model_copy(update={"name": name, "file": f"{name}.safetensors"}) for name in ("missing", "damaged")]
     (folder / "manifest.toml").write_text("[models]\n")
     for entry in entries:
-        Manifest(folder, {}).add(entry)
+        ModelManifest(folder, {}).add(entry)
     return folder
 
 

@@ -17,20 +17,20 @@ from benchmarks.quality.studies import LOST_PX
 from benchmarks.train_demo import evaluate
 from cli.demo import EDITS
 from cli.offline import Given, OfflineEdit
-from engine.drag import drag, to_points
-from jobs.checkpoints import Manifest
+from engine.drag.loop import drag, to_points
+from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
-from worker.edit import open_generator
+from worker.edit.drag import open_generator
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Manifest.load(REPOSITORY / "checkpoints").get("demo-faces")
+    return ModelManifest.load(REPOSITORY / "checkpoints").get("demo-faces")
 
 
 @pytest.fixture(scope="module")
 def generator(model):
-    return open_generator(Manifest.load(REPOSITORY / "checkpoints"), model, torch.device("cpu"))
+    return open_generator(ModelManifest.load(REPOSITORY / "checkpoints"), model, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 WITHOUT_TORCH = (
-    "api.app, worker.app, worker.reconciler, cli.main, cli.service, client, jobs.submission, migrations.upgrade, "
-    "engine.layouts, engine.canonical"
+    "api.app, worker.app, worker.reconciler.reconciler, cli.main, embedded.service, dragqueue_client, jobs.spec.validation, "
+    "migrations.upgrade, engine.checkpoints.layouts, engine.checkpoints.canonical"
 )
 
 

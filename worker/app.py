@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.signals import worker_process_init, worker_shutting_down
 
-from jobs.queue import CONNECTION_OPTIONS, RUN_NEXT, queue_of
+from jobs.queue.broker import CONNECTION_OPTIONS, RUN_NEXT, queue_of
 from jobs.settings import Settings
-from worker.drain import Drain
+from worker.execution.drain import Drain
 
 if TYPE_CHECKING:
-    from worker.run import Runner
+    from worker.execution.runner import Runner
 
 TIME_LIMIT_S = 90_000  # a backstop behind run_timeout_s, which may be a day
 ARRIVAL_LIMIT_S = 120  # for a child's imports
@@ -31,7 +31,7 @@ MakeRunner = Callable[[Settings, Drain], "Runner"]
 
 def make_runner(settings: Settings, drain: Drain) -> "Runner":
     """Imports PyTorch: to be called in the child."""
-    from worker.run import Runner
+    from worker.execution.runner import Runner
 
     return Runner.from_settings(settings, drain)
 

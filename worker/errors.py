@@ -39,7 +39,7 @@ CODES: dict[type[Exception], ErrorCode] = {
     InvalidEdit: ErrorCode.INVALID_EDIT,
     InvalidJob: ErrorCode.INVALID_EDIT,
     ObjectMissing: ErrorCode.INPUT_MISSING,
-    JobNotFound: ErrorCode.INPUT_MISSING,  # the parent, purged meanwhile
+    JobNotFound: ErrorCode.INPUT_MISSING,  # the parent, purged background_thread
     ArtifactNotFound: ErrorCode.INPUT_MISSING,
     DragDiverged: ErrorCode.DIVERGED,
     InversionDiverged: ErrorCode.INVERSION_DIVERGED,

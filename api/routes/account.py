@@ -2,13 +2,13 @@
 
 from fastapi import APIRouter
 
-from api.access import Admin, Reader
+from api.auth import Admin, Reader
 from api.dependencies import SettingsDep, UnitDep
 from api.paging import Cursor, Limit, paged
-from api.problems import ERRORS
-from api.schemas import AuditPage, AuditView, QueueView, UsageView
-from jobs import audit, quotas
-from jobs.models import Tenant
+from api.schemas.jobs import AuditPage, AuditView, QueueView, UsageView
+from api.schemas.problems import ERRORS
+from jobs.tables import Tenant
+from jobs.tenants import audit, quotas
 
 router = APIRouter(responses=ERRORS)
 

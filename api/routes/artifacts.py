@@ -5,14 +5,14 @@ from uuid import UUID
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from api.access import Reader
 from api.archive import archived
+from api.auth import Reader
 from api.dependencies import StorageDep, UnitDep
 from api.paging import Limit, paged
-from api.problems import ERRORS
 from api.routes.jobs import Text
-from api.schemas import ArtifactList, ArtifactView, FramePage
-from jobs.models import Artifact
+from api.schemas.jobs import ArtifactList, ArtifactView, FramePage
+from api.schemas.problems import ERRORS
+from jobs.tables import Artifact
 
 MAX_ARCHIVED = 10_000  # artifacts: one more than any job can have
 router = APIRouter(responses=ERRORS)

@@ -14,19 +14,20 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from api.access import Reader, Submitter
-from api.contract import BATCH_BODY, JSONL
+from api.auth import Reader, Submitter
 from api.dependencies import SessionsDep, UnitDep
+from api.openapi import BATCH_BODY, JSONL
 from api.paging import Cursor, Limit, paged
-from api.problems import ERRORS, FieldProblem
 from api.routes.jobs import KeyHeader
-from api.schemas import JobFailure, Row, artifact_url, failure
-from api.submissions import Intake, IntakeDep
-from jobs import audit, batches, idempotency
-from jobs.batches import ENDED_BADLY, TOGETHER, Summary
+from api.schemas.jobs import JobFailure, Row, artifact_url, failure
+from api.schemas.problems import ERRORS, FieldProblem
+from api.submissions import SubmissionsDep, SubmissionService
 from jobs.database import Sessions
-from jobs.models import Batch, Job, Refusal
+from jobs.queue import batches, idempotency
+from jobs.queue.batches import ENDED_BADLY, TOGETHER, Summary
 from jobs.states import JobState
+from jobs.tables import Batch, Job, Refusal
+from jobs.tenants import audit
 
 IN_MEMORY = 2**20  # bytes of a batch; the rest lies in a temporary file while it is read
 MOST_WOKEN = 64  # workers of a pool; each that ends a job wakes another while jobs wait
@@ -84,8 +85,8 @@ class BatchLine(BaseModel):
 
 
 @router.post("", status_code=202, response_model=BatchView, openapi_extra=BATCH_BODY)
-async def submit(request: Request, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
-    """Queue up to 50,000 edits: one {"custom_id": ..., "job": {...}} a line. They run when nothing else waits.
+async def submit(request: Request, intake: SubmissionsDep, idempotency_key: KeyHeader = None) -> Response:
+    """Broker up to 50,000 edits: one {"custom_id": ..., "job": {...}} a line. They run when nothing else waits.
 
     Lines that are no jobs are noted and keep nobody else out. The batch is stored whole or not at all.
     """
@@ -98,7 +99,7 @@ async def submit(request: Request, intake: IntakeDep, idempotency_key: KeyHeader
             return await run_in_threadpool(accept, intake, file, idempotency_key, digest.hexdigest())
 
 
-def accept(intake: Intake, file: IO[bytes], key: str | None, fingerprint: str) -> Response:
+def accept(intake: SubmissionService, file: IO[bytes], key: str | None, fingerprint: str) -> Response:
     """A new batch, or for a key seen before the answer given then."""
     session, tenant = intake.unit.session, intake.tenant
     if key is not None and (earlier := idempotency.begin(session, tenant, key, fingerprint)) is not None:

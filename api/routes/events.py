@@ -14,16 +14,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.access import Reader
+from api.auth import Reader
+from api.change_notifier import ChangeNotifier
 from api.dependencies import SessionsDep, SettingsDep
-from api.problems import ERRORS
 from api.routes.jobs import look
-from api.schemas import EventView, JobView
-from api.watching import Watcher
-from jobs import events
+from api.schemas.jobs import EventView, JobView
+from api.schemas.problems import ERRORS
 from jobs.database import Sessions
 from jobs.errors import JobNotFound, RateLimited
-from jobs.keys import Principal
+from jobs.queue import events
+from jobs.tenants.keys import Principal
 
 PAUSE_S = 15.0  # between two looks when nothing tells of a change
 BETWEEN_S = 0.4  # at least, between two snapshots
@@ -70,13 +70,13 @@ async def follow(
 
     A client that comes back with Last-Event-ID gets every event it has missed, however long ago and whichever process serves it.
     """
-    watcher: Watcher = request.app.state.watcher
+    watcher: ChangeNotifier = request.app.state.watcher
     last, shown = last_event_id, ""
     while True:
         try:
             story = await watcher.once((who.tenant, job_id, last), partial(read, sessions, who.tenant, job_id, last))
         except JobNotFound:
-            return  # deleted meanwhile
+            return  # deleted background_thread
         except SQLAlchemyError:
             await asyncio.sleep(RETRY_MS / 1000)
             continue

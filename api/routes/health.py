@@ -6,10 +6,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import QueueDep, StorageDep
-from api.schemas import Health
+from api.schemas.jobs import Health
 from jobs.errors import StorageUnavailable
-from jobs.queue import Queue
-from jobs.storage import Storage
+from jobs.queue.broker import Broker
+from jobs.storage.objects import Storage
 
 router = APIRouter()
 
@@ -38,7 +38,7 @@ def database(request: Request) -> str | None:
     return None
 
 
-def broker(queue: Queue) -> str | None:
+def broker(queue: Broker) -> str | None:
     try:
         queue.check()
     except RedisError as error:

@@ -12,22 +12,24 @@ from fastapi.responses import JSONResponse
 from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
-from api.access import Reader, Submitter
-from api.contract import JOB_BODY, MAKES_A_JOB, NO_NUL
+from api.auth import Reader, Submitter
+from api.change_notifier import ChangeNotifier
 from api.dependencies import SessionsDep, StorageDep, UnitDep
+from api.openapi import JOB_BODY, MAKES_A_JOB, NO_NUL
 from api.paging import Cursor, Limit, paged
-from api.problems import ERRORS
-from api.schemas import JobPage, JobView, Verdict
-from api.submissions import IntakeDep, PostedDep, PostedJob
-from api.watching import Watcher
-from jobs import audit, idempotency, retention
+from api.schemas.jobs import JobPage, JobView, Verdict
+from api.schemas.problems import ERRORS
+from api.submissions import PostedDep, PostedJob, SubmissionsDep
 from jobs.database import Sessions
 from jobs.errors import JobActive
-from jobs.estimates import place, run_time
-from jobs.events import versions
-from jobs.models import Job
-from jobs.repository import JobRepository
+from jobs.queue import idempotency
+from jobs.queue.estimates import place, run_time
+from jobs.queue.events import versions
+from jobs.queue.repository import JobRepository
 from jobs.states import JobState
+from jobs.storage import retention
+from jobs.tables import Job
+from jobs.tenants import audit
 
 LONGEST_WAIT_S = 60
 Expansion = Literal["artifacts", "attempts"]
@@ -38,7 +40,7 @@ router = APIRouter(responses=ERRORS)
 
 
 @router.post("", status_code=202, response_model=JobView, openapi_extra=JOB_BODY, responses=MAKES_A_JOB)
-def submit(intake: IntakeDep, posted: PostedDep, idempotency_key: KeyHeader = None) -> Response:
+def submit(intake: SubmissionsDep, posted: PostedDep, idempotency_key: KeyHeader = None) -> Response:
     """Accept an edit and return at once; poll the job for its outcome.
 
     Repeated with the same Idempotency-Key within a day, the first answer comes again and no second job is made.
@@ -70,13 +72,13 @@ def accepted(job: dict[str, Any], headers: dict[str, str] | None = None) -> Resp
 
 
 @router.put("/{job_id}", status_code=202, response_model=JobView, openapi_extra=JOB_BODY, responses=MAKES_A_JOB)
-def put(job_id: UUID, intake: IntakeDep, posted: PostedDep) -> JobView:
+def put(job_id: UUID, intake: SubmissionsDep, posted: PostedDep) -> JobView:
     """Submit a job under an id of the client's own; again with the same job changes nothing and shows how it stands."""
     return JobView.of(intake.put(posted, job_id))
 
 
 @router.post(":validate", openapi_extra=JOB_BODY)
-def validate(intake: IntakeDep, posted: PostedDep) -> Verdict:
+def validate(intake: SubmissionsDep, posted: PostedDep) -> Verdict:
     """Check a job as a submission would, and queue nothing: its defaults, its cost, when it would start."""
     submission, session = intake.check(posted).submission, intake.unit.session
     intake.room.count(session, intake.tenant, more=1)
@@ -110,7 +112,7 @@ async def get(
     has, or without an ETag when the job has ended, or after 25 seconds.
     """
     seen = [] if if_none_match is None else [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    watcher: Watcher = request.app.state.watcher
+    watcher: ChangeNotifier = request.app.state.watcher
     until = time.monotonic() + wished_wait_s(prefer)
     while True:
         view, version = await run_in_threadpool(look, sessions, who.tenant, job_id, expand)
@@ -165,7 +167,7 @@ def delete(job_id: UUID, who: Submitter, unit: UnitDep, storage: StorageDep) -> 
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
-def retry(job_id: UUID, intake: IntakeDep, idempotency_key: KeyHeader = None) -> Response:
+def retry(job_id: UUID, intake: SubmissionsDep, idempotency_key: KeyHeader = None) -> Response:
     """The same edit as a new job, once this one has ended. An Idempotency-Key makes it safe to ask again."""
 
     def again() -> Job:

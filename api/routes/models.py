@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from api.access import Reader
+from api.auth import Reader
 from api.dependencies import ManifestDep
-from api.problems import ERRORS
-from api.schemas import ModelPage, ModelView
+from api.schemas.jobs import ModelPage, ModelView
+from api.schemas.problems import ERRORS
 from jobs.errors import ModelNotFound
 
 router = APIRouter(responses=ERRORS)
@@ -13,7 +13,7 @@ router = APIRouter(responses=ERRORS)
 
 @router.get("")
 def page(who: Reader, manifest: ManifestDep) -> ModelPage:
-    """Every model of the manifest, by name; models that were imported meanwhile too."""
+    """Every model of the manifest, by name; models that were imported background_thread too."""
     return ModelPage(models=[ModelView.of(manifest.models[name]) for name in sorted(manifest.models)])
 
 

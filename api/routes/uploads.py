@@ -6,22 +6,23 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from api.access import Reader, Submitter
-from api.contract import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
+from api.auth import Reader, Submitter
 from api.dependencies import SessionsDep, StorageDep, UnitDep
-from api.problems import ERRORS
-from api.schemas import AnnouncedFile, PresignedView, UploadView
-from api.submissions import IntakeDep
-from jobs import audit, presigned
-from jobs.decoding import decode, decode_mask
-from jobs.spec import UploadId
-from jobs.storage import raw_key
+from api.openapi import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
+from api.schemas.jobs import AnnouncedFile, PresignedView, UploadView
+from api.schemas.problems import ERRORS
+from api.submissions import SubmissionsDep
+from jobs.spec.job_spec import UploadId
+from jobs.storage import presigned
+from jobs.storage.decoding import decode, decode_mask
+from jobs.storage.objects import raw_key
+from jobs.tenants import audit
 
 router = APIRouter(responses=ERRORS)
 
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
-async def upload(request: Request, intake: IntakeDep, kind: Literal["mask"] | None = None) -> UploadView:
+async def upload(request: Request, intake: SubmissionsDep, kind: Literal["mask"] | None = None) -> UploadView:
     """Check, re-encode and keep what the body holds; the same content again is the same upload.
 
     Pictures become upright sRGB PNGs without metadata; latents float32 safetensors; with ?kind=mask a PNG becomes a movable
@@ -33,7 +34,7 @@ async def upload(request: Request, intake: IntakeDep, kind: Literal["mask"] | No
 
 
 @router.post("/presigned", status_code=201, responses=ANNOUNCES_AN_UPLOAD)
-def presign(file: AnnouncedFile, intake: IntakeDep, storage: StorageDep) -> PresignedView:
+def presign(file: AnnouncedFile, intake: SubmissionsDep, storage: StorageDep) -> PresignedView:
     """Announce a file of up to 200 MB and get a link that it is sent to, past this service; then complete it."""
     announced = intake.announce(file.sha256, file.size_bytes, file.kind)
     headers = presigned.headers(announced)
@@ -42,7 +43,7 @@ def presign(file: AnnouncedFile, intake: IntakeDep, storage: StorageDep) -> Pres
 
 
 @router.post("/presigned/{presigned_id}/complete", status_code=201)
-def complete(presigned_id: UUID, intake: IntakeDep, sessions: SessionsDep) -> UploadView:
+def complete(presigned_id: UUID, intake: SubmissionsDep, sessions: SessionsDep) -> UploadView:
     """Check, re-encode and keep a file that was sent to its link; asked again, the answer is the same upload.
 
     An id is known until an hour after its link has expired.

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.access import Admin
+from api.auth import Admin
 from api.dependencies import SettingsDep, UnitDep
 from api.paging import Limit, paged
-from api.problems import ERRORS
-from api.webhook_schemas import (
+from api.schemas.problems import ERRORS
+from api.schemas.webhooks import (
     DeliveryPage,
     DeliveryState,
     DeliveryView,
@@ -19,7 +19,9 @@ from api.webhook_schemas import (
     WebhookSecret,
     WebhookView,
 )
-from jobs import audit, deliveries, webhooks
+from jobs.tenants import audit
+from jobs.webhooks import deliveries
+from jobs.webhooks import subscriptions as webhooks
 
 Cursor = Annotated[UUID | None, Query(description="next_cursor of the page before")]
 router = APIRouter(responses=ERRORS)

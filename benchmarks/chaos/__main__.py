@@ -28,12 +28,12 @@ from benchmarks.chaos.site import QUICK, Site, running_site
 from benchmarks.chaos.verdict import Moment, Verdict, judge
 from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import render
-from engine.generator import to_pixels
+from engine.networks.stylegan2 import to_pixels
 from jobs.database import make_sessions
-from jobs.models import Job
 from jobs.states import JobState
-from jobs.storage import Storage
-from worker.purge import Purge
+from jobs.storage.objects import Storage
+from jobs.tables import Job
+from worker.reconciler.purge import Purge
 
 LOOK_S = 0.05
 WIDTH = 130  # characters

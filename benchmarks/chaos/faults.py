@@ -12,7 +12,7 @@ from redis import RedisError
 
 from benchmarks.chaos.faulty_store import Mode
 from benchmarks.chaos.site import Part, Site
-from jobs.queue import Queue
+from jobs.queue.broker import Broker
 
 SLEEP_S = (2.5, 5.0)  # longer than a lease
 SHUT_S = (0.5, 4.0)
@@ -42,7 +42,7 @@ class Faults:
     def __init__(self, site: Site, seed: int) -> None:
         self.site = site
         self.random = random.Random(seed)
-        self.queue = Queue(site.stack.settings().redis_url)
+        self.queue = Broker(site.stack.settings().redis_url)
         self.kinds: dict[str, Callable[[], Hit]] = {
             "worker killed": lambda: self.kill_worker(),
             "worker's child killed": self.kill_child,

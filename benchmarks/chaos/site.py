@@ -12,10 +12,10 @@ import psutil
 
 from benchmarks.chaos.faulty_store import FaultyStore
 from cli.keys import local_key
-from cli.processes import Child
-from cli.servers import free_port, speaks_http
-from cli.service import START_LIMIT_S, prepare, start_part
-from cli.stack import Stack, local_stack
+from embedded.processes import Child
+from embedded.servers import free_port, speaks_http
+from embedded.service import START_LIMIT_S, prepare, start_part
+from embedded.stack import Stack, local_stack
 
 REST_S = 0.3  # before what has ended is started again
 QUICK = {

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from benchmarks.chaos.faults import Fault, pid_of
 from jobs.database import Sessions
-from jobs.models import Artifact, Attempt, Job, Upload
 from jobs.states import Ending, JobState
-from jobs.storage import Storage, upload_key
+from jobs.storage.objects import Storage, upload_key
+from jobs.tables import Artifact, Attempt, Job, Upload
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def to_blame(job: UUID, attempt: int, faults: Sequence[Fault]) -> Fault:
 
 
 def idle_wait_s(since: float, until: float, runs: Sequence[Run], moments: Sequence[Moment]) -> float:
-    """How long all servers and a worker without a job were up meanwhile. A worker counts from its first claim on: before,
+    """How long all servers and a worker without a job were up background_thread. A worker counts from its first claim on: before,
     it may still be importing."""
     total = 0.0
     for before, now in pairwise(moments):

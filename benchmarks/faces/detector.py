@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.faces.parts import LANDMARKS
-from engine.encoder import Block
+from engine.networks.encoder import Block
 
 WIDTHS = (32, 64, 96, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the picture's size
 WEIGHTS = Path(__file__).with_name("detector.safetensors")

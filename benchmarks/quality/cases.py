@@ -11,7 +11,7 @@ from benchmarks.faces.factors import factors_of
 from benchmarks.faces.parts import LANDMARKS, PARTS
 from benchmarks.faces.renderer import Picture, render
 from benchmarks.quality.rulers import LandmarkRuler
-from engine.generator import Generator
+from engine.networks.stylegan2 import Generator
 
 SHAPE_ROWS = 6  # of the demo checkpoint: rows 0-5 hold shape and pose, the others colors and light
 PERTURBATION = 0.4  # standard deviation added to z in the paired reconstruction

@@ -12,7 +12,7 @@ from benchmarks.faces.factors import factors_of
 from benchmarks.faces.parts import LANDMARKS
 from benchmarks.faces.renderer import render
 from benchmarks.quality.bootstrap import Interval, interval
-from engine.generator import Generator
+from engine.networks.stylegan2 import Generator
 
 TOGETHER = 20  # seeds
 GROUPS = {

@@ -15,9 +15,9 @@ from benchmarks.quality.methods import Ending, Method
 from benchmarks.quality.metrics import mse, psnr
 from benchmarks.quality.rulers import LandmarkRuler
 from benchmarks.quality.studies import Bench, Study, distances
-from engine.generator import Generator
-from engine.inversion import Inversion, InversionOptions
-from jobs.spec import COLD_STEPS, TUNING_STEPS, WARM_STEPS
+from engine.inversion.inversion import Inversion, InversionOptions
+from engine.networks.stylegan2 import Generator
+from jobs.spec.job_spec import COLD_STEPS, TUNING_STEPS, WARM_STEPS
 
 DRAWINGS_SEED = 10**6  # no seed of the other studies
 COLUMNS = ("psnr_median_db", "psnr_p5_db", "true_px", "within_2_percent", "iterations", "seconds")

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.batch import DragBatch
-from engine.drag import make_batch, steps, to_points
-from engine.features import FeatureMap
-from engine.generator import Generator, modulate
-from engine.options import DragOptions, tracking_pixels
-from engine.run import DragRun
-from engine.tracking import parabola, square
-from jobs.checkpoints import ModelEntry
-from jobs.spec import Drag, JobSpec, Movable, PointPair, Shape, Source
-from worker.edit import drag_options
+from engine.drag.batch import DragBatch
+from engine.drag.features import FeatureMap
+from engine.drag.loop import make_batch, steps, to_points
+from engine.drag.options import DragOptions, tracking_pixels
+from engine.drag.run import DragRun
+from engine.drag.tracking import parabola, square
+from engine.networks.stylegan2 import Generator, modulate
+from jobs.models.manifest import ModelEntry
+from jobs.spec.job_spec import Drag, JobSpec, Movable, PointPair, Shape, Source
+from worker.edit.drag import drag_options
 
 Together = Callable[[Sequence[DragRun]], DragBatch]  # how steps are made
 PATCH_RADIUS = 4  # pixels of a 128-pixel image, of the block matching

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.perceptual import SLICES, learned_distance, squeeze_net
+from engine.inversion.losses import SLICES, learned_distance, squeeze_net
 
 
 def mse(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:

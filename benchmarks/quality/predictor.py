@@ -20,7 +20,7 @@ from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.parts import LANDMARKS, Anatomy
 from benchmarks.quality.cases import SHAPE_ROWS, Case
 from benchmarks.quality.methods import Ending, Method
-from engine.generator import Generator
+from engine.networks.stylegan2 import Generator
 
 NAME = "one-pass predictor"
 WIDTH = 128

@@ -14,8 +14,8 @@ from benchmarks.quality.cases import Case
 from benchmarks.quality.methods import Ending
 from benchmarks.quality.runs import Outcome
 from benchmarks.quality.studies import Study
-from engine.generator import Generator, to_pixels
-from engine.overlay import draw_overlay
+from engine.media.overlay import draw_overlay
+from engine.networks.stylegan2 import Generator, to_pixels
 
 SHOWN = 4  # cases of each kind on the sheet
 PICTURE = 256  # pixels

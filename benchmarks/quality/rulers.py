@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.faces.detector import detect, load_detector
-from engine.features import FeatureMap, read
-from engine.generator import Generator, modulate
-from engine.options import DragOptions, feature_resolution
-from engine.tracking import parabola
-from jobs.checkpoints import ModelEntry
+from engine.drag.features import FeatureMap, read
+from engine.drag.options import DragOptions, feature_resolution
+from engine.drag.tracking import parabola
+from engine.networks.stylegan2 import Generator, modulate
+from jobs.models.manifest import ModelEntry
 
 
 class Ruler(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.quality.cases import Case
 from benchmarks.quality.methods import Method
 from benchmarks.quality.studies import Study
-from engine.generator import Generator
+from engine.networks.stylegan2 import Generator
 
 
 @dataclass(frozen=True, kw_only=True)

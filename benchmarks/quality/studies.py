@@ -29,9 +29,9 @@ from benchmarks.quality.methods import (
 )
 from benchmarks.quality.metrics import PerceptualDistance, mse, psnr, ssim
 from benchmarks.quality.rulers import LandmarkRuler, Ruler
-from engine.drag import make_batch
-from engine.generator import Generator
-from jobs.checkpoints import ModelEntry
+from engine.drag.loop import make_batch
+from engine.networks.stylegan2 import Generator
+from jobs.models.manifest import ModelEntry
 
 MAX_ITERATIONS = 100
 LOST_PX = 3.0  # tracker and ruler disagree by more: the tracker has lost the point

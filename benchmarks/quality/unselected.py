@@ -14,17 +14,17 @@ from benchmarks.quality.cases import Case
 from benchmarks.quality.methods import dragging
 from benchmarks.quality.report import draw_case
 from benchmarks.quality.rulers import LandmarkRuler
-from engine.generator import Generator
-from jobs.checkpoints import Manifest, ModelEntry
+from engine.networks.stylegan2 import Generator
+from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.settings import REPOSITORY
-from worker.edit import choose_device, open_generator
+from worker.edit.drag import choose_device, open_generator
 
 NAMES = ("pupil_left", "pupil_right", "nose_tip", "mouth_left", "mouth_right")
 COLUMNS = 8
 
 
 def main() -> None:
-    manifest = Manifest.load(REPOSITORY / "checkpoints")
+    manifest = ModelManifest.load(REPOSITORY / "checkpoints")
     model = manifest.get("demo-faces")
     generator = open_generator(manifest, model, choose_device("auto"))
     ruler = LandmarkRuler(generator)

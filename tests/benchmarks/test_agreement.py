@@ -1,6 +1,6 @@
 from benchmarks.agreement import Ending, alone, in_slots, summary
 from benchmarks.quality.cases import displacement_cases
-from engine.options import DragOptions
+from engine.drag.options import DragOptions
 from tests.generators import tiny_generator
 
 OPTIONS = DragOptions(max_iterations=4, stop_distance=0.1)

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 
 from benchmarks.drag_speed import SpeedCase, cases, measure_here, movable, points
 from benchmarks.official_step import OfficialDrag
-from engine.batch import DragBatch
-from engine.options import DragOptions
-from engine.run import DragRun
+from engine.drag.batch import DragBatch
+from engine.drag.options import DragOptions
+from engine.drag.run import DragRun
 from tests.generators import some_w, tiny_generator
 
 

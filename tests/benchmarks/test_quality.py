@@ -18,20 +18,20 @@ from benchmarks.quality.rulers import FeatureRuler, LandmarkRuler
 from benchmarks.quality.runs import Outcome, OutcomeFile
 from benchmarks.quality.studies import Bench, comparison_methods, distances, landmarks
 from cli.main import app
-from jobs.checkpoints import Manifest
+from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
 from tests.generators import tiny_generator
-from worker.edit import open_generator
+from worker.edit.drag import open_generator
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Manifest.load(REPOSITORY / "checkpoints").get("demo-faces")
+    return ModelManifest.load(REPOSITORY / "checkpoints").get("demo-faces")
 
 
 @pytest.fixture(scope="module")
 def ruler(model):
-    return LandmarkRuler(open_generator(Manifest.load(REPOSITORY / "checkpoints"), model, torch.device("cpu")))
+    return LandmarkRuler(open_generator(ModelManifest.load(REPOSITORY / "checkpoints"), model, torch.device("cpu")))
 
 
 def drawings(count, seed=0, **options):

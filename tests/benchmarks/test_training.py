@@ -3,7 +3,7 @@ from safetensors.torch import load_file
 
 from benchmarks import train_detector, train_encoder
 from benchmarks.training import Trainer
-from engine.checkpoint import load_encoder
+from engine.checkpoints.load import load_encoder
 
 
 def test_a_run_goes_on_where_its_folder_stands(tmp_path):

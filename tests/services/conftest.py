@@ -12,18 +12,18 @@ from fastapi.testclient import TestClient
 from psycopg import sql
 
 from api.app import create_app
-from cli.service import Service, prepare, running_service
-from cli.stack import Stack, local_stack
-from jobs import keys
+from embedded.service import Service, prepare, running_service
+from embedded.stack import Stack, local_stack
 from jobs.database import Sessions, make_sessions
-from jobs.keys import Scope
-from jobs.models import DEFAULT_TENANT
-from jobs.queue import Queue
+from jobs.queue.broker import Broker
 from jobs.settings import Settings
-from jobs.storage import Storage
+from jobs.storage.objects import Storage
+from jobs.tables import DEFAULT_TENANT
+from jobs.tenants import keys
+from jobs.tenants.keys import Scope
 from tests.manifests import write_tiny_checkpoints
 from tests.receivers import Receiver, receiving
-from worker.delivery import Deliverer
+from worker.reconciler.webhook_delivery import Deliverer
 
 QUICK = {
     "LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1", "DRAIN_GRACE_S": "0.3",
@@ -84,8 +84,8 @@ def storage(settings) -> Storage:
 
 
 @pytest.fixture
-def queue(settings) -> Queue:
-    queue = Queue(settings.redis_url)
+def queue(settings) -> Broker:
+    queue = Broker(settings.redis_url)
     queue.redis.flushall()
     return queue
 

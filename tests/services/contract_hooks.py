@@ -2,7 +2,7 @@
 
 import schemathesis
 
-from api.contract import JOB_EXAMPLE
+from api.openapi import JOB_EXAMPLE
 
 
 @schemathesis.serializer("application/jsonl")

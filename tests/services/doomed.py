@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 import torch
 
-from jobs.repository import JobRepository
+from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
-from jobs.storage import Storage
-from worker.attempt import Attempt
-from worker.drain import Drain
-from worker.models import Models
-from worker.reconciler import Reconciler
-from worker.run import Runner
+from jobs.storage.objects import Storage
+from worker.execution.attempt import Attempt
+from worker.execution.drain import Drain
+from worker.execution.model_cache import ModelCache
+from worker.execution.runner import Runner
+from worker.reconciler.reconciler import Reconciler
 
 LIMIT_S = 60
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["worker.run", "tests.services.doomed"])  # PyTorch is imported once
+SPAWN.set_forkserver_preload(["worker.execution.runner", "tests.services.doomed"])  # PyTorch is imported once
 
 
 def die(*_, **__) -> None:
@@ -76,7 +76,7 @@ def draining() -> None:
 
 POINTS: dict[str, Callable[[], None]] = {
     "after the claim": lambda: before(Runner, "run"),
-    "mid-load": lambda: before(Models, "get"),
+    "mid-load": lambda: before(ModelCache, "get"),
     "mid-projection": at_step("projection", 5),
     "between projection and tuning": at_step("tuning", 0),
     "mid-tuning": at_step("tuning", 5),
@@ -85,7 +85,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "mid-drag": at_step("drag", 9),
     "while saving a checkpoint": at_object("checkpoint/00006"),
     "between a checkpoint and its row": lambda: before(
-        JobRepository, "save_checkpoint", lambda *given: "checkpoint/00006" in given[-1].key
+        JobRepository, "save_resume_point", lambda *given: "checkpoint/00006" in given[-1].key
     ),
     "while storing a frame": at_object("frames/00006"),
     "mid-upload": at_object("result.png"),
@@ -131,8 +131,8 @@ def work(settings: Settings, point: str | None) -> None:
 
 def sweep(settings: Settings, point: str | None) -> None:
     from jobs.database import make_sessions
-    from jobs.queue import Queue
+    from jobs.queue.broker import Broker
 
     if point is not None:
         RECONCILER_POINTS[point]()
-    Reconciler(make_sessions(settings.database_url), Queue(settings.redis_url), settings.retries).sweep()
+    Reconciler(make_sessions(settings.database_url), Broker(settings.redis_url), settings.retries).sweep()

@@ -2,10 +2,10 @@
 
 from uuid import UUID, uuid4
 
-from jobs.checkpoints import Manifest
-from jobs.models import DEFAULT_TENANT, Job, Tenant
-from jobs.repository import JobRepository
-from jobs.submission import check_submission
+from jobs.models.manifest import ModelManifest
+from jobs.queue.repository import JobRepository
+from jobs.spec.validation import check_submission
+from jobs.tables import DEFAULT_TENANT, Job, Tenant
 from tests.manifests import TINY
 
 DOCUMENT = {
@@ -22,7 +22,7 @@ SLOW = {
     "drag": {"max_iterations": 40},
     "output": {"frames_every": 8},
 }
-MODELS = Manifest(None, {name: TINY.model_copy(update={"name": name}) for name in ("tiny", "other")})
+MODELS = ModelManifest(None, {name: TINY.model_copy(update={"name": name}) for name in ("tiny", "other")})
 
 
 def add_job(sessions, *, tenant: str = DEFAULT_TENANT, **change) -> UUID:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
-from jobs.models import Job
+from jobs.tables import Job
 from tests.services.conftest import api_client
 from tests.services.jobs import DOCUMENT, add_job
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from jobs import batches
-from jobs.claims import Claimer, claim
-from jobs.models import Batch, Job, Refusal, Tenant
+from jobs.queue import batches
+from jobs.queue.claims import Claimer, claim
+from jobs.tables import Batch, Job, Refusal, Tenant
 from tests.services.conftest import api_client
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.test_api import png
 from tests.services.test_claims import LEASE, take
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 
 def jsonl(*lines) -> bytes:

@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 from typer.testing import CliRunner
 
 from cli.main import app
-from jobs.models import Job, Tenant
 from jobs.states import JobState
+from jobs.tables import Job, Tenant
 from tests.services.jobs import DOCUMENT
 from tests.services.test_photos import photo
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import ARRAY, Text, bindparam, func, select, text, update
 
-from jobs.claims import CLAIM, MOST_PASSED_OVER, Claimer, claim, claimable, is_claimable
-from jobs.models import Job, Tenant
+from jobs.queue.claims import CLAIM, MOST_PASSED_OVER, Claimer, claim, claimable, is_claimable
+from jobs.tables import Job, Tenant
 from tests.services.jobs import add_job, read_job
 
 LEASE = timedelta(seconds=60)

@@ -6,12 +6,12 @@ import sys
 from contextlib import ExitStack
 
 import pytest
+from dragqueue_client import Client
 from ruamel.yaml import YAML
 
 from cli.keys import local_key
-from cli.processes import start
-from cli.servers import free_port, speaks_http
-from client import Client
+from embedded.processes import start
+from embedded.servers import free_port, speaks_http
 from jobs.settings import REPOSITORY
 from tests.services.jobs import DOCUMENT
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from api.contract import JOB_EXAMPLE
-from cli.servers import free_port, speaks_http
-from cli.service import start_part
-from jobs.checkpoints import Manifest
-from jobs.models import Job
+from api.openapi import JOB_EXAMPLE
+from embedded.servers import free_port, speaks_http
+from embedded.service import start_part
+from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
+from jobs.spec.validation import check_submission
 from jobs.states import JobState
-from jobs.submission import check_submission
+from jobs.tables import Job
 
 EXAMPLES = os.environ.get("DRAGQUEUE_CONTRACT_EXAMPLES", "5")  # of each operation and kind
 LIMIT_S = 1800
@@ -45,5 +45,5 @@ def test_no_request_meets_a_defect_or_an_answer_that_the_contract_does_not_name(
 
 
 def test_the_example_is_a_job_that_the_shipped_model_can_run():
-    submission = check_submission(JOB_EXAMPLE, Manifest.load(REPOSITORY / "checkpoints"))
+    submission = check_submission(JOB_EXAMPLE, ModelManifest.load(REPOSITORY / "checkpoints"))
     assert submission.mask.any()

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import func, select
 from standardwebhooks import Webhook as Verifier
 
-from jobs import deliveries
-from jobs.deliveries import RESTS_S
-from jobs.models import Delivery, Job, Webhook
+from jobs.tables import Delivery, Job, Webhook
+from jobs.webhooks import deliveries
+from jobs.webhooks.deliveries import RESTS_S
 from tests.receivers import Answer, receiving
 from tests.services.telling import QUICK, change, create, deliver, end, log, row, submit
 

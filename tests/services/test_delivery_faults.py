@@ -11,16 +11,16 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, text
 
-from cli.service import start_part
+from embedded.service import start_part
 from jobs.database import make_sessions
-from jobs.deliveries import AT_ONCE, Room, claim
-from jobs.destinations import Destinations
-from jobs.models import Delivery, Webhook
+from jobs.tables import Delivery, Webhook
+from jobs.webhooks.deliveries import AT_ONCE, DeliveryCapacity, claim
+from jobs.webhooks.egress import EgressPolicy
 from tests.receivers import receiving
 from tests.services.doomed import SPAWN, before, end_of
 from tests.services.telling import QUICK, change, create, deliver, end, log, row
-from worker.delivery import ROOM_FOR_FAILING, Deliverer
-from worker.posting import Poster
+from worker.reconciler.webhook_delivery import ROOM_FOR_FAILING, Deliverer
+from worker.reconciler.webhook_sender import WebhookSender
 
 HOUR = timedelta(hours=1)
 
@@ -35,8 +35,8 @@ def test_a_host_that_has_become_private_is_not_reached(client, sessions, receive
     webhook = create(client, receiver)
     end(client)
     for address in ("10.0.0.1", "::ffff:127.0.0.1", "100.64.0.1", "127.0.0.1"):
-        rebound = Destinations(allow_http=True, resolve=lambda host, port, address=address: [address])
-        rebinding = Deliverer(sessions, Poster(destinations=rebound, timeout_s=3), rest_scale=1)
+        rebound = EgressPolicy(allow_http=True, resolve=lambda host, port, address=address: [address])
+        rebinding = Deliverer(sessions, WebhookSender(destinations=rebound, timeout_s=3), rest_scale=1)
         assert rebinding.look() == 1
         rebinding.finish()
         (line,) = log(client, webhook)
@@ -94,7 +94,7 @@ def test_no_delivery_is_claimed_twice(client, sessions, receiver):
     def take():
         barrier.wait()
         with sessions.begin() as session:
-            claimed.extend(this.id for this in claim(session, Room(room=8, room_for_failing=4, under_way={}), HOUR))
+            claimed.extend(this.id for this in claim(session, DeliveryCapacity(room=8, room_for_failing=4, under_way={}), HOUR))
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -179,7 +179,7 @@ def test_many_that_wait_for_one_webhook_do_not_slow_down_the_claims(client, sess
         session.execute(text("ANALYZE deliveries"))
     with sessions.begin() as session:
         began = time.monotonic()
-        assert len(claim(session, Room(room=8, room_for_failing=4, under_way={}), HOUR)) == 2
+        assert len(claim(session, DeliveryCapacity(room=8, room_for_failing=4, under_way={}), HOUR)) == 2
         assert time.monotonic() - began < 0.1
 
 

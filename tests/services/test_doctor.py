@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from cli.doctor import Verdict, chosen_device, examine
 from cli.main import app
-from jobs.checkpoints import Manifest
-from jobs.claims import Claimer, claim
-from jobs.storage import Storage
-from jobs.workers import Report, report
+from jobs.models.manifest import ModelManifest
+from jobs.queue.claims import Claimer, claim
+from jobs.queue.workers import WorkerStatus, report
+from jobs.storage.objects import Storage
 from tests.certificates import write_certificate
 from tests.generators import tiny_generator
 from tests.manifests import TINY, add_model
@@ -28,7 +28,7 @@ SERVERS = {"PostgreSQL": "DATABASE_URL", "broker": "REDIS_URL", "store": "S3_END
 def healthy(stack, queue, tmp_path) -> dict[str, str]:
     """An environment with nothing wrong: a manifest of one good model, no job."""
     (tmp_path / "manifest.toml").write_text("[models]\n")
-    Manifest(tmp_path, {}).add(add_model(tmp_path, "tiny", tiny_generator()))
+    ModelManifest(tmp_path, {}).add(add_model(tmp_path, "tiny", tiny_generator()))
     return stack.environment | {"DRAGQUEUE_CHECKPOINTS": str(tmp_path)}
 
 
@@ -139,7 +139,7 @@ def test_damaged_and_missing_models_are_problems(healthy, checkpoints):
 
 
 def test_files_that_only_some_jobs_or_other_workers_need_are_warnings(healthy, tmp_path):
-    manifest = Manifest.load(tmp_path)
+    manifest = ModelManifest.load(tmp_path)
     there = manifest.models["tiny"]
     manifest.add(there.model_copy(update={"name": "blind", "encoder": "none.safetensors", "encoder_sha256": "0" * 64}))
     manifest.add(TINY.model_copy(update={"name": "elsewhere", "file": "elsewhere.safetensors", "pool": "big"}))
@@ -159,7 +159,7 @@ def test_jobs_of_a_pool_without_workers_are_a_problem(healthy, sessions):
         "start dragqueue worker with DRAGQUEUE_POOL=default",
     )
     with sessions.begin() as session:
-        report(session, Report(name="host:1", pool="default", models=[], job_id=None))
+        report(session, WorkerStatus(name="host:1", pool="default", models=[], job_id=None))
     assert findings(healthy)["pool default"][:2] == (OK, "workers: 1, seen within 10 min: 1; jobs that wait: 1")
     execute(healthy["DRAGQUEUE_DATABASE_URL"], "UPDATE workers SET seen_at = seen_at - interval '1 hour'")
     assert findings(healthy)["pool default"][0] == PROBLEM
@@ -169,7 +169,7 @@ def test_a_worker_with_a_long_job_is_there(healthy, sessions):
     add_job(sessions)
     with sessions.begin() as session:
         job = claim(session, Claimer(worker="host:1", lease=timedelta(seconds=60)))
-        report(session, Report(name="host:1", pool="default", models=[], job_id=job.id))
+        report(session, WorkerStatus(name="host:1", pool="default", models=[], job_id=job.id))
     execute(healthy["DRAGQUEUE_DATABASE_URL"], "UPDATE workers SET seen_at = seen_at - interval '1 hour'")
     assert findings(healthy)["pool default"][1] == "workers: 1, seen within 10 min: 1; jobs that wait: 0"
 

@@ -8,20 +8,20 @@ from contextlib import ExitStack, closing
 
 import httpx2
 import pytest
+from dragqueue_client import AsyncClient, Client, Event, Job, Refused
 from sqlalchemy import select
 
-from cli.servers import free_port, speaks_http
-from cli.service import start_part
-from client import AsyncClient, Client, Event, Job, Refused
-from jobs.events import EventType
-from jobs.models import Event as EventRow
-from jobs.models import Tenant
-from jobs.repository import JobRepository
-from jobs.retries import Retries
+from embedded.servers import free_port, speaks_http
+from embedded.service import start_part
+from jobs.queue.events import EventType
+from jobs.queue.repository import JobRepository
+from jobs.queue.retry_policy import RetryPolicy
+from jobs.tables import Event as EventRow
+from jobs.tables import Tenant
 from tests.services.jobs import DOCUMENT, SLOW, add_job
 from tests.services.test_claims import take
 from tests.services.test_photos import photo
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 LIMIT_S = 60
 
@@ -198,7 +198,7 @@ def test_every_move_is_told_once(client, sessions):
     attempt = take(sessions).attempt
     for _ in range(2):
         client.post(f"/v1/jobs/{job_id}/stop")
-    retries = Retries(max_attempts=2, delay_s=0, delay_limit_s=0)
+    retries = RetryPolicy(max_attempts=2, delay_s=0, delay_limit_s=0)
     with sessions.begin() as session:
         JobRepository(session).release(job_id, attempt, "a reason", retries)
     attempt = take(sessions).attempt

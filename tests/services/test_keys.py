@@ -9,16 +9,16 @@ import pytest
 from sqlalchemy import select, update
 from typer.testing import CliRunner
 
-from api import access
+from api import auth as access
 from cli.main import app
-from jobs import keys, quotas
 from jobs.errors import Unauthorized
-from jobs.keys import Scope
-from jobs.models import ApiKey, AuditLine, Tenant
+from jobs.tables import ApiKey, AuditLine, Tenant
+from jobs.tenants import keys, quotas
+from jobs.tenants.keys import Scope
 from tests.services.conftest import api_client, make_key
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.test_photos import photo
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 
 def who(sessions, token):

@@ -5,12 +5,12 @@ import json
 import pytest
 from sqlalchemy import func, update
 
-from jobs.models import Attempt, Job
-from jobs.storage import job_prefix
+from jobs.storage.objects import job_prefix
+from jobs.tables import Attempt, Job
 from tests.services.doomed import POINTS, RECONCILER_POINTS, run_reconciler, run_worker
 from tests.services.jobs import add_job, read_job
 from tests.services.test_photos import photo
-from worker.purge import Purge
+from worker.reconciler.purge import Purge
 
 PHOTO_JOB = {
     "model": "tiny",

@@ -17,15 +17,15 @@ from PIL import Image
 from sqlalchemy import func, make_url, select
 
 from cli.keys import local_key
-from cli.service import prepare, start_part, start_worker
-from cli.stack import Stack, local_stack
-from jobs.claims import Claimer, claim
-from jobs.queue import Queue
-from jobs.repository import JobRepository, Outcome
+from embedded.service import prepare, start_part, start_worker
+from embedded.stack import Stack, local_stack
+from jobs.queue.broker import Broker
+from jobs.queue.claims import Claimer, claim
+from jobs.queue.repository import JobRepository, Outcome
 from jobs.states import JobState
 from tests.services.conftest import api_client, execute, open_to_nobody
 from tests.services.jobs import DOCUMENT, add_job, read_job
-from worker.reconciler import Reconciler, Sweep
+from worker.reconciler.reconciler import Reconciler, Sweep
 
 LIMIT_S = 30
 ANSWER_S = 18  # the longest that an API request may wait for a store: two tries of 5 s, on a machine that is busy
@@ -101,7 +101,7 @@ def test_without_the_broker_jobs_are_accepted_at_once_and_run_when_it_is_back(ow
 
 
 def test_a_job_whose_message_was_flushed_gets_another(own, api):
-    queue = Queue(own.settings().redis_url)
+    queue = Broker(own.settings().redis_url)
     job = api.post("/v1/jobs", json=DOCUMENT).json()
     assert queue.length("default") == 1
     queue.redis.flushall()

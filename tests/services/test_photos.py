@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
-from jobs.decoding import read
 from jobs.errors import ObjectMissing
-from jobs.models import Upload
-from jobs.storage import upload_key
+from jobs.storage.decoding import read
+from jobs.storage.objects import upload_key
+from jobs.tables import Upload
 from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 QUICK = {"steps": 4, "tuning_steps": 3}
 DRAG = {"points": [{"handle": [30, 30], "target": [50, 36]}], "drag": {"max_iterations": 4, "stop_distance": 0.1}}
@@ -197,7 +197,7 @@ def test_a_refused_job_leaves_no_photo_behind(client, sessions, storage):
 
 
 def test_an_inversion_that_diverges_has_its_own_code(client, runner, storage, monkeypatch):
-    monkeypatch.setattr("worker.source.inversion_options", lambda spec: diverging())
+    monkeypatch.setattr("worker.edit.inputs.inversion_options", lambda spec: diverging())
     job_id = post(client, {"model": "tiny", "inversion": QUICK}, image=photo())
     runner.run_next()
     job = client.get(f"/v1/jobs/{job_id}", params={"expand": "artifacts"}).json()
@@ -206,6 +206,6 @@ def test_an_inversion_that_diverges_has_its_own_code(client, runner, storage, mo
 
 
 def diverging():
-    from engine.inversion import InversionOptions
+    from engine.inversion.inversion import InversionOptions
 
     return InversionOptions(steps=2, tuning_steps=9, tuning_learning_rate=1e30)

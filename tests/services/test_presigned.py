@@ -8,15 +8,15 @@ from datetime import timedelta
 import httpx2
 import numpy as np
 import pytest
+from dragqueue_client import AsyncClient, Client, Refused, calls
 from PIL import Image
 from sqlalchemy import func, update
 
-from cli.servers import free_port, speaks_http
-from cli.service import start_part
-from client import AsyncClient, Client, Refused, calls
-from jobs import presigned
-from jobs.models import PresignedUpload, Tenant
-from jobs.storage import raw_key
+from embedded.servers import free_port, speaks_http
+from embedded.service import start_part
+from jobs.storage import presigned
+from jobs.storage.objects import raw_key
+from jobs.tables import PresignedUpload, Tenant
 from tests.services.test_photos import photo
 
 API_S = 60

@@ -6,12 +6,12 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobs.errors import StorageUnavailable
-from jobs.models import Artifact, Batch, Job, PresignedUpload, Upload
-from jobs.storage import artifact_key, job_prefix, raw_key, upload_key
+from jobs.storage.objects import artifact_key, job_prefix, raw_key, upload_key
+from jobs.tables import Artifact, Batch, Job, PresignedUpload, Upload
 from tests.services.jobs import add_job, read_job
 from tests.services.test_photos import photo
-from worker.purge import Purge, Purged
-from worker.run import Runner
+from worker.execution.runner import Runner
+from worker.reconciler.purge import Purge, Purged
 
 
 @pytest.fixture

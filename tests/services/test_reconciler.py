@@ -2,12 +2,12 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from jobs.claims import Claimer, claim
-from jobs.retries import Retries
+from jobs.queue.claims import Claimer, claim
+from jobs.queue.retry_policy import RetryPolicy
 from tests.services.jobs import add_job, read_job
-from worker.reconciler import LOCK, Reconciler, Sweep
+from worker.reconciler.reconciler import LOCK, Reconciler, Sweep
 
-RETRIES = Retries(max_attempts=3, delay_s=0, delay_limit_s=0)
+RETRIES = RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)
 
 
 def test_a_sweep_repairs_everything_at_once(sessions, queue):

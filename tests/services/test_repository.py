@@ -6,16 +6,16 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, update
 
-from jobs.claims import Claimer
-from jobs.claims import claim as claim_next
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
-from jobs.models import Job
-from jobs.repository import JobRepository, Outcome, StoredObject
-from jobs.retries import Retries
+from jobs.queue.claims import Claimer
+from jobs.queue.claims import claim as claim_next
+from jobs.queue.repository import JobRepository, Outcome, StoredObject
+from jobs.queue.retry_policy import RetryPolicy
 from jobs.states import MOVES, JobState
+from jobs.tables import Job
 from tests.services.jobs import add_job, read_job
 
-RETRIES = Retries(max_attempts=3, delay_s=0, delay_limit_s=0)
+RETRIES = RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)
 TWICE = replace(RETRIES, max_attempts=2)
 LEASE = timedelta(seconds=60)
 FRAME = StoredObject(name="frames/00000.webp", key="k", media_type="image/webp", size_bytes=3, sha256="a" * 64)

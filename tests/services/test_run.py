@@ -8,22 +8,22 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
-from jobs.claims import Claimer, claim
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
-from jobs.models import Job, Worker
-from jobs.repository import JobRepository, Outcome
-from jobs.retries import Retries
-from jobs.spec import Movable
+from jobs.queue.claims import Claimer, claim
+from jobs.queue.repository import JobRepository, Outcome
+from jobs.queue.retry_policy import RetryPolicy
+from jobs.spec.job_spec import Movable
 from jobs.states import JobState
-from jobs.storage import artifact_key
+from jobs.storage.objects import artifact_key
+from jobs.tables import Job, Worker
 from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT, add_job, read_job
-from worker.attempt import Attempt
-from worker.drain import Drain
-from worker.lease import Lease, Pace
-from worker.recording import Recording
-from worker.resuming import CheckpointUnreadable, Progress
-from worker.run import Runner
+from worker.edit.artifacts import ArtifactWriter
+from worker.edit.resume_state import ResumeState, ResumeStateUnreadable
+from worker.execution.attempt import Attempt
+from worker.execution.drain import Drain
+from worker.execution.lease import Lease, Pace
+from worker.execution.runner import Runner
 
 
 class BrokenStorage:
@@ -184,7 +184,7 @@ def test_a_job_shorter_than_the_time_between_two_checkpoints_saves_none(
     settings, sessions, storage, queue, monkeypatch, checkpoint_s, saves
 ):
     saved = []
-    monkeypatch.setattr(JobRepository, "save_checkpoint", lambda *given: saved.append(given))
+    monkeypatch.setattr(JobRepository, "save_resume_point", lambda *given: saved.append(given))
     job_id = add_job(sessions)
     Runner(settings.model_copy(update={"checkpoint_s": checkpoint_s}), sessions, storage, queue).run_next()
     assert (ended(sessions, job_id), bool(saved)) == (("succeeded", None), saves)
@@ -249,20 +249,20 @@ def until_requeued(sessions):
     """Sweep until the lease has run out."""
     while True:
         with sessions.begin() as session:
-            if JobRepository(session).requeue_expired_leases(Retries(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
+            if JobRepository(session).requeue_expired_leases(RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
                 return
 
 
 def breaking_down(monkeypatch, error, *, frames_at_a_time):
     """Rendering that many frames at once, or more, raises."""
-    render = Recording.render_waiting
+    render = ArtifactWriter.render_waiting
 
     def render_or_break(recording):
         if recording.group >= frames_at_a_time:
             raise error
         render(recording)
 
-    monkeypatch.setattr(Recording, "render_waiting", render_or_break)
+    monkeypatch.setattr(ArtifactWriter, "render_waiting", render_or_break)
 
 
 OUT_OF_MEMORY = [
@@ -314,7 +314,7 @@ def test_short_of_memory_an_attempt_that_lost_its_job_does_not_take_its_successo
 def test_a_process_whose_device_failed_ends_after_it_has_given_the_job_up(runner, sessions, monkeypatch):
     job_id, codes = add_job(sessions), []
     breaking_down(monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"), frames_at_a_time=1)
-    monkeypatch.setattr("worker.run.os._exit", codes.append)
+    monkeypatch.setattr("worker.execution.runner.os._exit", codes.append)
     runner.run_next()
     assert (codes, read_job(sessions, job_id).failures) == ([1], 1)
 
@@ -327,8 +327,8 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(runner, sessions, mon
     runner.run(job)
     key = read_job(sessions, job_id).checkpoint["key"]
     data = runner.storage.get(key)
-    with pytest.raises(CheckpointUnreadable, match="it is of"):
-        Progress.decode(data, "another model")
+    with pytest.raises(ResumeStateUnreadable, match="it is of"):
+        ResumeState.decode(data, "another model")
 
 
 def test_a_generator_that_draws_nothing_but_nan_fails_the_job_and_the_next_one_runs(runner, sessions, monkeypatch):

@@ -8,7 +8,7 @@ from sqlalchemy import update
 from benchmarks.claims import Load, measure_claims
 from benchmarks.scale import FIGURES, Work
 from benchmarks.stand_in import StandIn
-from jobs.models import Job
+from jobs.tables import Job
 from tests.services.jobs import add_job
 
 WORK = Work(seconds=0.1, steps=4, objects=3)

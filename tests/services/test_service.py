@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dragqueue_client import Refused
 
 from cli.errors import CommandError
-from cli.servers import free_port
-from cli.service import prepare, running_service
-from client import Refused
+from embedded.servers import free_port
+from embedded.service import prepare, running_service
 from tests.services.jobs import DOCUMENT
 
 LIMIT_S = 60

@@ -14,20 +14,20 @@ import httpx2
 import pytest
 from sqlalchemy import select, update
 
-from cli.service import start_part
-from cli.stack import Stack
+from embedded.service import start_part
+from embedded.stack import Stack
 from jobs.errors import StorageUnavailable
-from jobs.models import Artifact, Job
-from jobs.signing import MOST_TRIES
-from jobs.storage import job_prefix
+from jobs.storage.objects import job_prefix
+from jobs.storage.signed_copies import MOST_TRIES
+from jobs.tables import Artifact, Job
 from tests.certificates import write_certificate
 from tests.services.jobs import add_job, read_job
 from tests.services.test_photos import DRAG, finished, photo
 from tests.services.test_service import wait_until
-from worker.credentials import Credentials
-from worker.purge import Purge
-from worker.run import Runner
-from worker.signing import Signed, Signing
+from worker.execution.runner import Runner
+from worker.reconciler.c2pa import C2paSigner
+from worker.reconciler.purge import Purge
+from worker.reconciler.signed_copies import Signed, SignedCopies
 
 LIMIT_S = 30
 EDIT = DRAG | {"model": "tiny", "output": {"frames_every": 1, "animation": ["mp4", "webp", "gif"]}}
@@ -46,7 +46,7 @@ def runner(settings, sessions, storage, queue):
 
 @pytest.fixture
 def signing(sessions, storage, certificate):
-    return Signing(sessions, storage, Credentials.from_files(*certificate))
+    return SignedCopies(sessions, storage, C2paSigner.from_files(*certificate))
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_crash_between_object_and_row_leaves_nothing_stray(sessions, storage, 
     if tidied_before:
         assert purge.purge().tidied == 1
     with pytest.raises(Killed):
-        Signing(sessions, Watched(storage, die), signing.credentials).sign()
+        SignedCopies(sessions, Watched(storage, die), signing.credentials).sign()
     stored, shown = stored_and_shown(sessions, storage, done)
     assert len(stored - shown) == 1
     assert signing.sign() == Signed(jobs=1, copies=2)
@@ -183,7 +183,7 @@ def test_a_crash_between_object_and_row_leaves_nothing_stray(sessions, storage, 
 def test_a_job_that_ends_the_process_each_time_is_given_up_and_its_leftovers_go(sessions, storage, signing, purge, done):
     for _ in range(MOST_TRIES):
         with pytest.raises(Killed):
-            Signing(sessions, Watched(storage, die), signing.credentials).sign()
+            SignedCopies(sessions, Watched(storage, die), signing.credentials).sign()
     assert signing.sign() == Signed()
     assert read_job(sessions, done).signed_at is not None
     assert purge.purge().objects == MOST_TRIES
@@ -192,7 +192,7 @@ def test_a_job_that_ends_the_process_each_time_is_given_up_and_its_leftovers_go(
 
 
 @contextmanager
-def meanwhile(action):
+def background_thread(action):
     """A thread that may have to wait; it has ended when the block has."""
     thread = threading.Thread(target=action)
     thread.start()
@@ -221,8 +221,8 @@ def assert_unharmed_by(action, sessions, storage, signing):
         action()
         ended.set()
 
-    with meanwhile(when_begun):
-        assert Signing(sessions, Watched(storage, act), signing.credentials).sign().jobs == 1
+    with background_thread(when_begun):
+        assert SignedCopies(sessions, Watched(storage, act), signing.credentials).sign().jobs == 1
 
 
 def test_a_job_that_is_deleted_while_it_is_signed_leaves_nothing(client, sessions, storage, signing, done):
@@ -235,8 +235,8 @@ def test_two_reconcilers_sign_each_job_once(sessions, storage, runner, certifica
         add_job(sessions)
         runner.run_next()
     made = []
-    signers = [Signing(sessions, storage, Credentials.from_files(*certificate)) for _ in range(2)]
-    with meanwhile(lambda: made.append(signers[0].sign())):
+    signers = [SignedCopies(sessions, storage, C2paSigner.from_files(*certificate)) for _ in range(2)]
+    with background_thread(lambda: made.append(signers[0].sign())):
         made.append(signers[1].sign())
     assert (sum(one.jobs for one in made), sum(one.copies for one in made)) == (6, 12)
     with sessions() as session:
@@ -272,15 +272,15 @@ class Away(Watched):
 
 def test_a_store_that_is_away_is_waited_for_and_costs_no_try(sessions, storage, signing, done):
     for _ in range(MOST_TRIES + 2):
-        assert Signing(sessions, Away(storage, None), signing.credentials).sign() == Signed()
+        assert SignedCopies(sessions, Away(storage, None), signing.credentials).sign() == Signed()
     assert read_job(sessions, done).sign_tries == 0
     assert signing.sign() == Signed(jobs=1, copies=2)
 
 
 def test_once_the_certificate_has_ended_jobs_wait_for_another(sessions, storage, certificate, done):
-    ended = Credentials.from_files(*certificate)
+    ended = C2paSigner.from_files(*certificate)
     ended.valid_until = datetime.now(UTC)
-    assert Signing(sessions, storage, ended).sign() == Signed()
+    assert SignedCopies(sessions, storage, ended).sign() == Signed()
     assert (read_job(sessions, done).sign_tries, read_job(sessions, done).signed_at) == (0, None)
 
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from cli.service import start_part, start_worker
-from jobs.claims import Claimer, claim, try_to_claim
-from jobs.models import Job
-from jobs.repository import JobRepository
-from jobs.retries import Retries
+from embedded.service import start_part, start_worker
+from jobs.queue.claims import Claimer, claim, try_to_claim
+from jobs.queue.repository import JobRepository
+from jobs.queue.retry_policy import RetryPolicy
+from jobs.tables import Job
 from tests.services.jobs import SLOW, add_job, read_job
 from tests.services.test_claims import LEASE
 from tests.services.test_run import OUT_OF_MEMORY, breaking_down
 from tests.services.watching import LIMIT_S, download, dragging, ended, wait_until
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 CLAIMER = Claimer(worker="w", lease=LEASE, together=True)
 DRAG = SLOW | {"movable": None, "drag": {"max_iterations": 60, "stop_distance": 0.1}}
-RETRIES = Retries(max_attempts=2, delay_s=0.0, delay_limit_s=0.0)
+RETRIES = RetryPolicy(max_attempts=2, delay_s=0.0, delay_limit_s=0.0)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from cli.errors import CommandError
-from cli.stack import local_stack
+from embedded.stack import local_stack
 from tests.services.conftest import open_to_nobody
 
 HOLD = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
-from cli.stack import local_stack
+from embedded.stack import local_stack
 with local_stack() as stack:
     print(*(child.process.pid for child in stack.children), flush=True)
     time.sleep(600)
@@ -52,7 +52,7 @@ def test_no_server_outlives_its_launcher(number):
 
 
 def test_a_state_folder_keeps_its_data(tmp_path, monkeypatch):
-    from jobs.storage import Storage
+    from jobs.storage.objects import Storage
 
     open_to_nobody(tmp_path)
     state = tmp_path / "state"

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import func, select, text, update
 
-from jobs.claims import Claimer, claim
 from jobs.errors import ErrorCode, LeaseLost
-from jobs.models import Attempt, Event, Job, Tenant
-from jobs.repository import JobRepository, Outcome
-from jobs.retries import Retries
+from jobs.queue.claims import Claimer, claim
+from jobs.queue.repository import JobRepository, Outcome
+from jobs.queue.retry_policy import RetryPolicy
 from jobs.states import MOVES, JobState
+from jobs.tables import Attempt, Event, Job, Tenant
 from tests.services.jobs import add_job
 
 LEASE = timedelta(minutes=5)
-RETRIES = Retries(max_attempts=3, delay_s=0, delay_limit_s=0)
+RETRIES = RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)
 TENANTS = ("default", "other")
 CAP = 2  # of the other tenant
 HOW = st.sampled_from([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED])

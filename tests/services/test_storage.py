@@ -5,7 +5,7 @@ import httpx2
 import pytest
 
 from jobs.errors import ObjectMissing, StorageUnavailable
-from jobs.storage import Storage
+from jobs.storage.objects import Storage
 
 
 def test_what_is_put_can_be_got(storage):

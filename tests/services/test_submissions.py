@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from jobs import idempotency
-from jobs.models import Artifact, IdempotencyKey, Job
-from jobs.repository import JobRepository
-from jobs.storage import job_prefix
+from jobs.queue import idempotency
+from jobs.queue.repository import JobRepository
+from jobs.storage.objects import job_prefix
+from jobs.tables import Artifact, IdempotencyKey, Job
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.test_photos import photo
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from jobs.claims import Claimer, claim
-from jobs.models import Webhook
+from jobs.queue.claims import Claimer, claim
+from jobs.tables import Webhook
 from tests.services.conftest import api_client, make_key
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.test_claims import LEASE, MANY_JOBS
 from tests.services.test_photos import photo
-from worker.run import Runner
+from worker.execution.runner import Runner
 
 DEEP = 10_000  # jobs that a greedy tenant has queued
 

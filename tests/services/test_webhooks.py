@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select, update
 
-from jobs.keys import Scope
-from jobs.models import AuditLine, Webhook
+from jobs.tables import AuditLine, Webhook
+from jobs.tenants.keys import Scope
 from tests.services.conftest import api_client, make_key
 from tests.services.jobs import DOCUMENT
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.service import start_part, start_worker
-from jobs.models import Worker
+from embedded.service import start_part, start_worker
+from jobs.tables import Worker
 from tests.services.jobs import DOCUMENT, SLOW
 from tests.services.watching import LIMIT_S, alive, children_of, download, dragging, ended, wait_until
 

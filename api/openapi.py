@@ -1,0 +1,113 @@
+"""The OpenAPI document: what FastAPI cannot see for itself, such as bodies that routes read on their own."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from api.errors import CODES
+from jobs.spec.job_spec import JobSpec
+
+NO_NUL = "^[^\x00]*$"  # Postgres has no such character
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+JOB_EXAMPLE: dict[str, Any] = {
+    "model": "demo-faces",
+    "source": {"seed": 3},
+    "points": [{"handle": [75, 80], "target": [59, 80]}],
+    "movable": {"shapes": [{"circle": [66, 70, 46]}]},
+}
+JOB_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/JobSpec"}, "example": JOB_EXAMPLE},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["job"],
+                    "properties": {
+                        "job": {"type": "string", "description": "the same JSON"},
+                        "image": {"type": "string", "format": "binary", "description": "a photo, instead of a source"},
+                        "movable": {"type": "string", "format": "binary", "description": "PNG; non-zero pixels may change"},
+                    },
+                }
+            },
+        },
+    }
+}
+
+BATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/jsonl": {"schema": {"type": "string", "description": "one job a line"}}},
+    }
+}
+
+JSONL: dict[int | str, dict[str, Any]] = {200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}}
+
+UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+        },
+    }
+}
+
+MAKES_A_JOB: dict[int | str, dict[str, Any]] = {
+    202: {
+        "headers": {"Location": {"schema": {"type": "string"}, "description": "of the job"}},
+        "links": {
+            name: {"operationId": f"jobs_{name}", "parameters": {"job_id": "$response.body#/id"}}
+            for name in ("get", "cancel", "stop", "retry", "delete", "frames", "artifacts")
+        },
+    }
+}
+
+
+ANNOUNCES_AN_UPLOAD: dict[int | str, dict[str, Any]] = {
+    201: {
+        "links": {"complete": {"operationId": "uploads_complete", "parameters": {"presigned_id": "$response.body#/id"}}},
+    }
+}
+
+
+def operation_id(route: APIRoute) -> str:
+    """jobs_submit: what generated clients call it."""
+    return "_".join([*map(str, route.tags[:1]), route.name.rstrip("_")])
+
+
+def complete(app: FastAPI) -> None:
+    """Let the document say what JOB_BODY refers to, and how errors look."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document["components"]["schemas"]
+        schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs") | {"JobSpec": schema}
+        schemas["ProblemDocument"]["properties"]["code"]["enum"] = CODES
+        for answer in ("JobView", "Verdict"):
+            schemas[answer]["properties"]["spec"] = {"$ref": "#/components/schemas/JobSpec"}
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                tell_errors(operation["responses"])
+                tell_streams(operation["responses"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def tell_errors(responses: dict[str, Any]) -> None:
+    for status, response in responses.items():
+        if status >= "400":
+            response["content"] = PROBLEM
+
+
+def tell_streams(responses: dict[str, Any]) -> None:
+    """In words of OpenAPI 3.1, which the document says it is: FastAPI describes the parts of a stream in those of 3.2."""
+    for response in responses.values():
+        for media_type in response.get("content", {}).values():
+            if media_type.pop("itemSchema", None) is not None:
+                media_type["schema"] = {"type": "string"}

@@ -1,0 +1,116 @@
+"""The service on this machine: database and bucket prepared, API, workers and reconciler as processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from dragqueue_client import Client
+from sqlalchemy.exc import OperationalError
+
+from cli.errors import CommandError
+from cli.keys import local_key
+from embedded.processes import Child, start
+from embedded.servers import free_port, speaks_http
+from embedded.stack import Stack
+from jobs.errors import StorageUnavailable
+from jobs.settings import Settings
+from jobs.storage.objects import Storage
+
+START_LIMIT_S = 60.0
+GPU_LIMIT_S = 30.0
+ARENAS = "2"  # of glibc's allocator: with one per thread a worker's memory creeps up for hours, as large maps come and go
+HUGE_PAGES = "1"  # for torch's large tensors, which come and go at every step: small pages fault 4,096 times for 16 MB
+SPINS = "10000"  # of a thread that waits for others of its kind: where cores are shared, the usual 300,000 cost half the time
+
+
+def prepare(settings: Settings) -> None:
+    """Migrate the database and make the bucket. Raises CommandError when either server is away."""
+    from migrations.upgrade import upgrade
+
+    try:
+        upgrade(settings.database_url)
+        Storage.from_settings(settings).ensure_bucket()
+    except (OperationalError, StorageUnavailable) as error:
+        raise CommandError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where it answers, and a key for everything."""
+
+    url: str
+    key: str
+
+    def client(self) -> Client:
+        return Client(self.url, self.key)
+
+
+@contextmanager
+def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", port: int = 0) -> Iterator[Service]:
+    """Run API, workers and reconciler on the stack; yields once the API answers.
+
+    Args:
+        port: 0 takes a free one.
+    """
+    prepare(stack.settings())
+    port = port or free_port()
+    url = f"http://{host}:{port}"
+    if speaks_http(f"{url}/healthz"):
+        raise CommandError(f"something answers on {url} already: choose another --port")
+    with ExitStack() as cleanup:
+        api = start_part(stack, "api", ["--host", host, "--port", str(port)], cleanup)
+        for number in range(workers):
+            start_worker(stack, cleanup, number, threads=max(1, (os.cpu_count() or 1) // workers))
+        start_part(stack, "reconciler", [], cleanup)
+        api.wait_until(lambda: speaks_http(f"{url}/healthz"), START_LIMIT_S)
+        yield Service(url, local_key(stack))
+
+
+def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:
+    """What the stack's environment says of threads and device goes before what is chosen here."""
+    gpus = count_gpus()
+    memory = {"MALLOC_ARENA_MAX": ARENAS, "THP_MEM_ALLOC_ENABLE": HUGE_PAGES}
+    chosen = {"DRAGQUEUE_THREADS": str(threads), "GOMP_SPINCOUNT": SPINS} | memory
+    if gpus:
+        chosen["CUDA_VISIBLE_DEVICES"] = str(number % gpus)  # a PyTorch that cannot use it still falls back to the CPU
+    environment = chosen | stack.environment
+    return start_part(stack, "worker", ["--name", str(number)], cleanup, name=f"worker-{number}", environment=environment)
+
+
+def count_gpus() -> int:
+    """NVIDIA's, asked without loading PyTorch; 0 where there is no driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return 0
+    try:
+        listed = subprocess.run([command, "--list-gpus"], capture_output=True, text=True, timeout=GPU_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def start_part(
+    stack: Stack, command: str, arguments: list[str], cleanup: ExitStack, *, name: str | None = None,
+    environment: dict[str, str] | None = None,
+) -> Child:  # fmt: skip
+    """Start `dragqueue COMMAND` as a child that ends with us and with `cleanup`."""
+    name = name or command
+    child = start(
+        name, [sys.executable, "-m", "cli.main", command, *arguments], log=stack.logs / f"{name}.log",
+        environment=environment or stack.environment,
+    )  # fmt: skip
+    stack.children.append(child)
+    cleanup.callback(child.stop)
+    return child
+
+
+def watch(stack: Stack) -> None:
+    """Return never; raises ServerFailed when a process of the stack ends."""
+    while True:
+        stack.check()
+        time.sleep(0.5)

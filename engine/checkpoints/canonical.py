@@ -1,0 +1,243 @@
+"""From networks as they were found to the files that the service reads. Works without torch."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from engine.checkpoints.layouts import FoundDiscriminator, FoundGenerator, Tensors
+from engine.errors import CheckpointDamaged, CheckpointUnsupported
+from engine.networks.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
+
+W_AVG_SAMPLES = 10_000
+W_AVG_SEED = 123
+MAX_WIDTH = 4096
+MAX_MAPPING_LAYERS = 64
+
+
+def write_networks(found: FoundGenerator, path: Path, beside: Path, *, bgr: bool = False) -> GeneratorConfig:
+    """Write the generator, and its discriminator beside it if there is one: both are checked before either is written.
+
+    Raises as write_canonical does, and OSError when there is no room.
+    """
+    eye = None if found.discriminator is None else canonical_discriminator(found.discriminator)
+    config = write_canonical(found, path, bgr=bgr)
+    try:
+        if eye is not None:
+            write_file(beside, *eye)
+    except OSError:
+        path.unlink()
+        raise
+    return config
+
+
+def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> GeneratorConfig:
+    """Write tensors and config; the file appears whole or not at all.
+
+    Args:
+        bgr: the generator's images are blue first, as some of mmagic's are; they become red first.
+
+    Raises:
+        CheckpointDamaged: a tensor is missing, has a shape that does not fit the others, or is not finite.
+        CheckpointUnsupported: its pictures are not square.
+    """
+    config = infer_config(found)
+    tensors = dict(canonical_tensors(found.tensors, config))
+    if "mapping.w_avg" not in found.tensors:
+        tensors["mapping.w_avg"] = mean_w(tensors, config)
+    if bgr:
+        for name in [name for name in tensors if re.search(r"torgb\.(weight|bias)$", name)]:
+            tensors[name] = np.ascontiguousarray(tensors[name][::-1])
+    write_file(path, tensors, config)
+    return config
+
+
+def write_discriminator(found: FoundDiscriminator, path: Path) -> None:
+    """Write tensors and config; the file appears whole or not at all. Raises CheckpointDamaged."""
+    write_file(path, *canonical_discriminator(found))
+
+
+def canonical_discriminator(found: FoundDiscriminator) -> tuple[Tensors, DiscriminatorConfig]:
+    config = infer_discriminator(found)
+    return dict(chosen_tensors(found.tensors, discriminator_shapes(config))), config
+
+
+def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:
+    """Raises OSError when there is no room; nothing is left then."""
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
+        part.chmod(0o644)  # safetensors writes for its owner alone
+        part.rename(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def infer_config(found: FoundGenerator) -> GeneratorConfig:
+    """The shape of the generator from its tensors alone."""
+    const = found.tensors.get("synthesis.b4.const")
+    if const is not None and const.shape[-1] != const.shape[-2]:
+        raise CheckpointUnsupported(
+            "the generator's pictures are not square (StyleGAN-Human?); only square ones are computed here"
+        )
+    channels = widths(found.tensors, r"synthesis\.b(\d+)\.conv1\.weight")
+    layers = [name for name in found.tensors if re.fullmatch(r"mapping\.fc\d+\.weight", name)]
+    if not channels or not layers:
+        raise CheckpointDamaged("the generator has no synthesis or no mapping layers")
+    if max(channels.values()) > MAX_WIDTH or len(layers) > MAX_MAPPING_LAYERS:
+        raise CheckpointDamaged(f"the generator is larger than any that is known: {channels}, {len(layers)} mapping layers")
+    try:
+        first, labels = found.tensors["mapping.fc0.weight"], found.tensors.get("mapping.embed.weight")
+        config = GeneratorConfig(
+            **pyramid(channels),
+            z_dim=first.shape[1] - (first.shape[0] if labels is not None else 0),
+            w_dim=first.shape[0],
+            c_dim=0 if labels is None else labels.shape[1],
+            architecture=cast(Architecture, found.architecture),
+            mapping_layers=len(layers),
+            conv_clamp=found.conv_clamp,
+        )
+    except (ValueError, KeyError) as error:
+        raise CheckpointDamaged(f"the generator's shape is impossible: {error}") from error
+    if channels != {r: config.channels(r) for r in config.block_resolutions}:
+        raise CheckpointDamaged(f"the generator's channels {channels} follow no rule that is known")
+    return config
+
+
+def infer_discriminator(found: FoundDiscriminator) -> DiscriminatorConfig:
+    """The shape of the discriminator from its tensors alone."""
+    channels = widths(found.tensors, r"b(\d+)\.conv0\.weight") | widths(found.tensors, r"b(4)\.conv\.weight")
+    try:
+        config = DiscriminatorConfig(**pyramid(channels), conv_clamp=found.conv_clamp)
+    except ValueError as error:
+        raise CheckpointDamaged(f"the discriminator's shape is impossible: {error}") from error
+    if channels != {r: config.channels(r) for r in config.block_resolutions}:
+        raise CheckpointDamaged(f"the discriminator's channels {channels} follow no rule that is known")
+    return config
+
+
+def widths(tensors: Tensors, pattern: str) -> dict[int, int]:
+    """Output channels of the convolution of every block, by resolution."""
+    found = {int(match[1]): tensor for name, tensor in tensors.items() if (match := re.fullmatch(pattern, name))}
+    return {resolution: tensor.shape[-4] for resolution, tensor in found.items()}
+
+
+def pyramid(channels: dict[int, int]) -> dict[str, int]:
+    """The rule behind the widths of blocks, as a config's arguments."""
+    resolution, channel_max = max(channels, default=0), channels.get(4, 0)
+    narrow = [width * r for r, width in channels.items() if width < channel_max]
+    base = max(narrow, default=channel_max * resolution)
+    return {"resolution": resolution, "channel_base": base, "channel_max": channel_max}
+
+
+def canonical_tensors(tensors: Tensors, config: GeneratorConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor that a generator of this config has, in its shape and in float32. Raises CheckpointDamaged."""
+    return chosen_tensors(tensors, expected_shapes(config))
+
+
+def chosen_tensors(tensors: Tensors, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
+    line = np.array([1, 3, 3, 1], dtype=np.float32) / 8
+    for name, shape in shapes:
+        if name.endswith("resample_filter"):
+            yield name, np.outer(line, line)
+        elif name in tensors:
+            yield name, fit(name, tensors[name], shape)
+        elif name != "mapping.w_avg":
+            raise CheckpointDamaged(f"the network lacks {name}")
+
+
+def fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if tuple(n for n in tensor.shape if n != 1) != tuple(n for n in shape if n != 1):
+        raise CheckpointDamaged(f"{name} has the shape {list(tensor.shape)}, expected {list(shape)}")
+    fitted = np.ascontiguousarray(tensor, dtype=np.float32).reshape(shape)
+    if not np.isfinite(fitted).all():
+        raise CheckpointDamaged(f"{name} holds numbers that are not finite")
+    return fitted
+
+
+def expected_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes as in engine.networks.stylegan2."""
+    w = config.w_dim
+    for i in range(config.mapping_layers):
+        yield f"mapping.fc{i}.weight", (w, w if i > 0 else config.z_dim + (w if config.c_dim else 0))
+        yield f"mapping.fc{i}.bias", (w,)
+    if config.c_dim > 0:
+        yield "mapping.embed.weight", (w, config.c_dim)
+        yield "mapping.embed.bias", (w,)
+    yield "mapping.w_avg", (w,)
+    yield "synthesis.b4.const", (config.channels(4), 4, 4)
+    for r in config.block_resolutions:
+        out = config.channels(r)
+        block = f"synthesis.b{r}"
+        if r > 4:
+            yield f"{block}.resample_filter", (4, 4)
+            yield f"{block}.conv0.resample_filter", (4, 4)
+            yield from layer_shapes(f"{block}.conv0", config.channels(r // 2), out, r, w)
+        yield from layer_shapes(f"{block}.conv1", out, out, r, w)
+        if config.has_skip(r):
+            yield f"{block}.skip.weight", (out, config.channels(r // 2), 1, 1)
+            yield f"{block}.skip.resample_filter", (4, 4)
+        if config.has_rgb(r):
+            yield f"{block}.torgb.affine.weight", (out, w)
+            yield f"{block}.torgb.affine.bias", (out,)
+            yield f"{block}.torgb.weight", (3, out, 1, 1)
+            yield f"{block}.torgb.bias", (3,)
+
+
+def discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes as in engine.networks.discriminator."""
+    for r in config.block_resolutions[1:]:
+        inputs, outputs = config.channels(r), config.channels(r // 2)
+        if r == config.resolution:
+            yield f"b{r}.fromrgb.weight", (inputs, 3, 1, 1)
+            yield f"b{r}.fromrgb.bias", (inputs,)
+        yield f"b{r}.conv0.weight", (inputs, inputs, 3, 3)
+        yield f"b{r}.conv0.bias", (inputs,)
+        yield f"b{r}.conv1.weight", (outputs, inputs, 3, 3)
+        yield f"b{r}.conv1.bias", (outputs,)
+        yield f"b{r}.conv1.resample_filter", (4, 4)
+        yield f"b{r}.skip.weight", (outputs, inputs, 1, 1)
+        yield f"b{r}.skip.resample_filter", (4, 4)
+    last = config.channels(4)
+    yield "b4.conv.weight", (last, last + 1, 3, 3)
+    yield "b4.conv.bias", (last,)
+    yield "b4.fc.weight", (last, 16 * last)
+    yield "b4.fc.bias", (last,)
+    yield "b4.out.weight", (1, last)
+    yield "b4.out.bias", (1,)
+
+
+def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.affine.weight", (inputs, w)
+    yield f"{name}.affine.bias", (inputs,)
+    yield f"{name}.weight", (outputs, inputs, 3, 3)
+    yield f"{name}.bias", (outputs,)
+    yield f"{name}.noise_strength", ()
+    yield f"{name}.noise_const", (resolution, resolution)
+
+
+def mean_w(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
+    """The mean of w over z's (and classes) of a fixed seed, for files that do not store it."""
+    random = np.random.RandomState(W_AVG_SEED)
+    x = normalize(random.randn(W_AVG_SAMPLES, config.z_dim))
+    if config.c_dim > 0:
+        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_AVG_SAMPLES)]
+        embedded = labels @ (tensors["mapping.embed.weight"].T / np.sqrt(config.c_dim)) + tensors["mapping.embed.bias"]
+        x = np.concatenate([x, normalize(embedded)], axis=1)
+    for i in range(config.mapping_layers):
+        weight, bias = tensors[f"mapping.fc{i}.weight"], tensors[f"mapping.fc{i}.bias"]
+        x = x @ (weight.T * (0.01 / np.sqrt(weight.shape[1]))) + 0.01 * bias
+        x = np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
+    return np.asarray(x.mean(axis=0), dtype=np.float32)
+
+
+def normalize(x: np.ndarray) -> np.ndarray:
+    """Scale each row to a mean square of 1."""
+    return np.asarray(x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8))

@@ -1,0 +1,1 @@
+"""DragGAN's loop and its parts."""

@@ -1,0 +1,1 @@
+"""Find a photo in the generator: projection, then pivotal tuning."""

@@ -1,0 +1,1 @@
+"""The networks, one file a family, and what is shared by all of them."""

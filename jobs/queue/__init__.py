@@ -1,0 +1,1 @@
+"""The queue in Postgres: jobs, claims, events, batches, estimates."""

@@ -1,0 +1,1 @@
+"""Objects in the store: keys, uploads, decoding, retention."""

@@ -1,0 +1,93 @@
+"""The addresses where a tenant wants to be told what happens to its jobs."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from jobs.errors import InvalidWebhook, Problem, QuotaExceeded, WebhookNotFound
+from jobs.queue.events import EventType
+from jobs.tables import Delivery, Tenant, Webhook
+from jobs.webhooks.egress import EgressPolicy, EgressRefused
+from jobs.webhooks.signing import new_secret
+
+MAX_WEBHOOKS = 16  # of a tenant
+MAX_SECRETS = 2  # of a webhook: the new one, and the one it takes the place of
+ENDED = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED, EventType.EXPIRED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subscription:
+    """What a webhook is told of, and where."""
+
+    url: str
+    events: Sequence[EventType] = ENDED
+    every_job: bool = True  # or only of those that name it
+
+
+def check_url(destinations: EgressPolicy, url: str) -> None:
+    """Look its host up too: call it before the transaction begins. Raises InvalidWebhook."""
+    try:
+        destinations.check(url)
+    except EgressRefused as error:
+        raise InvalidWebhook([Problem(field="url", message=str(error))]) from error
+
+
+def add(session: Session, tenant: str, wanted: Subscription) -> Webhook:
+    """A new webhook with a secret of its own. Raises QuotaExceeded."""
+    # of those who add at the same time, each sees what the one before has added
+    session.execute(select(Tenant.id).where(Tenant.id == tenant).with_for_update(key_share=True))
+    has = session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0
+    if has >= MAX_WEBHOOKS:
+        raise QuotaExceeded(f"may have {MAX_WEBHOOKS} webhooks, has {has}: delete some")
+    webhook = Webhook(id=uuid4(), tenant=tenant, url=wanted.url, events=list(wanted.events), every_job=wanted.every_job)
+    webhook.secrets = [new_secret()]
+    session.add(webhook)
+    session.flush()
+    return webhook
+
+
+def get(session: Session, tenant: str, webhook_id: UUID, *, lock: bool = False) -> Webhook:
+    """Raises WebhookNotFound."""
+    query = select(Webhook).where(Webhook.id == webhook_id, Webhook.tenant == tenant)
+    webhook = session.scalar(query.with_for_update(key_share=True) if lock else query)
+    if webhook is None:
+        raise WebhookNotFound(f"there is no webhook {webhook_id}")
+    return webhook
+
+
+def listed(session: Session, tenant: str) -> list[Webhook]:
+    """By age."""
+    return list(session.scalars(select(Webhook).where(Webhook.tenant == tenant).order_by(Webhook.created_at, Webhook.id)))
+
+
+def known(session: Session, tenant: str, ids: Collection[UUID]) -> set[UUID]:
+    """Those of them that are the tenant's."""
+    if not ids:
+        return set()
+    return set(session.scalars(select(Webhook.id).where(Webhook.tenant == tenant, Webhook.id.in_(ids))))
+
+
+def rotate(webhook: Webhook) -> str:
+    """A new secret; the one before goes on signing too, one before that no longer."""
+    webhook.secrets = [new_secret(), *webhook.secrets][:MAX_SECRETS]
+    return webhook.secrets[0]
+
+
+def drop_old_secret(webhook: Webhook) -> None:
+    webhook.secrets = webhook.secrets[:1]
+
+
+def enable(webhook: Webhook) -> None:
+    webhook.disabled_at = webhook.failing_since = None
+
+
+def disable(session: Session, webhook: Webhook) -> None:
+    """Send it nothing more, also of what waits. The row must be locked: who locks deliveries too locks them after it."""
+    webhook.disabled_at = session.execute(select(func.now())).scalar_one()
+    session.flush()
+    waiting = update(Delivery).where(Delivery.webhook == webhook.id, Delivery.state == "pending")
+    failed = waiting.values(state="failed", error="the webhook was disabled", ended_at=func.now())
+    session.execute(failed, execution_options={"synchronize_session": False})

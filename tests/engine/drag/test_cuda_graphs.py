@@ -1,0 +1,194 @@
+import gc
+import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.drag.batch import DragBatch
+from engine.drag.cuda_graphs import RECORDED_AFTER, Outcome, RecordedStep, ReplayedBatch
+from engine.drag.loop import to_points
+from engine.drag.options import DragOptions
+from engine.drag.run import DragRun
+from tests.generators import reference_generator, some_w
+
+WAITS = ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "new_tensor")
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The reference generator of 64 px in float64."""
+    return reference_generator().double()
+
+
+def mask():
+    movable = torch.zeros(64, 64, dtype=torch.bool)
+    movable[8:50, 10:60] = True
+    return movable
+
+
+OPTIONS = DragOptions(feature_resolution=32, learning_rate=0.02, context_blocks=1, overstep=False, stop_distance=0.1)
+CASES = {
+    "no mask": (OPTIONS, None),
+    "alike rows": (replace(OPTIONS, latent_space="w"), None),
+    "paper's mask": (replace(OPTIONS, mask_metric="l2"), mask()),
+    "early mask": (replace(OPTIONS, mask_term="early", feature_resolution=64, trainable_layers=4), mask()),
+    "whole pixels": (replace(OPTIONS, overstep=True, subpixel=False, tracking_metric="l1"), None),
+}
+
+
+def drags(generator, options, movable, count=2):
+    points = [[[20, 20]], [[33, 30], [25, 41]]]
+    found = []
+    for number in range(count):
+        handles = to_points(points[number % 2])
+        w = some_w(generator) * (1 + 0.01 * number)
+        found.append(DragRun(generator, w, handles, handles + 8, movable, options))
+    return found
+
+
+def operations(see):
+    """Records as a CUDA graph does: the same operations on the same tensors, and no others."""
+    program = make_fx(lambda: tuple(flat(see())))()
+
+    def replay():
+        with torch.no_grad():
+            handles, losses, *gradients = program()
+        return Outcome(handles, losses, gradients)
+
+    return replay
+
+
+def flat(outcome):
+    return [outcome.handles, outcome.losses, *outcome.gradients]
+
+
+def advance(batch, steps):
+    """w+ of each drag after so many steps, all of which must be numbers."""
+    for _ in range(steps):
+        batch.step()
+        batch.differentiate()
+        for run in batch.runs:
+            run.descend()
+    return torch.cat([run.latent().detach() for run in batch.runs])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replayed_steps_are_the_steps(exact, case):
+    options, movable = CASES[case]
+    expected = advance(DragBatch(drags(exact, options, movable)), 9)
+    batch = ReplayedBatch(drags(exact, options, movable), operations)
+    found = advance(batch, 9)
+    assert isinstance(batch.runs[0].trunk.beside["recordings"].made[batch.shape], RecordedStep)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_others_of_the_same_shape_use_the_same_recording(exact):
+    advance(ReplayedBatch(drags(exact, OPTIONS, None), operations), RECORDED_AFTER + 2)
+    recorded = []
+
+    def refuse(see):
+        recorded.append(see)
+        raise AssertionError
+
+    others = [replace_w(run, exact) for run in drags(exact, OPTIONS, None)]
+    same = [replace_w(run, exact) for run in drags(exact, OPTIONS, None)]
+    found, expected = advance(ReplayedBatch(others, refuse), 6), advance(DragBatch(same), 6)
+    assert not recorded
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def replace_w(run, generator):
+    """The same drag of another picture."""
+    w = some_w(generator).flip(1)
+    return DragRun(generator, w, run.handles, run.targets, None, run.options)
+
+
+def test_where_recording_fails_steps_are_made_one_by_one(exact, caplog):
+    def fail(see):
+        raise RuntimeError("this device records nothing")
+
+    options = replace(OPTIONS, learning_rate=0.03, motion_radius=4.0)
+    expected = advance(DragBatch(drags(exact, options, None)), 7)
+    found = advance(ReplayedBatch(drags(exact, options, None), fail), 7)
+    assert torch.equal(found, expected)
+    assert caplog.text.count("could not be recorded") == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_recorded_step_neither_waits_for_the_host_nor_takes_anything_from_it(exact, case):
+    options, movable = CASES[case]
+
+    def see_blind(see):
+        with blind():
+            outcome = see()
+        return lambda: outcome
+
+    runs = drags(exact, options, movable)
+    advance(DragBatch(runs), 1)
+    RecordedStep(runs, [run.latent().detach() for run in runs], see_blind)
+
+
+def test_the_test_of_waiting_sees_one_that_waits():
+    with pytest.raises(AssertionError, match="tolist"), blind():
+        torch.ones(2).tolist()
+    numbers, chosen = torch.arange(3), torch.arange(3) > 1
+    with pytest.raises(AssertionError, match="booleans"), blind():
+        numbers[chosen]
+
+
+def test_a_model_that_is_let_go_takes_its_recordings_along():
+    generator = reference_generator().double()
+    runs = drags(generator, OPTIONS, None)
+    advance(ReplayedBatch(runs, operations), RECORDED_AFTER + 2)
+    trunk = weakref.ref(runs[0].trunk)
+    gc.collect()
+    gc.disable()  # nothing comes to clear a circle up
+    try:
+        del runs, generator
+        assert trunk() is None
+    finally:
+        gc.enable()
+
+
+@contextmanager
+def blind():
+    """Whatever makes a GPU's host wait, or brings its numbers there, fails."""
+
+    def refuse(name):
+        def call(*_, **__):
+            raise AssertionError(f"{name} waits for the host")
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WAITS:
+            patch.setattr(torch.Tensor, name, refuse(name))
+        for name in ("tensor", "as_tensor", "from_numpy"):
+            patch.setattr(torch, name, refuse(name))
+        with Blind():
+            yield
+
+
+class Blind(TorchDispatchMode):
+    """The same of what operations do inside."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select"), f"{name} waits for the host"
+        if name == "index":
+            assert all(one is None or one.dtype != torch.bool for one in args[1]), "an index of booleans waits for the host"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_drag_that_begins_makes_its_first_step_by_itself(exact):
+    options = replace(OPTIONS, anchor_distance=5.0)
+    advance(ReplayedBatch(drags(exact, options, None), operations), RECORDED_AFTER + 2)
+    late, early = drags(exact, options, None)
+    advance(ReplayedBatch([early], operations), 2)
+    advance(ReplayedBatch([late, early], operations), 4)
+    alone = [advance(DragBatch([run]), steps) for run, steps in zip(drags(exact, options, None), (4, 6), strict=True)]
+    torch.testing.assert_close(torch.cat([late.latent(), early.latent()]), torch.cat(alone), atol=1e-9, rtol=0)

@@ -1,0 +1,1 @@
+"""An edit's inputs, its drag and its artifacts."""

@@ -1,0 +1,1 @@
+"""Repairs, purges, webhook deliveries and signed copies: the `dragqueue reconciler` process."""

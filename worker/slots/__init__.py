@@ -1,0 +1,1 @@
+"""Several jobs in one process, their steps batched."""

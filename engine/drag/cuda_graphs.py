@@ -84,6 +84,7 @@ class RecordedStep:
     def __init__(self, evaluate: Evaluate, inputs: StepInputs, record: Record) -> None:
         own = inputs.clone()
         self.tensors = own.tensors()
+        self.evaluate = evaluate  # a graph reads memory by its address: what the iteration refers to must live as long
 
         def program() -> GraphOutputs:
             evaluation = evaluate(own)

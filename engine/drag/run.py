@@ -17,7 +17,7 @@ from engine.drag.mask_term import MaskTerm, early_shares, paper_shares
 from engine.drag.options import REFERENCE_RESOLUTION, DragOptions, check_arguments, feature_resolution, watched
 from engine.networks.frozen_synthesis import trunk_of
 from engine.networks.stylegan2 import Generator
-from engine.resumable_adam import Descent, DescentState
+from engine.resumable_adam import AdamState, ResumableAdam
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
 CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
@@ -51,7 +51,7 @@ class DragState:
     best: DragStep  # so far
     mark_px: float  # the record that makes it stall
     since: int  # the iteration that set it
-    solver: DescentState | GaussNewtonState
+    solver: AdamState | GaussNewtonState
 
     def tensors(self) -> dict[str, Tensor]:
         """By names that `read` understands."""
@@ -71,7 +71,7 @@ class DragState:
             iteration=best_iteration, w=tensors["best.w"], handles=tensors["best.handles"], distance_px=distance_px,
             mean_distance_px=mean_distance_px, loss=loss,
         )  # fmt: skip
-        solver = (GaussNewtonState if "jacobian" in tensors else DescentState).read(tensors)
+        solver = (GaussNewtonState if "jacobian" in tensors else AdamState).read(tensors)
         points = {name: tensors[name] for name in ("handles", "centers")}
         return cls(iteration=iteration, **points, best=best, mark_px=mark_px, since=since, solver=solver)
 
@@ -145,9 +145,9 @@ class DragRun:
         self.record.add(step)
         return stop_reason(step, self.record, self.options)
 
-    def choose_solver(self, generator: Generator) -> Descent | GaussNewton:
+    def choose_solver(self, generator: Generator) -> ResumableAdam | GaussNewton:
         if self.options.solver == "adam":
-            return Descent([self.variable.requires_grad_()], self.options.learning_rate, fused=True)
+            return ResumableAdam([self.variable.requires_grad_()], self.options.learning_rate, fused=True)
         return GaussNewton(self.variable, deviations(generator, self.region), len(self.handles), self.scale)
 
     def forget_step(self) -> None:
@@ -159,9 +159,9 @@ class DragRun:
         if self.gradient is None:
             assert self.differentiate is not None
             self.differentiate()
-        if isinstance(self.solver, Descent):
+        if isinstance(self.solver, ResumableAdam):
             assert isinstance(self.gradient, Tensor)
-            self.solver.take([self.gradient])
+            self.solver.step([self.gradient])
         else:
             assert isinstance(self.gradient, Evidence)
             moves = self.solver.take(self.gradient)

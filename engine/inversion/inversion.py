@@ -18,7 +18,7 @@ from engine.drag.latent import latent_statistics
 from engine.errors import InvalidEdit, InversionDiverged
 from engine.inversion.losses import Similarity, pixel_loss
 from engine.networks.stylegan2 import Generator
-from engine.resumable_adam import Descent, DescentState
+from engine.resumable_adam import AdamState, ResumableAdam
 
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the projection in which its learning rate rises and falls
 NOISE_LENGTH = 0.75  # share of the projection in which w is shaken
@@ -65,7 +65,7 @@ class InversionState:
     w: Tensor  # [1, L, D]
     noises: dict[str, Tensor]  # the generator's, where they were optimized
     random: Tensor  # of the random numbers, before the step
-    descent: DescentState
+    descent: AdamState
 
     def tensors(self) -> dict[str, Tensor]:
         """By names that `read` understands."""
@@ -80,7 +80,7 @@ class InversionState:
         noises = {name.removeprefix("noise."): tensor for name, tensor in tensors.items() if name.startswith("noise.")}
         return cls(
             phase=PHASES[phase], iteration=iteration, w=tensors["w"], noises=noises, random=tensors["random"],
-            descent=DescentState.read(tensors),
+            descent=AdamState.read(tensors),
         )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ class Inversion:
         self.phase: Phase = "projection"
         self.iteration = 0
         self.random_before = self.random.get_state()  # at the beginning of the step
-        self.descent: Descent | None = None
+        self.descent: ResumableAdam | None = None
         self.resumed: InversionState | None = None
 
     def state(self) -> InversionState:
@@ -130,7 +130,7 @@ class Inversion:
     def begin(self, phase: Phase, variables: Sequence[Tensor], learning_rate: float) -> range:
         """Be ready to optimize; returns the iterations to come."""
         steps = self.options.steps if phase == "projection" else self.options.tuning_steps
-        self.descent, first = Descent(list(variables), learning_rate), 0
+        self.descent, first = ResumableAdam(list(variables), learning_rate), 0
         if self.resumed is not None:
             self.descent.restore(self.resumed.descent)
             first, self.resumed = self.iteration, None
@@ -206,7 +206,7 @@ class Inversion:
 
     def descend(self, loss: Tensor, learning_rate: float | None = None) -> None:
         assert self.descent is not None
-        self.descent.step(loss, learning_rate)
+        self.descent.minimize(loss, learning_rate)
 
     @torch.no_grad()
     def check(self, ws: Tensor) -> None:

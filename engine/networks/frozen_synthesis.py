@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 from torch import Tensor, nn
 
-from engine.networks.conv_kernels import Packed, Plain, Way, can_pack
+from engine.networks.conv_kernels import ConvKernel, PackedConvKernel, PlainConvKernel, can_pack
 from engine.networks.stylegan2 import (
     FullyConnectedLayer,
     Generator,
@@ -63,15 +63,15 @@ def make(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precisio
     layers = synthesis.layers(until=until, rgb=rgb)
     styles = {name: layer.style() for name, _, layer in layers}
     for layer in (layer for _, _, layer in layers if isinstance(layer, SynthesisLayer)):
-        layer.frozen = small_maps(layer) if windowed else Plain.of(layer.weight, layer.up)
+        layer.use_kernel(small_maps(layer) if windowed else PlainConvKernel.of_layer(layer.weight, layer.up))
     return Trunk(synthesis, layers, styles)
 
 
-def small_maps(layer: SynthesisLayer) -> Way | None:
+def small_maps(layer: SynthesisLayer) -> ConvKernel | None:
     """How their convolutions are fastest; on a CPU those of few weights are so without us, and keep little."""
     if layer.weight.device.type != "cpu":
-        return Plain.of(layer.weight, layer.up)
-    return Packed(layer.weight, layer.up) if can_pack(layer.weight) else None
+        return PlainConvKernel.of_layer(layer.weight, layer.up)
+    return PackedConvKernel(layer.weight, layer.up) if can_pack(layer.weight) else None
 
 
 def copied(synthesis: SynthesisNetwork, dtype: torch.dtype | None, until: int) -> SynthesisNetwork:

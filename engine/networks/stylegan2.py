@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.networks.config import GeneratorConfig
-from engine.networks.conv_kernels import Plain, Way, convolve
+from engine.networks.conv_kernels import ConvKernel, PlainConvKernel, convolve
 
 SQRT2 = math.sqrt(2)
 SQRT_HALF = math.sqrt(0.5)
@@ -113,11 +113,15 @@ class SynthesisLayer(nn.Module):
         self.affine = FullyConnectedLayer(config.w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.frozen: Way | None = None  # how weights that nobody changes convolve
+        self.conv_kernel: ConvKernel | None = None  # how weights that nobody changes convolve
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         if up:
             self.register_buffer("resample_filter", binomial_filter())
+
+    def use_kernel(self, kernel: ConvKernel | None) -> None:
+        """Convolve by a kernel of the layer's weight, which must not change any more; None: by torch's operators."""
+        self.conv_kernel = kernel
 
     def style(self) -> Style:
         weight, bias = self.affine.scaled()
@@ -134,8 +138,8 @@ class SynthesisLayer(nn.Module):
 
     def multiply(self, x: Tensor, padding: int) -> Tensor:
         """[B, C, H, W] -> [B, C', H, W], of `up` layers [B, C', 2H + 1, 2W + 1]."""
-        if self.frozen is not None:
-            return convolve(x, self.frozen, padding)
+        if self.conv_kernel is not None:
+            return convolve(x, self.conv_kernel, padding)
         weight = self.weight
         return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if self.up else F.conv2d(x, weight, padding=padding)
 
@@ -143,8 +147,8 @@ class SynthesisLayer(nn.Module):
         """What up-sampling with zeros between the cells needs: one cell less with padding 1, three without."""
         channels = x.shape[1]
         kernel = (self.resample_filter * 4).to(x.dtype).expand(channels, 1, 4, 4)
-        if self.frozen is not None:
-            return convolve(x, Plain(kernel, groups=channels), padding)
+        if self.conv_kernel is not None:
+            return convolve(x, PlainConvKernel(kernel, groups=channels), padding)
         return F.conv2d(x, kernel, padding=padding, groups=channels)
 
     def activate(self, x: Tensor, modulation: Modulation, noise: Tensor | None, gain: float = 1.0) -> Tensor:

@@ -116,7 +116,7 @@ def watch(
     blocks = dict(synthesis.blocks(modulations, what.whole, "const"))
     maps = {size: around(FeatureMap.whole(blocks[size], owner), centers, what) for size in what.resolutions if size in blocks}
     last = FeatureMap.whole(blocks[what.whole], owner)
-    modulations = modulations if owner is None else {name: one.of(owner) for name, one in modulations.items()}
+    modulations = modulations if owner is None else {name: one.select(owner) for name, one in modulations.items()}
     for size, windows in what.windows(centers).items():
         x = block_in(synthesis.block(size), f"b{size}", windows.inputs().cut(last), modulations, windows)
         last = maps[size] = FeatureMap(x, windows.inner().corner, size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.networks.frozen_synthesis import trunk_of
-from engine.networks.stylegan2 import Generator, to_bytes
+from engine.networks.stylegan2 import Generator, to_uint8
 
 
 class RenderedImages:
@@ -58,4 +58,4 @@ class Renderer:
             ws.record_stream(self.stream)  # the memory of ws is not reused before the stream is done with it
         with torch.cuda.stream(self.stream):
             images = self.trunk.synthesis.images(self.trunk.modulations(ws))  # [B, 3, R, R]
-            return RenderedImages(to_bytes(images))
+            return RenderedImages(to_uint8(images))

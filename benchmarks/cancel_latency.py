@@ -36,7 +36,7 @@ class Latencies:
 
 
 def measure_latencies(wish: str, count: int, seen: Callable[[], None]) -> Latencies:
-    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack, workers=1) as service, Client(service.url, service.key) as client:
         settings = stack.settings()
         sessions = make_sessions(settings.database_url)
         random.seed(0)

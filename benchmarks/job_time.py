@@ -43,7 +43,7 @@ class JobTime:
 
 def measure(count: int, seen: Callable[[], None]) -> list[JobTime]:
     """After one job that warms the worker."""
-    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack, workers=1) as service, Client(service.url, service.key) as client:
         client.wait(client.submit(JOB).id, limit_s=300)
         times = []
         for _ in range(count):

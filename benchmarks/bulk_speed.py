@@ -48,7 +48,7 @@ def measure(preset: str, slots: int, jobs: int, frames_every: int, seen: Callabl
         running_service(stack, workers=1) as service,
         Client(service.url, service.key) as client,
     ):
-        client.wait(client.submit(edit(0, preset, frames_every)).id, limit_s=LIMIT_S)
+        client.wait(client.submit(edit(0, preset, frames_every)).id, timeout_s=LIMIT_S)
         lines = [json.dumps({"job": edit(k, preset, frames_every)}) for k in range(jobs)]
         batch = wait(client, client.submit_batch("\n".join(lines).encode()), seen)
         done = [job for job in client.jobs(batch=batch.id) if job.state == "succeeded"]

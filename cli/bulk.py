@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
-from dragqueue_client import Batch, Client, Refused
-from dragqueue_client.folders import is_there, store
+from dragqueue_client import Batch, Client, RequestRefused
+from dragqueue_client.artifact_files import is_downloaded, write_artifact
 from dragqueue_client.models import BatchLine
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -101,8 +101,8 @@ class Choice:
         job = str(line.job)
         for artifact in client.artifacts(job) if self.frames else client.get(job, artifacts=True).artifacts or []:
             wanted = not self.names or artifact.name in self.names or artifact.name.startswith("frames/")
-            if wanted and not is_there(folder, artifact):
-                store(folder, artifact, client.fetch(artifact))
+            if wanted and not is_downloaded(folder, artifact):
+                write_artifact(folder, artifact, client.fetch(artifact))
         return line
 
 
@@ -162,7 +162,7 @@ class Run:
         body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         try:
             sent.id = str(self.client.submit_batch(body, idempotency_key=sent.key).id)
-        except Refused as error:
+        except RequestRefused as error:
             if error.code == "key_reused":
                 raise CommandError("the file's edits have changed since an earlier run was sending them") from error
             if error.code != "quota_exceeded":
@@ -184,7 +184,7 @@ class Run:
         """How a batch stands; fetches what has succeeded since. None when the service has forgotten it."""
         try:
             batch = self.client.batch(str(sent.id))
-        except Refused as error:
+        except RequestRefused as error:
             if error.code != "batch_not_found":
                 raise
             self.end(sent)

@@ -64,13 +64,13 @@ def follow(client: Client, name: str, job: Job, stack: Stack, console: Console) 
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("queued", total=job.spec["drag"]["max_iterations"], distance="")
 
-        def seen(job: Job) -> None:
+        def show(job: Job) -> None:
             stack.check()
             progress = job.progress or {}
             distance = f"{progress['distance_px']:.1f} px left" if "distance_px" in progress else ""
             bar.update(task, description=job.state, completed=progress.get("iteration", 0), distance=distance)
 
-        ended = client.wait(job.id, seen=seen, limit_s=JOB_LIMIT_S)
+        ended = client.wait(job.id, on_change=show, timeout_s=JOB_LIMIT_S)
     if not ended.succeeded:
         raise CommandError(f"{name} ended {ended.state}: {ended.error}")
     return ended

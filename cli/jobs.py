@@ -59,18 +59,18 @@ def watch(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False
 
 
 def follow(client: Client, job_id: str) -> Job:
-    """The job once it has ended, with a bar background_thread."""
+    """Show a progress bar until a job has ended, and return it."""
     with Progress(*BAR, console=console) as bar:
         task = bar.add_task("queued", total=None, now="")
 
-        def seen(job: Job) -> None:
+        def show(job: Job) -> None:
             progress = job.progress or {}
             bar.update(
                 task, description=f"{job.state} {progress.get('phase', '')}", total=progress.get("max_iterations"),
                 completed=progress.get("iteration", 0), now=standing(job),
             )  # fmt: skip
 
-        return client.wait(job_id, seen=seen, limit_s=float("inf"))
+        return client.wait(job_id, on_change=show, timeout_s=float("inf"))
 
 
 def standing(job: Job) -> str:

@@ -74,6 +74,6 @@ def test_the_composed_commands_carry_a_job_through(compose, stack, queue, tmp_pa
         api.wait_until(lambda: speaks_http(f"{url}/healthz"), LIMIT_S)
         with Client(url, local_key(stack)) as client:
             job = client.submit(DOCUMENT)
-            assert client.wait(job.id, limit_s=LIMIT_S).succeeded
+            assert client.wait(job.id, timeout_s=LIMIT_S).succeeded
             paths = list(client.download(job.id, tmp_path / "out"))
     assert tmp_path / "out" / "result.png" in paths

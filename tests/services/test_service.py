@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dragqueue_client import Client, Refused
+from dragqueue_client import Client, RequestRefused
 
 from embedded.errors import StackError
 from embedded.servers import free_port
@@ -24,9 +24,9 @@ LIMIT_S = 60
 def test_an_edit_goes_over_http_through_all_processes_into_a_folder(stack, queue, tmp_path):
     with running_service(stack) as service, Client(service.url, service.key) as client:
         job = client.submit(DOCUMENT | {"movable": {"shapes": [{"circle": [15, 11, 9]}]}})
-        assert client.wait(job.id, limit_s=LIMIT_S).succeeded
+        assert client.wait(job.id, timeout_s=LIMIT_S).succeeded
         paths = list(client.download(job.id, tmp_path))
-        with pytest.raises(Refused, match="points: List should have at most 64 items"):
+        with pytest.raises(RequestRefused, match="points: List should have at most 64 items"):
             client.submit(DOCUMENT | {"points": DOCUMENT["points"] * 65})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {str(path.relative_to(tmp_path)) for path in paths} == set(manifest["artifacts"]) | {"manifest.json"}

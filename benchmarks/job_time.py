@@ -73,7 +73,7 @@ def alone() -> float:
     options = [part for name, value in OPTIONS.items() for part in ("--option", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as out:
         command = ["edit", "--seed", "3", "--point", f"{x},{y}:{u},{v}", *options, "--out", f"{out}/edit", "--json"]
-        done = subprocess.run([sys.executable, "-m", "cli.main", *command], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-m", "cli.main", *command], check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout)["took_s"])
 
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEPENDENCIES = Path(fastapi.__file__).parent.parent  # the site-packages of the environment that runs the tests
-LEFT_BY_TOOLS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "runs", "demo-out")
+LEFT_BY_TOOLS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "docs", "runs", "demo-out")
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 

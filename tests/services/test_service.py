@@ -44,18 +44,8 @@ def test_a_database_that_is_away_is_one_sentence(settings):
 def test_up_leaves_no_process_behind(stack, tmp_path, number):
     """The servers are given; what `up` starts itself must end with it, the workers' children included."""
     log = tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "cli.main",
-        "up",
-        "--workers",
-        "2",
-        "--port",
-        str(free_port()),
-        "--state",
-        tmp_path / "state",
-    ]
+    options = ["--workers", "2", "--port", str(free_port()), "--state", tmp_path / "state"]
+    command = [sys.executable, "-P", "-m", "cli.main", "up", *options]
     ignore_sigint = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]  # as shells do with what they start in the background
     with log.open("w") as output:
         up = subprocess.Popen([*ignore_sigint, *command], env=stack.environment, stderr=output)

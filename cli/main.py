@@ -140,9 +140,9 @@ def migrate() -> None:
 @app.command()
 def doctor(as_json: edits.AsJson = False) -> None:
     """Check servers, rights, clocks, checkpoints and workers, and say what to do; settings from the environment."""
-    from cli.doctor import tell
+    from cli.doctor.examination import print_findings
 
-    if not tell(os.environ, as_json=as_json):
+    if not print_findings(os.environ, as_json=as_json):
         raise typer.Exit(1)
 
 

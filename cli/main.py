@@ -77,7 +77,7 @@ def up(
     state: Annotated[Path | None, typer.Option(help="Folder that keeps all data.")] = None,
 ) -> None:
     """Run servers, API, workers and reconciler on this machine until Ctrl-C."""
-    from embedded.service import running_service, watch
+    from embedded.service import running_service, wait_for_failure
     from embedded.stack import default_state, local_stack, stop_on_signals
 
     stop_on_signals()
@@ -86,7 +86,7 @@ def up(
         console.print(f"Dragqueue serves {url} (docs at {url}/docs); logs in {stack.logs}; Ctrl-C stops it", highlight=False)
         console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={served.key}", highlight=False, soft_wrap=True)
         try:
-            watch(stack)
+            wait_for_failure(stack)
         except KeyboardInterrupt:
             console.print("stopping")
 

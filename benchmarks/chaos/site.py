@@ -75,7 +75,7 @@ class Site:
             if part.ended is None and part.child.process.poll() is not None:
                 part.ended = now
             if part.ended is not None and now - part.ended >= REST_S:
-                part.child, part.ended = part.child.again(), None
+                part.child, part.ended = part.child.start_again(), None
         if self.store_mode_until is not None and now >= self.store_mode_until:
             self.store.turn("open")
             self.store_mode_until = None

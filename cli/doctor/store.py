@@ -19,9 +19,8 @@ HTTP_TIMEOUT_S = 5.0
 def check_store(settings: Settings) -> Findings:
     """Yield the findings about the store; each probe uses one object, which is removed at the end."""
     storage, key = Storage.from_settings(settings, OF_A_REQUEST), f"doctor/{uuid4()}"
-    reached = run_check(
-        "store", check_bucket, storage, advice="start it, and see that DRAGQUEUE_S3_ENDPOINT and both keys are right"
-    )
+    access = "start it, and see that DRAGQUEUE_S3_ENDPOINT and both keys are right"
+    reached = run_check("store", check_bucket, storage, advice=access)
     yield run_check("store clock", check_store_clock, settings.s3_endpoint, advice="see that DRAGQUEUE_S3_ENDPOINT is right")
     yield reached
     if reached.verdict == Verdict.OK:

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+from engine.atomic_write import atomic_write
+
 NAMES = (
     "result.png", "source.png", "overlay.png", "animation.mp4", "animation.webp", "animation.gif", "latent.safetensors",
     "trajectory.json", "manifest.json", "inverted.png", "photo.png", "generator.safetensors",
@@ -22,7 +24,6 @@ class ArtifactFolder:
     def write(self, name: str, data: bytes) -> Path:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(data)
-        part.rename(target)
+        with atomic_write(target) as part:
+            part.write_bytes(data)
         return target

@@ -24,6 +24,7 @@ from cli.connection import KEY, URL, Key, Url, connect
 from cli.edit_files import Edit, grid, parse_seeds, read_edits
 from cli.edits import AsJson, parse_option
 from cli.errors import CommandError
+from engine.atomic_write import atomic_write
 
 app = typer.Typer(help="Many edits at once.", no_args_is_help=True)
 console = Console(stderr=True)
@@ -73,9 +74,8 @@ class Folder:
         self.done = {json.loads(line)["custom_id"] for line in lines}
 
     def save(self) -> None:
-        part = self.path / f"{STORY}.part"
-        part.write_text(self.story.model_dump_json())
-        part.rename(self.path / STORY)
+        with atomic_write(self.path / STORY) as part:
+            part.write_text(self.story.model_dump_json())
 
     def note(self, line: BatchLine) -> None:
         """An edit's artifacts are all here."""

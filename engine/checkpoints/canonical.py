@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from engine.atomic_write import atomic_write
 from engine.checkpoints.layouts import FoundDiscriminator, FoundGenerator, Tensors
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
 from engine.networks.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
@@ -70,13 +71,11 @@ def canonical_discriminator(found: FoundDiscriminator) -> tuple[Tensors, Discrim
 
 def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:
     """Raises OSError when there is no room; nothing is left then."""
-    part = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
-        part.chmod(0o644)  # safetensors writes for its owner alone
-        part.rename(path)
+        with atomic_write(path) as part:
+            save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
+            part.chmod(0o644)  # safetensors writes for its owner alone
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error}") from error
 
 

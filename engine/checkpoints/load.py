@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from engine.atomic_write import atomic_write
 from engine.errors import CheckpointDamaged, CheckpointMissing
 from engine.networks.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from engine.networks.discriminator import Discriminator
@@ -23,11 +24,10 @@ N = TypeVar("N", bound=nn.Module)
 
 def save_network(network: Generator | Encoder, path: Path) -> None:
     """Write tensors and config; the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, part, metadata={"config": json.dumps(asdict(network.config))})
-    part.chmod(0o644)  # safetensors writes for its owner alone
-    part.rename(path)
+    with atomic_write(path) as part:
+        save_file(tensors, part, metadata={"config": json.dumps(asdict(network.config))})
+        part.chmod(0o644)  # safetensors writes for its owner alone
 
 
 def load_generator(path: Path | str, *, device: torch.device | str = "cpu", sha256: str | None = None) -> Generator:

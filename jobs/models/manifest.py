@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from engine.atomic_write import atomic_write
 from jobs.errors import InvalidJob, ManifestInvalid, Problem
 from jobs.settings import POOL
 from jobs.tables import DEFAULT_POOL
@@ -166,9 +167,8 @@ class ModelManifest:
         return (self.folder / MANIFEST).read_text()
 
     def rewrite(self, text: str) -> None:
-        part = self.folder / f"{MANIFEST}.part"
-        part.write_text(text)
-        part.rename(self.folder / MANIFEST)
+        with atomic_write(self.folder / MANIFEST) as part:
+            part.write_text(text)
 
     def path(self, entry: ModelEntry) -> Path:
         return self.folder / entry.file

@@ -1,4 +1,4 @@
-"""`dragqueue keys` and `tenants`: who may use the service, and how much of it. Straight to the database, for operators."""
+"""`dragqueue keys` and `dragqueue tenants`: API keys and quotas, for operators with access to the database."""
 
 import getpass
 import os
@@ -47,7 +47,7 @@ def create(
     """Make a key and print it: it is never shown again."""
     with database() as session:
         token = keys.create(session, tenant, name, scope, None if days is None else timedelta(days=days))
-        audit.note(session, tenant, operator(), "key.create", id_of(token))
+        audit.note(session, tenant, operator(), "key.create", key_id_of(token))
     typer.echo(token)
 
 
@@ -80,7 +80,7 @@ def rotate(
     """Make a key that replaces another and print it."""
     with database() as session:
         token = keys.rotate(session, key_id, timedelta(seconds=grace_s))
-        audit.note(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {id_of(token)}")
+        audit.note(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {key_id_of(token)}")
     typer.echo(token)
 
 
@@ -117,7 +117,11 @@ def set_(
 
 @contextmanager
 def database() -> Iterator[Session]:
-    """A transaction. Raises CommandError."""
+    """Open a transaction on the database of the environment.
+
+    Raises:
+        CommandError: the database does not answer, or refuses.
+    """
     sessions = make_sessions(read_settings(os.environ).database_url)
     try:
         with sessions.begin() as session:
@@ -129,8 +133,10 @@ def database() -> Iterator[Session]:
 
 
 def operator() -> str:
+    """Return who runs the command, as the audit names them."""
     return f"operator:{getpass.getuser()}"
 
 
-def id_of(token: str) -> str:
+def key_id_of(token: str) -> str:
+    """Return the id of a key, which is not secret."""
     return token.split("_")[1]

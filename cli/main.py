@@ -1,4 +1,4 @@
-"""The dragqueue command. Each subcommand imports what it needs when it runs."""
+"""The dragqueue command. Each subcommand imports what it needs when it runs, so that the others start fast."""
 
 import os
 import sys
@@ -40,6 +40,8 @@ console = Console(stderr=True)
 
 
 class Noise(StrEnum):
+    """The noise of a rendered picture."""
+
     CONST = "const"
     NONE = "none"
 
@@ -48,6 +50,7 @@ Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 
 
 def main() -> None:
+    """Run the command; print an error as one sentence and exit with code 1."""
     try:
         app()
     except (
@@ -81,10 +84,10 @@ def up(
     from embedded.stack import default_state, local_stack, stop_on_signals
 
     stop_on_signals()
-    with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as served:
-        url = served.url
+    with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as service:
+        url = service.url
         console.print(f"Dragqueue serves {url} (docs at {url}/docs); logs in {stack.logs}; Ctrl-C stops it", highlight=False)
-        console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={served.key}", highlight=False, soft_wrap=True)
+        console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={service.key}", highlight=False, soft_wrap=True)
         try:
             wait_for_failure(stack)
         except KeyboardInterrupt:
@@ -147,6 +150,7 @@ def doctor(as_json: edits.AsJson = False) -> None:
 
 
 def settings() -> Settings:
+    """Return the settings of the environment."""
     return read_settings(os.environ)
 
 

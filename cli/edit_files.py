@@ -1,7 +1,7 @@
 """Files of many edits: JSONL or CSV to read, JSONL to write.
 
-A line of JSONL is {"custom_id": ..., "job": {...}}, with "image": PATH for a photo to edit. A row of CSV is an edit, with the columns
-custom_id, image, points (X,Y:X,Y; X,Y:X,Y) and any field of a job by its path, such as model, source.seed, drag.max_iterations.
+A line of JSONL is {"custom_id": ..., "job": {...}}, with "image": PATH for a photo to edit. A row of CSV is an edit, with
+the columns custom_id, image, points (X,Y:X,Y; X,Y:X,Y) and any field of a job by its path, such as model or source.seed.
 """
 
 import csv

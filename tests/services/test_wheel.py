@@ -71,6 +71,13 @@ def test_offline_commands_work_in_an_empty_folder(dragqueue, environment, folder
     assert [path.name for path in folder.iterdir()] == ["grid.png"]
 
 
+@pytest.mark.parametrize("arguments", [["eval", "landmarks", "--out", "study"], ["bench", "import"]])
+def test_measurements_say_that_they_need_a_checkout(dragqueue, environment, folder, arguments):
+    done = subprocess.run([dragqueue, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "this command needs a checkout of the repository" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def decoys(folder):
     """Packages of our names in the folder; a file beside it tells whether one was imported."""

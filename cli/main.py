@@ -37,6 +37,8 @@ for name, command in (
 ):  # fmt: skip
     app.command(name)(command)
 console = Console(stderr=True)
+# an OSError is a folder that cannot be written, a full disk, ...
+EXPECTED_ERRORS = (CommandError, StackError, SettingsInvalid, ClientError, OSError)
 
 
 class Noise(StrEnum):
@@ -53,13 +55,7 @@ def main() -> None:
     """Run the command; print an error as one sentence and exit with code 1."""
     try:
         app()
-    except (
-        CommandError,
-        StackError,
-        SettingsInvalid,
-        ClientError,
-        OSError,
-    ) as error:  # such as a folder that cannot be written, or a full disk
+    except EXPECTED_ERRORS as error:
         console.print(f"dragqueue: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 

@@ -43,8 +43,12 @@ def measure(preset: str, slots: int, jobs: int, frames_every: int, seen: Callabl
     seen: called with how many have ended.
     """
     environment = dict(os.environ) | {"DRAGQUEUE_SLOTS": str(slots)}
-    with local_stack(environment=environment) as stack, running_service(stack, workers=1) as service, service.client() as client:
-        client.wait(client.submit(edit(0, preset, frames_every)).id, limit_s=LIMIT_S)
+    with (
+        local_stack(environment=environment) as stack,
+        running_service(stack, workers=1) as service,
+        Client(service.url, service.key) as client,
+    ):
+        client.wait(client.submit(edit(0, preset, frames_every)).id, timeout_s=LIMIT_S)
         lines = [json.dumps({"job": edit(k, preset, frames_every)}) for k in range(jobs)]
         batch = wait(client, client.submit_batch("\n".join(lines).encode()), seen)
         done = [job for job in client.jobs(batch=batch.id) if job.state == "succeeded"]

@@ -36,7 +36,7 @@ class Latencies:
 
 
 def measure_latencies(wish: str, count: int, seen: Callable[[], None]) -> Latencies:
-    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack, workers=1) as service, Client(service.url, service.key) as client:
         settings = stack.settings()
         sessions = make_sessions(settings.database_url)
         random.seed(0)
@@ -47,7 +47,7 @@ def measure_latencies(wish: str, count: int, seen: Callable[[], None]) -> Latenc
             time.sleep(random.uniform(0, settings.progress_interval_s))
             client.cancel(job_id) if wish == "cancel" else client.stop(job_id)
             waits.append(wait_of(sessions, job_id))
-            client.wait(job_id, limit_s=60)
+            client.wait(job_id, timeout_s=60)
             seen()
         sessions.kw["bind"].dispose()
         return Latencies(wish, waits, sum(paces) / len(paces), settings.progress_interval_s)

@@ -43,8 +43,8 @@ class JobTime:
 
 def measure(count: int, seen: Callable[[], None]) -> list[JobTime]:
     """After one job that warms the worker."""
-    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
-        client.wait(client.submit(JOB).id, limit_s=300)
+    with local_stack() as stack, running_service(stack, workers=1) as service, Client(service.url, service.key) as client:
+        client.wait(client.submit(JOB).id, timeout_s=300)
         times = []
         for _ in range(count):
             times.append(beside(client))
@@ -53,7 +53,7 @@ def measure(count: int, seen: Callable[[], None]) -> list[JobTime]:
 
 
 def beside(client: Client) -> JobTime:
-    job = client.wait(client.submit(JOB).id, limit_s=300)
+    job = client.wait(client.submit(JOB).id, timeout_s=300)
     assert job.started_at is not None
     assert job.finished_at is not None
     manifest = next(artifact for artifact in client.artifacts(job.id) if artifact.name == "manifest.json")
@@ -73,7 +73,7 @@ def alone() -> float:
     options = [part for name, value in OPTIONS.items() for part in ("--option", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as out:
         command = ["edit", "--seed", "3", "--point", f"{x},{y}:{u},{v}", *options, "--out", f"{out}/edit", "--json"]
-        done = subprocess.run([sys.executable, "-m", "cli.main", *command], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-m", "cli.main", *command], check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout)["took_s"])
 
 

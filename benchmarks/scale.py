@@ -18,14 +18,14 @@ from uuid import UUID, uuid4
 from dragqueue_client import Client
 from sqlalchemy import delete, func, select, text
 
-from cli.errors import CommandError
-from cli.keys import local_key
-from cli.settings import PREFIX, read_settings
+from embedded.errors import StackError
+from embedded.keys import local_key
 from embedded.processes import start
 from embedded.servers import free_port, speaks_http
 from embedded.service import prepare, start_part
 from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
+from jobs.environment import ENV_PREFIX, read_settings
 from jobs.models.manifest import ModelManifest
 from jobs.queue.broker import Broker
 from jobs.queue.repository import JobRepository
@@ -113,7 +113,7 @@ class Bench:
         return batch
 
     def wait(self, batch: UUID, count: int, seen: Callable[[int], object]) -> None:
-        """Until all have ended. Raises CommandError when none ends for long."""
+        """Until all have ended. Raises StackError when none ends for long."""
         ended, since = 0, time.monotonic()
         while ended < count:
             now = self.count(Job.batch == batch, Job.finished_at.is_not(None))
@@ -121,7 +121,7 @@ class Bench:
                 ended, since = now, time.monotonic()
                 seen(ended)
             if time.monotonic() - since > STANDSTILL_S:
-                raise CommandError(f"{count - ended} of {count} jobs wait and none has ended for {STANDSTILL_S:g} s")
+                raise StackError(f"{count - ended} of {count} jobs wait and none has ended for {STANDSTILL_S:g} s")
             time.sleep(POLL_S)
 
     def count(self, *where: Any) -> int:
@@ -133,7 +133,7 @@ class Bench:
         until = time.monotonic() + START_LIMIT_S
         while self.count(Worker.name.is_not(None)) < workers:
             if time.monotonic() > until:
-                raise CommandError(f"{workers} workers were not ready within {START_LIMIT_S:g} s")
+                raise StackError(f"{workers} workers were not ready within {START_LIMIT_S:g} s")
             time.sleep(POLL_S)
         self.wait(self.submit(workers, Work(seconds=1)), workers, lambda _: None)
         time.sleep(REST_S)
@@ -158,10 +158,10 @@ def start_workers(stack: Stack, bench: Bench, count: int, cleanup: ExitStack) ->
 @contextmanager
 def prepared_stack() -> Iterator[Stack]:
     """Servers of our own, whatever the environment names; they write as durably as those of `dragqueue up`."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    given = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     with tempfile.TemporaryDirectory(prefix="dragqueue-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
-        with local_stack(Path(folder), given | {f"{PREFIX}THREADS": "1"}) as stack:
+        with local_stack(Path(folder), given | {f"{ENV_PREFIX}THREADS": "1"}) as stack:
             prepare(stack.settings())
             yield stack
 

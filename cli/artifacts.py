@@ -1,4 +1,4 @@
-"""A folder of one edit's artifacts."""
+"""The folder of one edit's artifacts."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ NAMES = (
 
 
 class ArtifactFolder:
-    """Files appear whole or not at all; those of an earlier edit go, other people's stay."""
+    """A folder whose artifacts of an earlier edit are removed; other files stay."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,6 +22,7 @@ class ArtifactFolder:
         shutil.rmtree(path / "frames", ignore_errors=True)
 
     def write(self, name: str, data: bytes) -> Path:
+        """Write an artifact, which appears whole or not at all, and return its path."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as part:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.chaos.faulty_store import FaultyStore
-from cli.keys import local_key
+from embedded.keys import local_key
 from embedded.processes import Child
 from embedded.servers import free_port, speaks_http
 from embedded.service import START_LIMIT_S, prepare, start_part
@@ -75,7 +75,7 @@ class Site:
             if part.ended is None and part.child.process.poll() is not None:
                 part.ended = now
             if part.ended is not None and now - part.ended >= REST_S:
-                part.child, part.ended = part.child.again(), None
+                part.child, part.ended = part.child.start_again(), None
         if self.store_mode_until is not None and now >= self.store_mode_until:
             self.store.turn("open")
             self.store_mode_until = None

@@ -20,13 +20,13 @@ import uvicorn
 from fastapi import Body, FastAPI
 from sqlalchemy import insert, text, update
 
-from cli.keys import local_key
-from cli.settings import read_settings
+from embedded.keys import local_key
 from embedded.processes import Child, start
 from embedded.servers import free_port, speaks_http
 from embedded.service import START_LIMIT_S, prepare, start_part
 from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
+from jobs.environment import read_settings
 from jobs.tables import DEFAULT_TENANT, Job, Webhook
 
 JOB = {"model": "demo-faces", "source": {"seed": 3}, "points": [{"handle": [75, 80], "target": [59, 80]}]}

@@ -42,7 +42,11 @@ class BulkTime:
 def measure_bulk(preset: str, slots: int, jobs: int, frames_every: int, report_ended: Callable[[int], None]) -> BulkTime:
     """Run a batch on a warm worker; report how many jobs have succeeded whenever it looks. Raises RuntimeError, TimeoutError."""
     environment = dict(os.environ) | {"DRAGQUEUE_SLOTS": str(slots)}
-    with local_stack(environment=environment) as stack, running_service(stack, workers=1) as service, service.client() as client:
+    with (
+        local_stack(environment=environment) as stack,
+        running_service(stack, workers=1) as service,
+        Client(service.url, service.key) as client,
+    ):
         client.wait(client.submit(edit_document(0, preset, frames_every)).id, limit_s=LIMIT_S)
         lines = [json.dumps({"job": edit_document(k, preset, frames_every)}) for k in range(jobs)]
         batch = wait_for_batch(client, client.submit_batch("\n".join(lines).encode()), report_ended)

@@ -38,7 +38,7 @@ class Latencies:
 
 def measure_latencies(wish: str, count: int, report_drag: Callable[[], None]) -> Latencies:
     """Cancel or stop so many drags of a warm worker, one after another, each at a random moment."""
-    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack, workers=1) as service, Client(service.url, service.key) as client:
         settings = stack.settings()
         sessions = make_sessions(settings.database_url)
         random.seed(0)

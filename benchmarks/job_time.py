@@ -44,7 +44,7 @@ class JobTime:
 def measure_jobs(count: int, iterations: int, report_job: Callable[[], None]) -> list[JobTime]:
     """Run jobs of so many iterations on a warm worker, and the same edit by the command line after each."""
     options = {"max_iterations": iterations, "stop_distance": 0.1}
-    with local_stack() as stack, running_service(stack, workers=1) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack, workers=1) as service, Client(service.url, service.key) as client:
         run_job(client, options)  # warms the worker
         times = []
         for _ in range(count):

@@ -19,14 +19,14 @@ from sqlalchemy import delete, func, select, text, update
 
 from benchmarks.child_programs import checkout_environment, module_command
 from benchmarks.synthetic_work import SyntheticWork
-from cli.errors import CommandError
-from cli.keys import local_key
-from cli.settings import PREFIX
+from embedded.errors import StackError
+from embedded.keys import local_key
 from embedded.processes import start
 from embedded.servers import free_port, speaks_http
 from embedded.service import prepare, start_part
 from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
+from jobs.environment import ENV_PREFIX
 from jobs.models.manifest import ModelManifest
 from jobs.queue.broker import Broker
 from jobs.queue.repository import JobRepository
@@ -105,7 +105,7 @@ class ScaleBench:
         """Wait until all jobs of the batch have ended, and report how many have whenever that grows.
 
         Raises:
-            CommandError: no job has ended for STANDSTILL_S.
+            StackError: no job has ended for STANDSTILL_S.
         """
         ended, since = 0, time.monotonic()
         while ended < count:
@@ -114,7 +114,7 @@ class ScaleBench:
                 ended, since = now, time.monotonic()
                 report_ended(ended)
             if time.monotonic() - since > STANDSTILL_S:
-                raise CommandError(f"{count - ended} of {count} jobs wait and none has ended for {STANDSTILL_S:g} s")
+                raise StackError(f"{count - ended} of {count} jobs wait and none has ended for {STANDSTILL_S:g} s")
             time.sleep(POLL_S)
 
     def count(self, *where: Any) -> int:
@@ -123,11 +123,11 @@ class ScaleBench:
             return session.scalar(select(func.count()).where(*where)) or 0
 
     def warm_up(self, workers: int) -> None:
-        """Wait until every worker has registered, has run a job and is idle. Raises CommandError."""
+        """Wait until every worker has registered, has run a job and is idle. Raises StackError."""
         until = time.monotonic() + START_LIMIT_S
         while self.count(Worker.name.is_not(None)) < workers:
             if time.monotonic() > until:
-                raise CommandError(f"{workers} workers were not ready within {START_LIMIT_S:g} s")
+                raise StackError(f"{workers} workers were not ready within {START_LIMIT_S:g} s")
             time.sleep(POLL_S)
         self.wait(self.submit(workers, SyntheticWork(seconds=1)), workers, lambda _: None)
         time.sleep(REST_S)
@@ -159,10 +159,10 @@ def start_workers(stack: Stack, bench: ScaleBench, count: int, cleanup: ExitStac
 @contextmanager
 def prepared_stack() -> Iterator[Stack]:
     """Run servers of our own, whatever the environment names; they write as durably as those of `dragqueue up`."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    given = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     with tempfile.TemporaryDirectory(prefix="dragqueue-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
-        with local_stack(Path(folder), given | {f"{PREFIX}THREADS": "1"}) as stack:
+        with local_stack(Path(folder), given | {f"{ENV_PREFIX}THREADS": "1"}) as stack:
             prepare(stack.settings())
             yield stack
 

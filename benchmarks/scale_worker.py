@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from cli.settings import read_settings
+from jobs.environment import read_settings
 from jobs.settings import Settings
 from worker.app import main as serve
 from worker.execution.drain import Drain

@@ -30,7 +30,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.soak_report import GONE, Record, Sample, Tally, Usage, judge, load, load_tally
-from cli.errors import CommandError
+from embedded.errors import StackError
 from embedded.service import running_service
 from embedded.stack import Stack, local_stack, stop_on_signals
 from jobs.database import make_sessions
@@ -268,11 +268,15 @@ def whole(processes: Sequence[psutil.Process]) -> Usage:
 
 
 def soak(minutes: float, record: Record, tally: Callable[[Tally], object], console: Console) -> None:
-    """Load the service for so long, then let it come to rest. Raises CommandError, KeyboardInterrupt."""
+    """Load the service for so long, then let it come to rest. Raises StackError, KeyboardInterrupt."""
     with temporary_folder() as temporary:
         kept = {name: value for name, value in os.environ.items() if name not in OWN_SERVERS}
         environment = {"DRAGQUEUE_THREADS": "1"} | kept | {"TMPDIR": str(temporary), "DRAGQUEUE_TIDY_AFTER_S": str(TIDY_AFTER_S)}
-        with local_stack(environment=environment) as stack, running_service(stack) as service, service.client() as client:
+        with (
+            local_stack(environment=environment) as stack,
+            running_service(stack) as service,
+            Client(service.url, service.key) as client,
+        ):
             queue_without_a_message(stack.settings())
             customer = Customer(client)
             tally(customer.tally)
@@ -361,7 +365,7 @@ def main() -> None:
         complete = True
     except KeyboardInterrupt:
         console.print("interrupted: what there is so far is judged")
-    except (CommandError, SQLAlchemyError, redis.RedisError) as error:
+    except (StackError, SQLAlchemyError, redis.RedisError) as error:
         tallies[-1].troubles.append(str(error))
     sys.exit(judge(record.samples, tallies[-1], complete, options.out, console))
 

@@ -39,7 +39,7 @@ def run_demo(out: Path, console: Console) -> None:
     """Raises CommandError when an edit does not succeed."""
     stop_on_signals()
     console.print("starting PostgreSQL, Valkey, S3, API, worker, reconciler")
-    with local_stack() as stack, running_service(stack) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack) as service, Client(service.url, service.key) as client:
         console.print(f"the service answers on {service.url}", highlight=False)
         submitted = {name: client.submit(edit) for name, edit in EDITS.items()}
         for name, job in submitted.items():

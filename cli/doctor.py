@@ -25,10 +25,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from cli.errors import CommandError
 from cli.models import sha256_of
-from cli.settings import read_settings
 from jobs.database import make_engine
+from jobs.environment import SettingsInvalid, read_settings
 from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.queue.broker import Broker
 from jobs.queue.claims import claimable
@@ -109,7 +108,7 @@ def examine(environment: Mapping[str, str]) -> list[Finding]:
     """All checks, side by side; one that fails or hangs stops no other."""
     try:
         settings = read_settings(environment)
-    except CommandError as error:
+    except SettingsInvalid as error:
         return [problem("settings", str(error).removeprefix("settings: "), "set these variables: jobs/settings.py explains each")]
     until = time.monotonic() + LIMIT_S
     running = [Examination(check, settings) for check in CHECKS]

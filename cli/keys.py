@@ -15,18 +15,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cli.errors import CommandError
-from cli.settings import read_settings
-from embedded.stack import Stack
 from jobs.database import make_sessions
-from jobs.errors import JobError, Unauthorized
+from jobs.environment import read_settings
+from jobs.errors import JobError
 from jobs.tables import DEFAULT_TENANT, Tenant
 from jobs.tenants import audit, keys
 from jobs.tenants.keys import Scope
 
 app = typer.Typer(help="API keys: dq_ID_SECRET. Settings from the environment.", no_args_is_help=True)
 tenants = typer.Typer(help="Tenants and their quotas. Settings from the environment.", no_args_is_help=True)
-ALL_SCOPES = [Scope.READ, Scope.SUBMIT, Scope.ADMIN]
-TEMPORARY = timedelta(days=1)  # of a key for a stack that keeps nothing
 DAY_S = 86_400
 LIMITS = (
     "max_queued",
@@ -118,25 +115,10 @@ def set_(
         audit.note(session, tenant, operator(), f"tenant.{limit}", value)
 
 
-def local_key(stack: Stack) -> str:
-    """The key of commands on this machine: kept beside the stack's data, made where it is missing or no longer valid."""
-    file = stack.logs.parent / "key"
-    with database(stack.environment) as session:
-        token = file.read_text().strip() if file.exists() else ""
-        try:
-            keys.authenticate(session, token)
-        except Unauthorized:
-            token = keys.create(session, DEFAULT_TENANT, "this machine", ALL_SCOPES, None if stack.durable else TEMPORARY)
-            audit.note(session, DEFAULT_TENANT, operator(), "key.create", id_of(token))
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-                out.write(token)
-    return token
-
-
 @contextmanager
-def database(environment: dict[str, str] | None = None) -> Iterator[Session]:
+def database() -> Iterator[Session]:
     """A transaction. Raises CommandError."""
-    sessions = make_sessions(read_settings(environment or os.environ).database_url)
+    sessions = make_sessions(read_settings(os.environ).database_url)
     try:
         with sessions.begin() as session:
             yield session

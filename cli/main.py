@@ -4,7 +4,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from dragqueue_client import ClientError
@@ -15,6 +15,9 @@ from cli import bench, bulk, edits, jobs, keys, models, quality, submit
 from cli.edit_files import parse_seeds
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
+from embedded.errors import StackError
+from jobs.environment import SettingsInvalid, read_settings
+from jobs.settings import Settings
 
 app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
@@ -47,7 +50,13 @@ Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 def main() -> None:
     try:
         app()
-    except (CommandError, ClientError, OSError) as error:  # such as a folder that cannot be written, or a full disk
+    except (
+        CommandError,
+        StackError,
+        SettingsInvalid,
+        ClientError,
+        OSError,
+    ) as error:  # such as a folder that cannot be written, or a full disk
         console.print(f"dragqueue: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
@@ -137,9 +146,7 @@ def doctor(as_json: edits.AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def settings() -> Any:
-    from cli.settings import read_settings
-
+def settings() -> Settings:
     return read_settings(os.environ)
 
 

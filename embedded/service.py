@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from dragqueue_client import Client
 from sqlalchemy.exc import OperationalError
 
-from cli.errors import CommandError
-from cli.keys import local_key
+from embedded.errors import StackError
+from embedded.keys import local_key
 from embedded.processes import Child, start
 from embedded.servers import free_port, speaks_http
 from embedded.stack import Stack
@@ -29,14 +28,14 @@ SPINS = "10000"  # of a thread that waits for others of its kind: where cores ar
 
 
 def prepare(settings: Settings) -> None:
-    """Migrate the database and make the bucket. Raises CommandError when either server is away."""
+    """Migrate the database and make the bucket. Raises StackError when either server is away."""
     from migrations.upgrade import upgrade
 
     try:
         upgrade(settings.database_url)
         Storage.from_settings(settings).ensure_bucket()
     except (OperationalError, StorageUnavailable) as error:
-        raise CommandError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
+        raise StackError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,6 @@ class Service:
 
     url: str
     key: str
-
-    def client(self) -> Client:
-        return Client(self.url, self.key)
 
 
 @contextmanager
@@ -61,7 +57,7 @@ def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", 
     port = port or free_port()
     url = f"http://{host}:{port}"
     if speaks_http(f"{url}/healthz"):
-        raise CommandError(f"something answers on {url} already: choose another --port")
+        raise StackError(f"something answers on {url} already: choose another --port")
     with ExitStack() as cleanup:
         api = start_part(stack, "api", ["--host", host, "--port", str(port)], cleanup)
         for number in range(workers):
@@ -101,7 +97,7 @@ def start_part(
     """Start `dragqueue COMMAND` as a child that ends with us and with `cleanup`."""
     name = name or command
     child = start(
-        name, [sys.executable, "-m", "cli.main", command, *arguments], log=stack.logs / f"{name}.log",
+        name, [sys.executable, "-P", "-m", "cli.main", command, *arguments], log=stack.logs / f"{name}.log",
         environment=environment or stack.environment,
     )  # fmt: skip
     stack.children.append(child)

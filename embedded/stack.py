@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from cli.errors import CommandError, ServerFailed
-from cli.settings import PREFIX, read_settings
+from embedded.errors import ServerFailed, StackError
 from embedded.processes import Child
 from embedded.servers import Places, start_postgres, start_s3, start_valkey
+from jobs.environment import ENV_PREFIX, read_settings
 from jobs.settings import Settings
 
 
@@ -37,7 +37,7 @@ class Stack:
         self.children = [child.again() if child.name == name else child for child in self.children]
 
     def settings(self) -> Settings:
-        """The settings as a process with this environment would read them. Raises CommandError."""
+        """The settings as a process with this environment would read them. Raises SettingsInvalid."""
         return read_settings(self.environment)
 
 
@@ -49,7 +49,7 @@ def local_stack(state: Path | None = None, environment: Mapping[str, str] = os.e
         state: folder that keeps their data; None: a temporary one, with servers that need not survive a power cut.
 
     Raises:
-        CommandError: a server cannot start; the message names its log.
+        StackError: a server cannot start; the message names its log.
     """
     with ExitStack() as cleanup:
         run = Path(tempfile.mkdtemp(prefix="dragqueue-"))  # short: a socket's path has at most 107 bytes
@@ -75,16 +75,16 @@ def remove_run(run: Path, kind: type[BaseException] | None, error: BaseException
 
 def start_missing(stack: Stack, places: Places) -> None:
     given = stack.environment
-    given.setdefault(f"{PREFIX}ENVIRONMENT", "development")
-    if f"{PREFIX}DATABASE_URL" not in given:
-        child, given[f"{PREFIX}DATABASE_URL"] = start_postgres(places)
+    given.setdefault(f"{ENV_PREFIX}ENVIRONMENT", "development")
+    if f"{ENV_PREFIX}DATABASE_URL" not in given:
+        child, given[f"{ENV_PREFIX}DATABASE_URL"] = start_postgres(places)
         stack.children.append(child)
-    if f"{PREFIX}REDIS_URL" not in given:
-        child, given[f"{PREFIX}REDIS_URL"] = start_valkey(places)
+    if f"{ENV_PREFIX}REDIS_URL" not in given:
+        child, given[f"{ENV_PREFIX}REDIS_URL"] = start_valkey(places)
         stack.children.append(child)
-    if f"{PREFIX}S3_ENDPOINT" not in given:
+    if f"{ENV_PREFIX}S3_ENDPOINT" not in given:
         child, values = start_s3(places)
-        given.update({f"{PREFIX}{name}": value for name, value in values.items()})
+        given.update({f"{ENV_PREFIX}{name}": value for name, value in values.items()})
         stack.children.append(child)
 
 
@@ -113,10 +113,10 @@ def locked_folder(state: Path) -> Iterator[Path]:
         state.mkdir(parents=True, exist_ok=True)
         lock = (state / "lock").open("w")
     except OSError as error:
-        raise CommandError(f"the state folder {state} cannot be used: {error}") from error
+        raise StackError(f"the state folder {state} cannot be used: {error}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CommandError(f"another dragqueue uses {state}: stop it or choose another --state") from error
+            raise StackError(f"another dragqueue uses {state}: stop it or choose another --state") from error
         yield state.resolve()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.chaos.faulty_store import FaultyStore
-from cli.keys import local_key
+from embedded.keys import local_key
 from embedded.processes import Child
 from embedded.servers import free_port, speaks_http
 from embedded.service import START_LIMIT_S, prepare, start_part

@@ -9,7 +9,7 @@ import pytest
 from dragqueue_client import Client
 from ruamel.yaml import YAML
 
-from cli.keys import local_key
+from embedded.keys import local_key
 from embedded.processes import start
 from embedded.servers import free_port, speaks_http
 from jobs.settings import REPOSITORY

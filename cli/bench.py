@@ -36,9 +36,9 @@ def bench() -> None:
 @app.command("import")
 def import_(
     layout: Annotated[str, typer.Option(help="nvidia, tensorflow, rosinality or mmagic.")] = "nvidia",
-    resolution: Annotated[int, typer.Option(min=64, max=1024, help="Pixels, a power of 2; 1024 has 30 million parameters.")] = 1024,
+    resolution: Annotated[int, typer.Option(min=64, max=1024, help="Pixels: a power of 2.")] = 1024,
 ) -> None:
-    """Import a random network: time, peak memory, and how long a worker takes to load it."""
+    """Import a random network, of 30 million parameters at 1024 px: time, peak memory, how long a worker loads it."""
     from benchmarks.import_speed import measure_import
     from benchmarks.writers import WRITERS
 

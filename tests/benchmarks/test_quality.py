@@ -11,7 +11,7 @@ from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import render
 from benchmarks.quality.bootstrap import interval, paired
 from benchmarks.quality.cases import Case, background_cases, find_correspondences, landmark_cases, pair_cases
-from benchmarks.quality.methods import BlockMatching, EditedCase, WithoutTracking, drag_method, no_edit, service_options
+from benchmarks.quality.methods import EditedCase, block_matching, drag_method, no_edit, service_options, without_tracking
 from benchmarks.quality.metrics import mse, psnr, ssim
 from benchmarks.quality.report import summarize
 from benchmarks.quality.rulers import FeatureRuler, LandmarkRuler
@@ -102,7 +102,7 @@ class TestMethods:
 
     def test_without_tracking_the_handles_are_believed_to_arrive(self, model, ruler):
         (case,) = landmark_cases(ruler, 0.7, 1, 1, 3)
-        edited = drag_method("no tracking", model, WithoutTracking, max_iterations=100).run(ruler.generator, case)
+        edited = drag_method("no tracking", model, without_tracking, max_iterations=100).run(ruler.generator, case)
         np.testing.assert_allclose(edited.handles, case.targets, atol=1.0)
 
     def test_block_matching_follows_a_high_contrast_point(self, model, ruler):
@@ -110,7 +110,7 @@ class TestMethods:
         pupil = replace(
             cases[0], handles=ruler.landmarks(cases[0].start)[:1], targets=ruler.landmarks(cases[0].start)[:1] + 6, labels=[0]
         )
-        edited = drag_method("block matching", model, BlockMatching, max_iterations=4).run(ruler.generator, pupil)
+        edited = drag_method("block matching", model, block_matching, max_iterations=4).run(ruler.generator, pupil)
         assert np.linalg.norm(ruler.landmarks(edited.w)[:1] - edited.handles) < 2
 
     def test_a_feature_ruler_finds_points_of_the_same_picture_where_they_are(self):

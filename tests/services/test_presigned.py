@@ -12,10 +12,11 @@ from dragqueue_client import AsyncClient, Client, Refused, calls
 from PIL import Image
 from sqlalchemy import func, update
 
+from api import dependencies
 from embedded.servers import free_port, speaks_http
 from embedded.service import start_part
 from jobs.storage import presigned
-from jobs.storage.objects import raw_key
+from jobs.storage.objects import Storage, raw_key
 from jobs.tables import PresignedUpload, Tenant
 from tests.services.test_photos import photo
 
@@ -71,18 +72,22 @@ def test_asked_again_it_is_the_same_upload_and_the_file_as_it_was_sent_is_gone(c
     assert problem(complete(client, link)) == (404, "upload_not_found", [])
 
 
-def test_a_request_that_another_overtakes_gets_the_same_answer(client, monkeypatch):
+class OvertakenStorage(Storage):
+    """A store that completes the upload for another request when this one asks for the file's size."""
+
+    def size(self, key):
+        del self.client_of_another.app.dependency_overrides[dependencies.storage]
+        self.answers.append(complete(self.client_of_another, self.link).json())
+        return super().size(key)
+
+
+def test_a_request_that_another_overtakes_gets_the_same_answer(client, storage):
     link = announce(client, photo())
     send(link, photo())
-    read, answers = presigned.read, []
-
-    def late(announced, storage):
-        monkeypatch.setattr(presigned, "read", read)
-        answers.append(complete(client, link).json())
-        return read(announced, storage)
-
-    monkeypatch.setattr(presigned, "read", late)
-    assert [complete(client, link).json()] == answers
+    overtaken = OvertakenStorage(**vars(storage))
+    overtaken.client_of_another, overtaken.link, overtaken.answers = client, link, []
+    client.app.dependency_overrides[dependencies.storage] = lambda: overtaken
+    assert [complete(client, link).json()] == overtaken.answers
 
 
 def test_a_mask_is_announced_as_one(client):
@@ -156,26 +161,32 @@ def test_announced_files_count_against_the_quotas(client, sessions, quota, enoug
     assert complete(client, link).status_code == 201
 
 
-def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_key, storage):
+@pytest.fixture(scope="module")
+def large_photo():
+    """A PNG that the client does not send to the API."""
     out = io.BytesIO()
     noise = np.random.RandomState(0).randint(0, 256, (3400, 3300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(out, format="PNG", compress_level=1)
-    data = out.getvalue()
+    assert len(out.getvalue()) > calls.DIRECT_BYTES
+    return out.getvalue()
+
+
+def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_key, storage, large_photo):
     before = set(storage.keys("t/default/p/"))
-    assert len(data) > calls.DIRECT_BYTES
     with Client(service, api_key) as client:
-        upload = client.upload(data)
+        upload = client.upload(large_photo)
     assert (upload.kind, upload.width, upload.height) == ("image", 3300, 3400)
     assert set(storage.keys("t/default/p/")) == before
 
 
-def test_so_does_the_client_for_asyncio(service, api_key, monkeypatch):
-    monkeypatch.setattr(calls, "DIRECT_BYTES", 0)
+def test_so_does_the_client_for_asyncio(service, api_key, storage, large_photo):
+    before = set(storage.keys("t/default/p/"))
 
     async def upload():
         async with AsyncClient(service, api_key) as client:
-            with pytest.raises(Refused, match="is not a picture"):
-                await client.upload(b"hello")
-            return await client.upload(photo(), kind="mask")
+            with pytest.raises(Refused, match="file: is not a picture"):  # the API itself would name the body
+                await client.upload(bytes(calls.DIRECT_BYTES + 1))
+            return await client.upload(large_photo, kind="mask")
 
     assert asyncio.run(upload()).kind == "mask"
+    assert set(storage.keys("t/default/p/")) == before

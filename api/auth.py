@@ -66,6 +66,7 @@ class ApiKeyCache:
             return principal
 
     def query(self, token: str) -> Principal:
+        """Authenticate a key by the database, and cache its principal."""
         try:
             with self.sessions.begin() as session:
                 principal = keys.authenticate(session, token)
@@ -114,6 +115,7 @@ class RateLimits:
             logger.warning("requests are not counted for %g s: %s", BROKER_PAUSE_S, error)
 
     async def hit(self, counter: str, per_minute: int, key: str) -> None:
+        """Count a request by one counter of a key. Raises RateLimited."""
         taken = 0
         if self.left.get((counter, key), 0) == 0:
             taken = max(1, per_minute // 1000)

@@ -57,11 +57,13 @@ class ChangeNotifier:
             self.remove_waiter(job_id, waiter)
 
     def remove_waiter(self, job_id: UUID, waiter: Waiter) -> None:
+        """Forget one waiter of a job."""
         others = [other for other in self.waiters.pop(job_id, []) if other is not waiter]
         if others:
             self.waiters[job_id] = others
 
     async def poll_while_waited_for(self) -> None:
+        """Poll until nobody waits any more."""
         while self.waiters:
             pause_s = POLL_S
             try:

@@ -47,6 +47,7 @@ class ParsedJob:
 
     @property
     def files(self) -> list[Decoded]:
+        """Return the files that came along."""
         return [file for file in (self.photo, self.mask) if file is not None]
 
     def resolved_spec(self, manifest: ModelManifest) -> JobSpec:

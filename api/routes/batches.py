@@ -89,6 +89,7 @@ def find_batch(sessions: Sessions, tenant: str, batch_id: UUID) -> Batch:
 
 
 def error_lines(sessions: Sessions, batch: Batch) -> Iterator[BatchLine]:
+    """Yield lines of what is no job, then of jobs that ended badly."""
     yield from refusal_lines(sessions, batch)
     yield from job_lines(sessions, batch, ENDED_BADLY)
 

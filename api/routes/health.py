@@ -31,6 +31,7 @@ def readyz(response: Response, sessions: SessionsDep, storage: StorageDep, broke
 
 
 def check_database(sessions: Sessions) -> str | None:
+    """Return what is wrong with the database, or None."""
     try:
         with sessions() as session:
             session.execute(text("SELECT 1 FROM jobs LIMIT 1"))
@@ -40,6 +41,7 @@ def check_database(sessions: Sessions) -> str | None:
 
 
 def check_broker(broker: Broker) -> str | None:
+    """Return what is wrong with the broker, or None."""
     try:
         broker.check()
     except RedisError as error:
@@ -48,6 +50,7 @@ def check_broker(broker: Broker) -> str | None:
 
 
 def check_store(storage: Storage) -> str | None:
+    """Return what is wrong with the store, or None."""
     try:
         storage.check()
     except StorageUnavailable as error:

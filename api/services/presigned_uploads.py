@@ -67,6 +67,7 @@ class PresignedUploadService:
             return announced, None  # a second request has completed it in the meantime
 
     def find(self, presigned_id: UUID) -> PresignedUpload:
+        """Read the row in a session of its own. Raises UploadNotFound."""
         with self.sessions() as session:
             return presigned.get(session, self.tenant, presigned_id)
 

@@ -1,4 +1,4 @@
-"""Submitting again, looking again, doing again, deleting."""
+"""Repeated submissions, conditional and waiting reads, retries, and deletions."""
 
 import json
 import time

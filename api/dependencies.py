@@ -72,9 +72,7 @@ class UnitOfWork:
     objects_to_delete: list[str] = field(default_factory=list)  # their keys
 
 
-async def unit_of_work(
-    request: Request, storage: Annotated[Storage, Depends(storage)], broker: Annotated[Broker, Depends(broker)]
-) -> AsyncIterator[UnitOfWork]:
+async def unit_of_work(request: Request) -> AsyncIterator[UnitOfWork]:
     """Begin a unit of work; commit it after the route, or roll it back if the route raises.
 
     The session connects with its first statement, in the route's thread; only the end needs a thread of its own.
@@ -87,14 +85,16 @@ async def unit_of_work(
         with CancelScope(shield=True):  # also when the client has gone
             await to_thread.run_sync(session.close, limiter=COMMIT_THREADS)
         raise
-    await to_thread.run_sync(commit, work, broker, storage, limiter=COMMIT_THREADS)
+    await to_thread.run_sync(commit, work, request.app.state.broker, request.app.state.storage, limiter=COMMIT_THREADS)
 
 
 def commit(work: UnitOfWork, broker: Broker, storage: Storage) -> None:
     """Commit the transaction, then wake workers and delete objects."""
     with work.session as session:
         session.commit()
-    all(broker.wake(pool) for pool in work.pools_to_wake)  # stops at the first message that the broker does not take
+    for pool in work.pools_to_wake:
+        if not broker.wake(pool):
+            break  # the broker is away: the reconciler sends the messages again
     with suppress(StorageUnavailable):  # the reconciler's purge deletes what is left
         storage.remove(work.objects_to_delete)
 

@@ -1,1 +1,1 @@
-"""HTTP in: validate, call jobs, answer. Never loads PyTorch."""
+"""The HTTP API: validates requests, calls jobs, and answers. It never loads PyTorch."""

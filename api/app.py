@@ -1,4 +1,4 @@
-"""The ASGI application: builds every client once and hands them to the routes."""
+"""The ASGI application: builds every client once and adds the routes."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,13 +6,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from api.auth import ApiKeyCache, RateLimits
+from api.auth import CACHED_S, ApiKeyCache, RateLimits
 from api.body_limit import BodyLimit
 from api.change_notifier import ChangeNotifier
 from api.errors import add_error_handlers
-from api.openapi import complete, operation_id
+from api.openapi import complete_openapi, operation_id
 from api.routes import account, artifacts, batches, events, health, jobs, models, uploads, webhooks
-from api.routes.events import Streams
+from api.routes.events import StreamCounter
 from jobs.database import make_sessions
 from jobs.models.manifest import ManifestFile
 from jobs.queue.broker import Broker
@@ -23,27 +23,34 @@ from jobs.tenants.quotas import QueueQuota
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Close what the application has opened."""
     yield
     await app.state.rate_limits.close()
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, api_key_cached_s: float = CACHED_S) -> FastAPI:
+    """Create the application.
+
+    Args:
+        settings: by default those of the environment.
+        api_key_cached_s: how long an API key is taken for valid without a query.
+    """
     settings = settings or Settings()  # type: ignore[call-arg]  # from the environment
     app = FastAPI(
         title="Dragqueue", version=version("dragqueue"), description="Point-based image editing with DragGAN, as jobs.",
         generate_unique_id_function=operation_id, lifespan=lifespan,
     )  # fmt: skip
     app.state.settings = settings
-    app.state.checkpoints = ManifestFile(settings.checkpoints)
+    app.state.manifest_file = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
     app.state.storage = Storage.from_settings(settings, OF_A_REQUEST)
-    app.state.queue = Broker(settings.redis_url)
-    app.state.api_key_cache = ApiKeyCache(app.state.sessions)
+    app.state.broker = Broker(settings.redis_url)
+    app.state.api_key_cache = ApiKeyCache(app.state.sessions, api_key_cached_s)
     app.state.rate_limits = RateLimits(settings)
-    app.state.watcher = ChangeNotifier(app.state.sessions)
-    app.state.streams = Streams()
-    app.state.room = QueueQuota(settings.quotas)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger={"/v1/batches": settings.max_batch_bytes})
+    app.state.change_notifier = ChangeNotifier(app.state.sessions)
+    app.state.stream_counter = StreamCounter()
+    app.state.queue_quota = QueueQuota(settings.quotas)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, exceptions={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):
         app.include_router(resource.router, prefix="/v1/jobs", tags=["jobs"])
@@ -53,5 +60,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(webhooks.router, prefix="/v1/webhooks", tags=["webhooks"])
     app.include_router(account.router, prefix="/v1", tags=["account"])
     app.include_router(health.router, tags=["health"])
-    complete(app)
+    complete_openapi(app)
     return app

@@ -8,8 +8,8 @@ from jobs.storage.objects import Storage
 from jobs.tables import Artifact
 
 
-class Outbox(io.RawIOBase):
-    """Takes what the zip writes until it is sent. Not seekable, so that sizes follow each member instead of preceding it."""
+class ZipBuffer(io.RawIOBase):
+    """A file that keeps what a zip writes until it is taken. It cannot seek, so sizes follow each member."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -18,26 +18,28 @@ class Outbox(io.RawIOBase):
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
+        """Keep the data."""
         self.parts.append(bytes(data))
         return len(data)
 
     def take(self) -> bytes:
-        taken, self.parts = b"".join(self.parts), []
-        return taken
+        """Return what was written since the last call."""
+        data, self.parts = b"".join(self.parts), []
+        return data
 
 
-def archived(artifacts: Iterable[Artifact], storage: Storage) -> Iterator[bytes]:
-    """The zip in chunks. Pictures and tensors are stored as they are: they do not get smaller.
+def stream_zip(artifacts: Iterable[Artifact], storage: Storage) -> Iterator[bytes]:
+    """Yield the zip in chunks. Members are stored uncompressed: pictures and tensors do not get smaller.
 
     Raises:
         ObjectMissing, StorageUnavailable: in the middle, so that the client sees a zip that ends early.
     """
-    outbox = Outbox()
-    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED) as archive:
+    buffer = ZipBuffer()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for artifact in artifacts:
             member = zipfile.ZipInfo(artifact.name, artifact.created_at.utctimetuple()[:6])
             with archive.open(member, "w", force_zip64=True) as file:
                 for chunk in storage.stream(artifact.key):
                     file.write(chunk)
-                    yield outbox.take()
-    yield outbox.take()
+                    yield buffer.take()
+    yield buffer.take()

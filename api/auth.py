@@ -1,4 +1,4 @@
-"""Who asks, what they may do, and how often."""
+"""Authentication by API key, authorization by scope, and rate limits."""
 
 import hashlib
 import logging
@@ -22,121 +22,140 @@ from jobs.settings import Settings
 from jobs.tenants import keys
 from jobs.tenants.keys import Principal, Scope
 
-REMEMBERED_S = 5.0  # a key: until then a revoked one is still let in, and a poll costs no query of its own
+CACHED_S = 5.0  # a key: until then a revoked one is still let in, and a poll costs no query of its own
 TRUSTED_S = 300.0  # a key that was valid, while the database is away
-MOST_REMEMBERED = 10_000  # keys
-BROKER_S = 1.0  # how long a request waits for the counters
-REST_S = 10.0  # counters that did not answer are left alone for so long
-READING = ("GET", "HEAD", "OPTIONS")
+MAX_ENTRIES = 10_000  # keys in a cache
+BROKER_TIMEOUT_S = 1.0  # how long a request waits for the counters
+BROKER_PAUSE_S = 10.0  # how long counters that did not answer are left alone
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 bearer = HTTPBearer(auto_error=False, description="An API key, dq_..., as `dragqueue keys create` prints it.")
 logger = logging.getLogger(__name__)
 
 
 class ApiKeyCache:
-    """The keys seen lately."""
+    """The principals of the API keys seen lately."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, cached_s: float = CACHED_S) -> None:
+        """Create an empty cache.
+
+        Args:
+            cached_s: how long a key is taken for valid without a query.
+        """
         self.sessions = sessions
-        self.known: dict[bytes, tuple[Principal, float]] = {}  # by the token's hash: whose it is, when that was found
+        self.cached_s = cached_s
+        self.entries: dict[bytes, tuple[Principal, float]] = {}  # by the token's hash: its principal, and since when
 
-    def recall(self, token: str) -> Principal | None:
-        """Whose key it is, if that was found a moment ago."""
-        who, found = self.known.get(hashed(token), (None, 0.0))
-        return who if time.monotonic() - found < REMEMBERED_S else None
+    def find(self, token: str) -> Principal | None:
+        """Return the principal of a key that was authenticated a moment ago."""
+        principal, since = self.entries.get(hash_token(token), (None, 0.0))
+        return principal if time.monotonic() - since < self.cached_s else None
 
-    def principal(self, token: str) -> Principal:
-        """Whose key it is. Raises Unauthorized; OperationalError while the database is away, of keys not known."""
+    def authenticate(self, token: str) -> Principal:
+        """Return the principal of a key, from the cache while the database is away.
+
+        Raises:
+            Unauthorized: the key is not valid.
+            OperationalError, TimeoutError: the database is away, and the key was not seen lately.
+        """
         try:
-            return self.ask(token)
+            return self.query(token)
         except (OperationalError, TimeoutError):
-            who, found = self.known.get(hashed(token), (None, 0.0))
-            if who is None or time.monotonic() - found > TRUSTED_S:
+            principal, since = self.entries.get(hash_token(token), (None, 0.0))
+            if principal is None or time.monotonic() - since > TRUSTED_S:
                 raise
-            return who
+            return principal
 
-    def ask(self, token: str) -> Principal:
+    def query(self, token: str) -> Principal:
+        """Authenticate a key by the database, and cache its principal."""
         try:
             with self.sessions.begin() as session:
                 principal = keys.authenticate(session, token)
         except Unauthorized:
-            self.known.pop(hashed(token), None)
+            self.entries.pop(hash_token(token), None)
             raise
-        if len(self.known) >= MOST_REMEMBERED:
-            self.known.clear()
-        self.known[hashed(token)] = principal, time.monotonic()
+        if len(self.entries) >= MAX_ENTRIES:
+            self.entries.clear()
+        self.entries[hash_token(token)] = principal, time.monotonic()
         return principal
 
 
-def hashed(token: str) -> bytes:
+def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
 class RateLimits:
-    """Requests of each key a minute, counted in Redis. While that is away nobody is held up.
+    """The requests of each key in a minute, counted in Redis. While Redis is away nothing is counted.
 
-    A thousandth of what a key may make is taken at once, so that most requests do not ask.
+    A process takes a thousandth of a key's limit at once, so that most requests do not ask Redis.
     """
 
     def __init__(self, settings: Settings) -> None:
-        url, waits = plain_url(settings.redis_url), {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S}
-        self.connections = ConnectionPool.from_url(url, **waits)
+        timeouts = {"socket_timeout": BROKER_TIMEOUT_S, "socket_connect_timeout": BROKER_TIMEOUT_S}
+        self.connections = ConnectionPool.from_url(plain_url(settings.redis_url), **timeouts)
         storage = RedisStorage("async+redis://", implementation="redispy", connection_pool=self.connections)  # type: ignore[arg-type]
         self.limiter = SlidingWindowCounterRateLimiter(storage)
         self.settings = settings
-        self.resting_until = 0.0
+        self.paused_until = 0.0
         self.left: dict[tuple[str, str], int] = {}  # of what was taken, by what is counted and key
 
     async def close(self) -> None:
+        """Close the connections to Redis."""
         await self.connections.aclose()
 
-    async def count(self, who: Principal, *, submits: bool) -> None:
-        """Raises RateLimited."""
-        if time.monotonic() < self.resting_until:
+    async def count(self, principal: Principal, *, submits: bool) -> None:
+        """Count a request. Raises RateLimited."""
+        if time.monotonic() < self.paused_until:
             return
         try:
-            await self.hit("requests", who.requests_per_minute or self.settings.requests_per_minute, who.key)
+            await self.hit("requests", principal.requests_per_minute or self.settings.requests_per_minute, principal.key)
             if submits:
-                await self.hit("submits", who.submits_per_minute or self.settings.submits_per_minute, who.key)
+                await self.hit("submits", principal.submits_per_minute or self.settings.submits_per_minute, principal.key)
         except RedisError as error:
-            self.resting_until = time.monotonic() + REST_S
-            logger.warning("requests are not counted for %g s: %s", REST_S, error)
+            self.paused_until = time.monotonic() + BROKER_PAUSE_S
+            logger.warning("requests are not counted for %g s: %s", BROKER_PAUSE_S, error)
 
-    async def hit(self, what: str, per_minute: int, key: str) -> None:
+    async def hit(self, counter: str, per_minute: int, key: str) -> None:
+        """Count a request by one counter of a key. Raises RateLimited."""
         taken = 0
-        if self.left.get((what, key), 0) == 0:
+        if self.left.get((counter, key), 0) == 0:
             taken = max(1, per_minute // 1000)
-            if not await self.limiter.hit(RateLimitItemPerMinute(per_minute), what, key, cost=taken):
-                raise RateLimited(f"this key may make {per_minute} {what} a minute")
-            if len(self.left) >= MOST_REMEMBERED:
+            if not await self.limiter.hit(RateLimitItemPerMinute(per_minute), counter, key, cost=taken):
+                raise RateLimited(f"this key may make {per_minute} {counter} a minute")
+            if len(self.left) >= MAX_ENTRIES:
                 self.left.clear()
-        self.left[what, key] = self.left.get((what, key), 0) + taken - 1  # others may have taken some background_thread
+        # read again: other requests may have taken some while this one awaited Redis
+        self.left[counter, key] = self.left.get((counter, key), 0) + taken - 1
 
 
-async def admit(request: Request, token: str, scope: Scope) -> Principal:
-    """Raises Unauthorized, Forbidden, RateLimited."""
-    ring: ApiKeyCache = request.app.state.api_key_cache
-    who = ring.recall(token)
-    if who is None:
-        who = await run_in_threadpool(ring.principal, token)
-    if not who.may(scope):
+async def authorize(request: Request, token: str, scope: Scope) -> Principal:
+    """Return the principal of a key that has the scope, and count the request.
+
+    Raises:
+        Unauthorized, Forbidden, RateLimited.
+    """
+    cache: ApiKeyCache = request.app.state.api_key_cache
+    principal = cache.find(token)
+    if principal is None:
+        principal = await run_in_threadpool(cache.authenticate, token)
+    if not principal.may(scope):
         raise Forbidden(f"this needs a key with the scope {scope}")
-    await request.app.state.rate_limits.count(who, submits=request.method not in READING)
-    return who
+    await request.app.state.rate_limits.count(principal, submits=request.method not in SAFE_METHODS)
+    return principal
 
 
-def needs(scope: Scope) -> Any:
-    """A dependency: whoever holds a key with that scope."""
+def require(scope: Scope) -> Any:
+    """Return a dependency that gives a route the principal of a key with the scope."""
 
-    async def principal(
+    async def authorized_principal(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
     ) -> Principal:
         if credentials is None:
             raise Unauthorized("send a key: Authorization: Bearer dq_...")
-        return await admit(request, credentials.credentials, scope)
+        return await authorize(request, credentials.credentials, scope)
 
-    return Depends(principal)
+    return Depends(authorized_principal)
 
 
-Reader = Annotated[Principal, needs(Scope.READ)]
-Submitter = Annotated[Principal, needs(Scope.SUBMIT)]
-Admin = Annotated[Principal, needs(Scope.ADMIN)]
+Reader = Annotated[Principal, require(Scope.READ)]
+Submitter = Annotated[Principal, require(Scope.SUBMIT)]
+Admin = Annotated[Principal, require(Scope.ADMIN)]

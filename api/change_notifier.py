@@ -1,6 +1,6 @@
-"""Waiting for jobs to change: one look at the database for everybody who waits in this process.
+"""Waiting for jobs to change, with one database poll for everybody who waits in this process.
 
-No decision hangs on Redis (docs/decisions/0012): a look takes the versions of all watched rows by their primary key.
+Nothing depends on Redis here (docs/decisions/0012): a poll reads the versions of all watched rows by their primary key.
 """
 
 import asyncio
@@ -15,68 +15,73 @@ from sqlalchemy.exc import SQLAlchemyError
 from jobs.database import Sessions
 from jobs.queue.events import versions
 
-LOOK_S = 0.25  # between two looks
-AWAY_S = 1.0  # after a look that the database did not answer
-GONE = "gone"  # the version of a job that was deleted
+POLL_S = 0.25  # between two polls
+UNAVAILABLE_S = 1.0  # after a poll that the database did not answer
+DELETED = "deleted"  # the version of a job that was deleted
 T = TypeVar("T")
-Waiter = tuple[str, asyncio.Future[str]]  # with the version it has seen
+Waiter = tuple[str, asyncio.Future[str]]  # the version that the waiter has seen, and the next one
 logger = logging.getLogger(__name__)
 
 
 class ChangeNotifier:
+    """Tells waiting requests when the rows of their jobs change."""
+
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
-        self.waiting: dict[UUID, list[Waiter]] = {}
-        self.looking: asyncio.Task[None] | None = None
-        self.reading: dict[Hashable, asyncio.Future[Any]] = {}
+        self.waiters: dict[UUID, list[Waiter]] = {}
+        self.polling: asyncio.Task[None] | None = None
+        self.reads: dict[Hashable, asyncio.Future[Any]] = {}
 
-    async def once(self, key: Hashable, read: Callable[[], T]) -> T:
-        """What `read` finds, in a thread; who asks for the same background_thread gets the same: all that a change has woken.
+    async def read_once(self, key: Hashable, read: Callable[[], T]) -> T:
+        """Run `read` in a thread and return its result; callers with the same key at the same time share one read.
 
-        It may have begun before a change that its caller knows of; `changed` then says so at once.
+        The read may have begun before a change that the caller knows of; `wait_for_change` then returns at once.
         """
-        if key not in self.reading:
-            self.reading[key] = asyncio.ensure_future(run_in_threadpool(read))
-            self.reading[key].add_done_callback(lambda _: self.reading.pop(key, None))
-        found: T = await asyncio.shield(self.reading[key])
-        return found
+        if key not in self.reads:
+            self.reads[key] = asyncio.ensure_future(run_in_threadpool(read))
+            self.reads[key].add_done_callback(lambda _: self.reads.pop(key, None))
+        result: T = await asyncio.shield(self.reads[key])
+        return result
 
-    async def changed(self, job_id: UUID, seen: str, limit_s: float) -> str:
-        """The version of a job's row once it is not the one seen, or that one after limit_s."""
-        entry = (seen, asyncio.get_running_loop().create_future())
-        self.waiting.setdefault(job_id, []).append(entry)
-        if self.looking is None or self.looking.done():
-            self.looking = asyncio.create_task(self.look_on())
+    async def wait_for_change(self, job_id: UUID, seen: str, limit_s: float) -> str:
+        """Return the version of a job's row once it is not the one seen, or the one seen after limit_s."""
+        waiter = (seen, asyncio.get_running_loop().create_future())
+        self.waiters.setdefault(job_id, []).append(waiter)
+        if self.polling is None or self.polling.done():
+            self.polling = asyncio.create_task(self.poll_while_waited_for())
         try:
-            return await asyncio.wait_for(entry[1], limit_s)
+            return await asyncio.wait_for(waiter[1], limit_s)
         except TimeoutError:
             return seen
         finally:
-            self.leave(job_id, entry)
+            self.remove_waiter(job_id, waiter)
 
-    def leave(self, job_id: UUID, entry: Waiter) -> None:
-        others = [other for other in self.waiting.pop(job_id, []) if other is not entry]
+    def remove_waiter(self, job_id: UUID, waiter: Waiter) -> None:
+        """Forget one waiter of a job."""
+        others = [other for other in self.waiters.pop(job_id, []) if other is not waiter]
         if others:
-            self.waiting[job_id] = others
+            self.waiters[job_id] = others
 
-    async def look_on(self) -> None:
-        """Look while somebody waits."""
-        while self.waiting:
-            pause = LOOK_S
+    async def poll_while_waited_for(self) -> None:
+        """Poll until nobody waits any more."""
+        while self.waiters:
+            pause_s = POLL_S
             try:
-                self.tell(await run_in_threadpool(self.look, list(self.waiting)))
+                self.notify(await run_in_threadpool(self.read_versions, list(self.waiters)))
             except SQLAlchemyError as error:
-                logger.warning("who waits for jobs waits longer: %s", str(error).splitlines()[0])
-                pause = AWAY_S
-            await asyncio.sleep(pause)
+                logger.warning("cannot poll for changed jobs, waiting requests wait longer: %s", str(error).splitlines()[0])
+                pause_s = UNAVAILABLE_S
+            await asyncio.sleep(pause_s)
 
-    def look(self, ids: list[UUID]) -> dict[UUID, str]:
+    def read_versions(self, ids: list[UUID]) -> dict[UUID, str]:
+        """Return the version of each job's row."""
         with self.sessions() as session:
-            found = versions(session, ids)
-        return {job_id: found.get(job_id, GONE) for job_id in ids}
+            rows = versions(session, ids)
+        return {job_id: rows.get(job_id, DELETED) for job_id in ids}
 
-    def tell(self, now: dict[UUID, str]) -> None:
-        for job_id, version in now.items():
-            for seen, future in self.waiting.get(job_id, []):
+    def notify(self, current: dict[UUID, str]) -> None:
+        """Wake the waiters that have not seen the current version of their job."""
+        for job_id, version in current.items():
+            for seen, future in self.waiters.get(job_id, []):
                 if seen != version and not future.done():
                     future.set_result(version)

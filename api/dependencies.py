@@ -1,6 +1,6 @@
-"""What routes are given: a unit of work, and the clients that the application holds.
+"""FastAPI dependencies: the unit of work of a request, and the clients that the application holds.
 
-Those that only hand something on are coroutines: they need no thread of their own.
+Dependencies that only return something are coroutines: they need no thread of their own.
 """
 
 from collections.abc import AsyncIterator
@@ -12,30 +12,45 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from api.change_notifier import ChangeNotifier
 from jobs.database import Sessions
 from jobs.errors import StorageUnavailable
-from jobs.models.manifest import ModelManifest
+from jobs.models.manifest import ManifestFile, ModelManifest
 from jobs.queue.broker import Broker
 from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.storage.objects import Storage
 from jobs.storage.uploads import UploadRepository
+from jobs.tenants.quotas import QueueQuota
 
 
 async def settings(request: Request) -> Settings:
     return request.app.state.settings  # type: ignore[no-any-return]
 
 
-def manifest(request: Request) -> ModelManifest:
-    return request.app.state.checkpoints.current()  # type: ignore[no-any-return]
+async def manifest_file(request: Request) -> ManifestFile:
+    return request.app.state.manifest_file  # type: ignore[no-any-return]
+
+
+def manifest(manifest_file: Annotated[ManifestFile, Depends(manifest_file)]) -> ModelManifest:
+    """Return the models there are now, in a thread: the disk may be slow."""
+    return manifest_file.current()
 
 
 async def storage(request: Request) -> Storage:
     return request.app.state.storage  # type: ignore[no-any-return]
 
 
-async def queue(request: Request) -> Broker:
-    return request.app.state.queue  # type: ignore[no-any-return]
+async def broker(request: Request) -> Broker:
+    return request.app.state.broker  # type: ignore[no-any-return]
+
+
+async def queue_quota(request: Request) -> QueueQuota:
+    return request.app.state.queue_quota  # type: ignore[no-any-return]
+
+
+async def change_notifier(request: Request) -> ChangeNotifier:
+    return request.app.state.change_notifier  # type: ignore[no-any-return]
 
 
 async def sessions(request: Request) -> Sessions:
@@ -43,45 +58,54 @@ async def sessions(request: Request) -> Sessions:
 
 
 # threads of their own: those of the routes may all be waiting for a connection that only the end of another request frees
-ENDINGS = CapacityLimiter(16)
+COMMIT_THREADS = CapacityLimiter(16)
 
 
 @dataclass
-class Unit:
-    """One request, one transaction; after it is committed workers are woken and objects removed."""
+class UnitOfWork:
+    """The transaction of one request, and what follows once it is committed."""
 
     session: Session
     jobs: JobRepository
     uploads: UploadRepository
-    wake: list[str] = field(default_factory=list)  # pools whose workers get a message
-    needless: list[str] = field(default_factory=list)  # keys of objects that nothing needs once it is committed
+    pools_to_wake: list[str] = field(default_factory=list)  # one wake-up message for each entry
+    objects_to_delete: list[str] = field(default_factory=list)  # their keys
 
 
-async def unit(request: Request) -> AsyncIterator[Unit]:
-    """The session connects with its first statement, which a route's own thread sends; only the end needs one more."""
+async def unit_of_work(request: Request) -> AsyncIterator[UnitOfWork]:
+    """Begin a unit of work; commit it after the route, or roll it back if the route raises.
+
+    The session connects with its first statement, in the route's thread; only the end needs a thread of its own.
+    """
     session: Session = request.app.state.sessions()
-    work = Unit(session, JobRepository(session), UploadRepository(session))
+    work = UnitOfWork(session, JobRepository(session), UploadRepository(session))
     try:
         yield work
     except BaseException:
         with CancelScope(shield=True):  # also when the client has gone
-            await to_thread.run_sync(session.close, limiter=ENDINGS)
+            await to_thread.run_sync(session.close, limiter=COMMIT_THREADS)
         raise
-    await to_thread.run_sync(commit, work, request.app.state.queue, request.app.state.storage, limiter=ENDINGS)
+    await to_thread.run_sync(commit, work, request.app.state.broker, request.app.state.storage, limiter=COMMIT_THREADS)
 
 
-def commit(work: Unit, queue: Broker, storage: Storage) -> None:
+def commit(work: UnitOfWork, broker: Broker, storage: Storage) -> None:
+    """Commit the transaction, then wake workers and delete objects."""
     with work.session as session:
         session.commit()
-    all(queue.wake(pool) for pool in work.wake)  # not the others while the broker is away
-    with suppress(StorageUnavailable):  # the purge comes by again
-        storage.remove(work.needless)
+    for pool in work.pools_to_wake:
+        if not broker.wake(pool):
+            break  # the broker is away: the reconciler sends the messages again
+    with suppress(StorageUnavailable):  # the reconciler's purge deletes what is left
+        storage.remove(work.objects_to_delete)
 
 
 SettingsDep = Annotated[Settings, Depends(settings)]
 ManifestDep = Annotated[ModelManifest, Depends(manifest)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 StorageDep = Annotated[Storage, Depends(storage)]
-QueueDep = Annotated[Broker, Depends(queue)]
-# scope="function": commit before the answer leaves, or a client could poll a job that is not there yet
-UnitDep = Annotated[Unit, Depends(unit, scope="function")]
+ManifestFileDep = Annotated[ManifestFile, Depends(manifest_file)]
+BrokerDep = Annotated[Broker, Depends(broker)]
+QueueQuotaDep = Annotated[QueueQuota, Depends(queue_quota)]
+ChangeNotifierDep = Annotated[ChangeNotifier, Depends(change_notifier)]
+# scope="function": commit before the response leaves, or a client could poll a job that is not there yet
+UnitOfWorkDep = Annotated[UnitOfWork, Depends(unit_of_work, scope="function")]

@@ -1,4 +1,4 @@
-"""The one place where errors become HTTP statuses."""
+"""The mapping of errors to HTTP statuses: the only one."""
 
 import logging
 
@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
-from api.body_limit import BodyTooLarge, too_large
+from api.body_limit import BodyTooLarge, body_too_large_response
 from api.schemas.problems import problem_response
 from jobs import errors
 from jobs.spec.validation import field_path
@@ -38,24 +38,26 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.DecoderBusy: 503,
     errors.StorageUnavailable: 503,
 }
-OURS = ("invalid_parameters", "http_error", "body_too_large", "database_unavailable", "internal_error")
-CODES = sorted({*(error.code for error in STATUS), *OURS})  # every one that an answer can have
+OTHER_CODES = ("invalid_parameters", "http_error", "body_too_large", "database_unavailable", "internal_error")
+CODES = sorted({*(error.code for error in STATUS), *OTHER_CODES})  # every one that an answer can have
 RETRY_AFTER = {"Retry-After": "5"}
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
 logger = logging.getLogger(__name__)
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    """Let the application answer every error with a problem document."""
     app.add_exception_handler(errors.JobError, job_error)
     app.add_exception_handler(RequestValidationError, bad_parameters)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(BodyTooLarge, body_too_large)
-    for database_away in (OperationalError, TimeoutError, InternalError):  # the last from a standby, which takes no writes
-        app.add_exception_handler(database_away, unavailable)
+    for error in (OperationalError, TimeoutError, InternalError):  # the last from a standby, which takes no writes
+        app.add_exception_handler(error, database_unavailable)
     app.add_exception_handler(Exception, internal_error)
 
 
 def job_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error of the domain."""
     assert isinstance(error, errors.JobError)
     status = STATUS[type(error)]
     problems = error.problems if isinstance(error, errors.InvalidJob) else []
@@ -63,13 +65,14 @@ def job_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def bad_parameters(request: Request, error: Exception) -> JSONResponse:
-    """Path and query parameters that FastAPI refuses."""
+    """Answer parameters and bodies that FastAPI refuses."""
     assert isinstance(error, RequestValidationError)
     problems = [errors.Problem(field=field_path(part["loc"][1:]), message=part["msg"]) for part in error.errors()]
     return problem_response(422, "invalid_parameters", str(errors.InvalidJob(problems)), problems)
 
 
 def http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error that FastAPI or Starlette raises, such as an unknown path."""
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # FastAPI's answer to bytes that are no text; to text that is no JSON it is 422
         problems = [errors.Problem(field="body", message=str(error.detail))]
@@ -78,15 +81,17 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def body_too_large(request: Request, error: Exception) -> JSONResponse:
+    """Answer a body over the limit."""
     assert isinstance(error, BodyTooLarge)
-    return too_large(error)
+    return body_too_large_response(error)
 
 
-def unavailable(request: Request, error: Exception) -> JSONResponse:
+def database_unavailable(request: Request, error: Exception) -> JSONResponse:
+    """Answer while the database is away."""
     logger.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
     return problem_response(503, "database_unavailable", "the database does not answer", headers=RETRY_AFTER)
 
 
 def internal_error(request: Request, error: Exception) -> JSONResponse:
-    """A defect of ours; the server's log has its traceback."""
+    """Answer a defect of the service; the server's log has its traceback."""
     return problem_response(500, "internal_error", "the service failed; the error was logged")

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI cannot see for itself, such as bodies that routes read on their own."""
+"""Additions to the OpenAPI document: what FastAPI cannot see, such as bodies that routes read themselves."""
 
 from typing import Any
 
@@ -74,12 +74,12 @@ ANNOUNCES_AN_UPLOAD: dict[int | str, dict[str, Any]] = {
 
 
 def operation_id(route: APIRoute) -> str:
-    """jobs_submit: what generated clients call it."""
+    """Return the operation id of a route, such as jobs_submit. Generated clients use it as a name."""
     return "_".join([*map(str, route.tags[:1]), route.name.rstrip("_")])
 
 
-def complete(app: FastAPI) -> None:
-    """Let the document say what JOB_BODY refers to, and how errors look."""
+def complete_openapi(app: FastAPI) -> None:
+    """Add to the application's document the schema that JOB_BODY refers to, and what errors look like."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -92,21 +92,22 @@ def complete(app: FastAPI) -> None:
             schemas[answer]["properties"]["spec"] = {"$ref": "#/components/schemas/JobSpec"}
         for operations in document["paths"].values():
             for operation in operations.values():
-                tell_errors(operation["responses"])
-                tell_streams(operation["responses"])
+                describe_errors(operation["responses"])
+                describe_streams(operation["responses"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def tell_errors(responses: dict[str, Any]) -> None:
+def describe_errors(responses: dict[str, Any]) -> None:
+    """Say that every error is a problem document."""
     for status, response in responses.items():
         if status >= "400":
             response["content"] = PROBLEM
 
 
-def tell_streams(responses: dict[str, Any]) -> None:
-    """In words of OpenAPI 3.1, which the document says it is: FastAPI describes the parts of a stream in those of 3.2."""
+def describe_streams(responses: dict[str, Any]) -> None:
+    """Describe streams as OpenAPI 3.1 does: FastAPI describes their items with a word of 3.2."""
     for response in responses.values():
         for media_type in response.get("content", {}).values():
             if media_type.pop("itemSchema", None) is not None:

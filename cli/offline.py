@@ -78,19 +78,19 @@ class OfflineInputs:
         self.kept[decoded.sha256] = decoded
         return decoded.sha256
 
-    def upload(self, sha256: str) -> Upload:
+    def get_upload(self, sha256: str) -> Upload:
         if sha256 not in self.kept:
             raise UploadNotFound(f"there is no upload {sha256}")
         return Upload(**row_of("offline", self.kept[sha256]))
 
-    def content(self, sha256: str) -> bytes:
-        self.upload(sha256)
+    def read_upload(self, sha256: str) -> bytes:
+        self.get_upload(sha256)
         return self.kept[sha256].data
 
-    def job(self, job_id: UUID) -> Job:
+    def get_job(self, job_id: UUID) -> Job:
         raise JobNotFound("without a service there are no earlier jobs; give --latent")
 
-    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+    def known_webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
         return ()
 
 
@@ -131,7 +131,7 @@ class OfflineEdit:
         except JobError as error:
             raise CommandError(str(error)) from error
         self.spec, self.mask = submission.spec, submission.mask
-        self.targets = model_points(self.spec, submission.framing)[1]  # [K, 2] in pixels of the model's image
+        self.targets = model_points(self.spec, submission.crop_transform)[1]  # [K, 2] in pixels of the model's image
 
     def run(self, out: Path, seen: Seen) -> DragStep | None:
         """Write the artifacts to a folder, showing each step to `seen`; returns the result, None if nothing was to drag.
@@ -159,9 +159,9 @@ class OfflineEdit:
     def beginning(self, seen: Seen) -> EditStart:
         source = self.spec.source
         if source.upload is None:
-            latent = None if source.latent is None else self.inputs.content(source.latent)
+            latent = None if source.latent is None else self.inputs.read_upload(source.latent)
             return begin(self.spec, self.generator, JobInputs(latent=latent))
-        photo = Photo.read(self.inputs.content(source.upload), source.crop, self.model.resolution)
+        photo = Photo.read(self.inputs.read_upload(source.upload), source.crop, self.model.resolution)
         running = inversion(self.spec, self.manifest, self.model, self.generator, photo, self.lpips)
 
         def look(step: InversionStep) -> bool:

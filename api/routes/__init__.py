@@ -1,1 +1,1 @@
-"""The routes, one file a resource."""
+"""The routes of the HTTP API, one module for each resource."""

@@ -1,11 +1,11 @@
-"""What a tenant has and may have, how busy its queue is, and what was done with its keys."""
+"""/v1/usage, /v1/queue, /v1/audit: what a tenant has and may have, its queue, and its audit log."""
 
 from fastapi import APIRouter
 
 from api.auth import Admin, Reader
-from api.dependencies import SettingsDep, UnitDep
-from api.paging import Cursor, Limit, paged
-from api.schemas.jobs import AuditPage, AuditView, QueueView, UsageView
+from api.dependencies import SettingsDep, UnitOfWorkDep
+from api.paging import Cursor, Limit, split_page
+from api.schemas.account import AuditPage, AuditView, QueueView, UsageView
 from api.schemas.problems import ERRORS
 from jobs.tables import Tenant
 from jobs.tenants import audit, quotas
@@ -14,23 +14,25 @@ router = APIRouter(responses=ERRORS)
 
 
 @router.get("/usage")
-def usage(who: Reader, unit: UnitDep, settings: SettingsDep) -> UsageView:
-    """How many jobs, uploads and bytes there are, beside how many there may be."""
-    tenant = unit.session.get_one(Tenant, who.tenant)
-    has, may = quotas.usage(unit.session, who.tenant), settings.quotas.of(tenant)
-    return UsageView(**vars(has), **vars(may), max_running=tenant.max_running)
+def usage(principal: Reader, unit_of_work: UnitOfWorkDep, settings: SettingsDep) -> UsageView:
+    """Return how many jobs, uploads and bytes the tenant has, and how many it may have."""
+    tenant = unit_of_work.session.get_one(Tenant, principal.tenant)
+    usage, limits = quotas.usage(unit_of_work.session, principal.tenant), settings.quotas.of(tenant)
+    return UsageView(**vars(usage), **vars(limits), max_running=tenant.max_running)
 
 
 @router.get("/queue")
-def queue(who: Reader, unit: UnitDep) -> QueueView:
-    """How many jobs wait and run, and for how long the first has waited."""
-    has = quotas.usage(unit.session, who.tenant)
-    return QueueView(queued=has.queued, running=has.running, oldest_queued_s=unit.jobs.oldest_queued_s(who.tenant))
+def queue(principal: Reader, unit_of_work: UnitOfWorkDep) -> QueueView:
+    """Return how many jobs wait and run, and for how long the first has waited."""
+    usage = quotas.usage(unit_of_work.session, principal.tenant)
+    return QueueView(
+        queued=usage.queued, running=usage.running, oldest_queued_s=unit_of_work.jobs.oldest_queued_s(principal.tenant)
+    )
 
 
 @router.get("/audit")
-def lines(who: Admin, unit: UnitDep, cursor: Cursor = None, limit: Limit = 50) -> AuditPage:
-    """Cancels, deletions and everything about keys, the newest first."""
-    found = audit.page(unit.session, who.tenant, limit=limit + 1, before=cursor)
-    page, more = paged(found, limit, lambda line: line.seq)
-    return AuditPage(lines=list(map(AuditView.model_validate, page)), next_cursor=more)
+def lines(principal: Admin, unit_of_work: UnitOfWorkDep, cursor: Cursor = None, limit: Limit = 50) -> AuditPage:
+    """List cancels, deletions and everything about keys, the newest first."""
+    rows = audit.page(unit_of_work.session, principal.tenant, limit=limit + 1, before=cursor)
+    page, next_cursor = split_page(rows, limit, lambda line: line.seq)
+    return AuditPage(lines=list(map(AuditView.model_validate, page)), next_cursor=next_cursor)

@@ -1,16 +1,16 @@
-"""What jobs have stored: listed, one by one, or all in one file."""
+"""/v1/jobs/{id}/artifacts, frames, archive: what a job has stored, as lists, as single objects or as one file."""
 
 from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, StreamingResponse
 
-from api.archive import archived
+from api.archive import stream_zip
 from api.auth import Reader
-from api.dependencies import StorageDep, UnitDep
-from api.paging import Limit, paged
-from api.routes.jobs import Text
-from api.schemas.jobs import ArtifactList, ArtifactView, FramePage
+from api.dependencies import StorageDep, UnitOfWorkDep
+from api.paging import Limit, split_page
+from api.routes.parameters import Text
+from api.schemas.artifacts import ArtifactList, ArtifactView, FramePage
 from api.schemas.problems import ERRORS
 from jobs.tables import Artifact
 
@@ -19,31 +19,31 @@ router = APIRouter(responses=ERRORS)
 
 
 @router.get("/{job_id}/artifacts")
-def artifacts(job_id: UUID, who: Reader, unit: UnitDep) -> ArtifactList:
-    """What the job has stored besides frames."""
-    found = unit.jobs.artifacts(unit.jobs.get(who.tenant, job_id))
-    return ArtifactList(artifacts=[ArtifactView.of(artifact) for artifact in found])
+def artifacts(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep) -> ArtifactList:
+    """List what the job has stored besides frames."""
+    rows = unit_of_work.jobs.artifacts(unit_of_work.jobs.get(principal.tenant, job_id))
+    return ArtifactList(artifacts=[ArtifactView.of(artifact) for artifact in rows])
 
 
 @router.get("/{job_id}/frames")
-def frames(job_id: UUID, who: Reader, unit: UnitDep, cursor: Text = "", limit: Limit = 100) -> FramePage:
-    """The frames stored so far, by iteration; also while the drag runs."""
-    found = unit.jobs.frames(unit.jobs.get(who.tenant, job_id), after=cursor, limit=limit + 1)
-    page, more = paged(found, limit, lambda frame: frame.name)
-    return FramePage(frames=list(map(ArtifactView.of, page)), next_cursor=more)
+def frames(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, cursor: Text = "", limit: Limit = 100) -> FramePage:
+    """List the frames stored so far, by iteration. It works while the drag runs too."""
+    rows = unit_of_work.jobs.frames(unit_of_work.jobs.get(principal.tenant, job_id), after=cursor, limit=limit + 1)
+    page, next_cursor = split_page(rows, limit, lambda frame: frame.name)
+    return FramePage(frames=list(map(ArtifactView.of, page)), next_cursor=next_cursor)
 
 
 @router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
-def download(job_id: UUID, name: Text, who: Reader, unit: UnitDep, storage: StorageDep) -> str:
-    """Redirect to a link of the store that lives some minutes and lets its holder fetch parts of the object (Range)."""
-    artifact = unit.jobs.artifact(unit.jobs.get(who.tenant, job_id), name)
+def download(job_id: UUID, name: Text, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> str:
+    """Redirect to a link of the store. The link lives some minutes and lets its holder fetch parts of the object (Range)."""
+    artifact = unit_of_work.jobs.artifact(unit_of_work.jobs.get(principal.tenant, job_id), name)
     return storage.url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
 
 
 @router.get("/{job_id}/archive", response_class=StreamingResponse, responses={200: {"content": {"application/zip": {}}}})
-def archive(job_id: UUID, who: Reader, unit: UnitDep, storage: StorageDep) -> StreamingResponse:
-    """Everything the job has stored, as a zip that is made while it is sent."""
-    job = unit.jobs.get(who.tenant, job_id)
-    found: list[Artifact] = [*unit.jobs.artifacts(job), *unit.jobs.frames(job, after="", limit=MAX_ARCHIVED)]
+def archive(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> StreamingResponse:
+    """Return everything the job has stored, as a zip that is made while it is sent."""
+    job = unit_of_work.jobs.get(principal.tenant, job_id)
+    rows: list[Artifact] = [*unit_of_work.jobs.artifacts(job), *unit_of_work.jobs.frames(job, after="", limit=MAX_ARCHIVED)]
     headers = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
-    return StreamingResponse(archived(found, storage), media_type="application/zip", headers=headers)
+    return StreamingResponse(stream_zip(rows, storage), media_type="application/zip", headers=headers)

@@ -15,98 +15,99 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.auth import Reader
-from api.change_notifier import ChangeNotifier
-from api.dependencies import SessionsDep, SettingsDep
-from api.routes.jobs import look
-from api.schemas.jobs import EventView, JobView
+from api.dependencies import ChangeNotifierDep, SessionsDep, SettingsDep
+from api.schemas.events import EventView
+from api.schemas.jobs import JobView
 from api.schemas.problems import ERRORS
+from api.services.job_reads import read_job
 from jobs.database import Sessions
 from jobs.errors import JobNotFound, RateLimited
 from jobs.queue import events
 from jobs.tenants.keys import Principal
 
-PAUSE_S = 15.0  # between two looks when nothing tells of a change
-BETWEEN_S = 0.4  # at least, between two snapshots
+MAX_PAUSE_S = 15.0  # between two reads, when no change is notified
+MIN_PAUSE_S = 0.4  # between two snapshots
 RETRY_MS = 2000  # what a client that lost the connection waits
 router = APIRouter(responses=ERRORS)
 
 
-class Streams:
-    """How many each key has open in this process."""
+class StreamCounter:
+    """Counts the streams that each key has open in this process."""
 
     def __init__(self) -> None:
         self.open: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, who: Principal, most: int) -> Iterator[None]:
-        """Raises RateLimited."""
-        if self.open[who.key] >= most:
-            raise RateLimited(f"this key may follow {most} jobs at a time")
-        self.open[who.key] += 1
+    def count(self, principal: Principal, limit: int) -> Iterator[None]:
+        """Count a stream while the context is open. Raises RateLimited when the key has as many open as it may."""
+        if self.open[principal.key] >= limit:
+            raise RateLimited(f"this key may follow {limit} jobs at a time")
+        self.open[principal.key] += 1
         try:
             yield
         finally:
-            self.open[who.key] -= 1
+            self.open[principal.key] -= 1
 
 
-async def one_stream(request: Request, who: Reader, settings: SettingsDep) -> AsyncIterator[Principal]:
-    streams: Streams = request.app.state.streams
-    with streams.one(who, who.max_streams or settings.max_streams):
-        yield who
+async def counted_reader(request: Request, principal: Reader, settings: SettingsDep) -> AsyncIterator[Principal]:
+    """Give the principal to a stream, and count the stream while it is open."""
+    counter: StreamCounter = request.app.state.stream_counter
+    with counter.count(principal, principal.max_streams or settings.max_streams):
+        yield principal
 
 
-async def first_look(job_id: UUID, who: Reader, sessions: SessionsDep) -> None:
-    """What is not there is 404 before the stream begins. Raises JobNotFound."""
-    await run_in_threadpool(look, sessions, who.tenant, job_id)
+async def check_job_exists(job_id: UUID, principal: Reader, sessions: SessionsDep) -> None:
+    """Let an unknown job be a 404 before the stream begins. Raises JobNotFound."""
+    await run_in_threadpool(read_job, sessions, principal.tenant, job_id)
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, dependencies=[Depends(first_look)])
+@router.get("/{job_id}/events", response_class=EventSourceResponse, dependencies=[Depends(check_job_exists)])
 async def follow(
-    job_id: UUID, who: Annotated[Principal, Depends(one_stream)], sessions: SessionsDep, request: Request,
-    last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
+    job_id: UUID, principal: Annotated[Principal, Depends(counted_reader)], sessions: SessionsDep,
+    change_notifier: ChangeNotifierDep, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
 ) -> AsyncIterator[ServerSentEvent]:  # fmt: skip
-    """The job as it stands (`snapshot`), then its events with their ids (`job.running`, `job.succeeded`, ...) and a new
-    snapshot whenever its progress changes; ends with the job.
+    """Stream the job as it is now (`snapshot`), then its events with their ids (`job.running`, `job.succeeded`, ...) and a new
+    snapshot whenever its progress changes. The stream ends with the job.
 
     A client that comes back with Last-Event-ID gets every event it has missed, however long ago and whichever process serves it.
     """
-    watcher: ChangeNotifier = request.app.state.watcher
-    last, shown = last_event_id, ""
+    after, last_snapshot = last_event_id, ""
     while True:
         try:
-            story = await watcher.once((who.tenant, job_id, last), partial(read, sessions, who.tenant, job_id, last))
+            read = partial(read_update, sessions, principal.tenant, job_id, after)
+            update = await change_notifier.read_once((principal.tenant, job_id, after), read)
         except JobNotFound:
-            return  # deleted background_thread
+            return  # deleted in the meantime
         except SQLAlchemyError:
             await asyncio.sleep(RETRY_MS / 1000)
             continue
-        for event in story.told:
+        for event in update.events:
             yield ServerSentEvent(event=event.type, id=str(event.seq), data=event, retry=RETRY_MS)
-        last = story.last
-        if (text := story.view.model_dump_json()) != shown:
-            shown = text
-            yield ServerSentEvent(event="snapshot", id=str(last), raw_data=text, retry=RETRY_MS)
-        if story.view.state.terminal:
+        after = update.last_seq
+        if (snapshot := update.view.model_dump_json()) != last_snapshot:
+            last_snapshot = snapshot
+            yield ServerSentEvent(event="snapshot", id=str(after), raw_data=snapshot, retry=RETRY_MS)
+        if update.view.state.terminal:
             return
-        await asyncio.sleep(BETWEEN_S)
-        await watcher.changed(job_id, story.version, PAUSE_S)
+        await asyncio.sleep(MIN_PAUSE_S)
+        await change_notifier.wait_for_change(job_id, update.version, MAX_PAUSE_S)
 
 
 @dataclass(frozen=True)
-class Story:
-    """How a job stands, and what has happened to it since."""
+class Update:
+    """A job as it is now, with what has happened to it since the last read."""
 
-    told: list[EventView]
-    last: int  # seq to go on after
+    events: list[EventView]
+    last_seq: int  # of the last event; the next read begins after it
     view: JobView
-    version: str
+    version: str  # of the job's row
 
 
-def read(sessions: Sessions, tenant: str, job_id: UUID, last: int | None) -> Story:
-    """Events after `last`, by default those from now on. Raises JobNotFound."""
+def read_update(sessions: Sessions, tenant: str, job_id: UUID, after: int | None) -> Update:
+    """Read the job and its events after a seq, by default those from now on. Raises JobNotFound."""
     with sessions() as session:
-        since = events.last(session, job_id) if last is None else last
-    view, version = look(sessions, tenant, job_id)
-    with sessions() as session:  # after the look: of a job that it saw ended, all has been told
-        told = [EventView.of(event) for event in events.since(session, job_id, since)]
-    return Story(told, told[-1].seq if told else since, view, version)
+        first = events.last(session, job_id) if after is None else after
+    view, version = read_job(sessions, tenant, job_id)
+    with sessions() as session:  # after the job: of one that was read as ended, all events are there
+        views = [EventView.of(event) for event in events.since(session, job_id, first)]
+    return Update(views, views[-1].seq if views else first, view, version)

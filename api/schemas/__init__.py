@@ -1,1 +1,1 @@
-"""What the API takes and answers, as pydantic models."""
+"""Bodies of requests and responses as pydantic models, one module for each resource."""

@@ -1,4 +1,4 @@
-"""What the API takes and answers about webhooks."""
+"""Schemas of webhooks and deliveries."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from api.schemas.jobs import Row
+from api.schemas.rows import Row
 from jobs.queue.events import EventType
 from jobs.tables import Delivery, Webhook
 from jobs.webhooks.deliveries import NO_JOB
@@ -19,7 +19,7 @@ Events = Annotated[list[EventType], Field(min_length=1, max_length=len(EventType
 
 
 class NewWebhook(BaseModel):
-    """Where to tell what."""
+    """A webhook to be created: its URL and the events it is sent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,11 +28,12 @@ class NewWebhook(BaseModel):
     every_job: bool = True  # or only of those that name it in their field webhooks
 
     def subscription(self) -> Subscription:
+        """Return the subscription that this asks for."""
         return Subscription(url=self.url, events=list(dict.fromkeys(self.events)), every_job=self.every_job)
 
 
 class WebhookChange(BaseModel):
-    """What is left out stays as it is."""
+    """A change of a webhook. A field left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,15 +44,18 @@ class WebhookChange(BaseModel):
 
     @field_validator("events")
     @classmethod
-    def each_once(cls, events: list[EventType] | None) -> list[EventType] | None:
+    def drop_duplicates(cls, events: list[EventType] | None) -> list[EventType] | None:
         return None if events is None else list(dict.fromkeys(events))
 
     def apply(self, webhook: Webhook) -> None:
+        """Set the given fields of a webhook's row."""
         for name, value in self.model_dump(exclude={"enabled"}, exclude_none=True).items():
             setattr(webhook, name, value)
 
 
 class WebhookView(Row):
+    """One webhook."""
+
     id: UUID
     url: str
     events: list[EventType]
@@ -63,20 +67,24 @@ class WebhookView(Row):
 
     @classmethod
     def of(cls, webhook: Webhook) -> Self:
+        """Return the view of a webhook's row."""
         return cls.model_validate({**vars(webhook), "old_secret": len(webhook.secrets) > 1})
 
 
 class WebhookSecret(WebhookView):
-    """Shown once."""
+    """A webhook with its secret, which is shown once."""
 
     secret: str  # whsec_...; verifies the header webhook-signature
 
     @classmethod
     def of(cls, webhook: Webhook) -> Self:
+        """Return the view of a webhook's row with its latest secret."""
         return cls.model_validate({**WebhookView.of(webhook).model_dump(), "secret": webhook.secrets[0]})
 
 
 class WebhookList(BaseModel):
+    """All webhooks of the tenant."""
+
     webhooks: list[WebhookView]  # by age
 
 
@@ -96,11 +104,14 @@ class DeliveryView(Row):
 
     @classmethod
     def of(cls, delivery: Delivery) -> Self:
+        """Return the view of a delivery's row."""
         job = None if delivery.job_id == NO_JOB else delivery.job_id
         next_at = delivery.next_at if delivery.state == "pending" else None
         return cls.model_validate({**vars(delivery), "job": job, "next_at": next_at})
 
 
 class DeliveryPage(BaseModel):
+    """A page of deliveries."""
+
     deliveries: list[DeliveryView]  # the newest first
     next_cursor: str | None  # None at the end

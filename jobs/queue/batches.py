@@ -18,7 +18,7 @@ from jobs.errors import BatchNotFound, InvalidJob, JobNotFound, ObjectMissing, P
 from jobs.models.manifest import ModelManifest
 from jobs.queue.priorities import BATCH_OFFSET
 from jobs.queue.repository import JobRepository, columns
-from jobs.spec.validation import Inputs, check_submission
+from jobs.spec.validation import SubmissionInputs, check_submission
 from jobs.states import JobState
 from jobs.tables import Batch, Job, Refusal
 
@@ -62,7 +62,9 @@ class Summary:
     finished_at: datetime | None  # when its last job ended; None before
 
 
-def add(session: Session, tenant: str, lines: Iterable[bytes], manifest: ModelManifest, inputs: Inputs) -> tuple[Batch, Reading]:
+def add(
+    session: Session, tenant: str, lines: Iterable[bytes], manifest: ModelManifest, inputs: SubmissionInputs
+) -> tuple[Batch, Reading]:
     """Store a batch with its jobs, queued. Raises InvalidJob when it has no line, or too many."""
     batch_id, reading = uuid4(), Reading()
     batch = Batch(id=batch_id, tenant=tenant, lines=0, refused=0)
@@ -92,7 +94,7 @@ def read_lines(
     tenant: str,
     batch_id: UUID,
     manifest: ModelManifest,
-    inputs: Inputs,
+    inputs: SubmissionInputs,
 ) -> Iterator[dict[str, Any]]:
     """The rows of lines that are jobs; the others are noted. Raises InvalidJob."""
     for line in lines:

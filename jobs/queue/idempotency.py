@@ -1,4 +1,4 @@
-"""Submissions that may be repeated: the first answer is given again."""
+"""Idempotency keys: a request that is repeated with its key gets the first answer again."""
 
 from datetime import timedelta
 from typing import Any, cast
@@ -13,7 +13,7 @@ from jobs.errors import KeyInUse, KeyReused
 from jobs.tables import IdempotencyKey
 
 KEPT = timedelta(days=1)
-# written once and without the ORM: every submission sends both, and making them costs more than sending them
+# Made once and run without the ORM: every submission sends both, and making a statement costs more than sending it.
 KEYS = cast(Table, IdempotencyKey.__table__)
 TAKE = (
     insert(KEYS)
@@ -28,15 +28,24 @@ REMEMBER = (
 )
 
 
-def begin(session: Session, tenant: str, key: str, fingerprint: str) -> dict[str, Any] | None:
-    """Take a key for this transaction; None when it is new, else what was answered then.
+def begin(session: Session, tenant: str, key: str | None, fingerprint: str) -> dict[str, Any] | None:
+    """Reserve a key until the transaction ends, and return the earlier answer if there is one.
 
-    A request with the same key that is not committed yet is waited for, as long as any lock.
+    A request without a key is always new. While another transaction holds the key, this one waits like for any lock.
+
+    Args:
+        key: as the client sent it; None when it sent none.
+        fingerprint: what tells one request from another.
+
+    Returns:
+        The answer that `remember` stored, or None when the request is new.
 
     Raises:
-        KeyReused: it came with another request.
-        KeyInUse: that request takes too long.
+        KeyReused: the key came with another request before.
+        KeyInUse: the other transaction takes too long.
     """
+    if key is None:
+        return None
     try:
         if session.connection().scalar(TAKE, {"tenant": tenant, "key": key, "fingerprint": fingerprint}) is not None:
             return None
@@ -50,11 +59,13 @@ def begin(session: Session, tenant: str, key: str, fingerprint: str) -> dict[str
     return row.answer
 
 
-def remember(session: Session, tenant: str, key: str, answer: dict[str, Any]) -> None:
-    session.connection().execute(REMEMBER, {"of_tenant": tenant, "of_key": key, "answer": answer})
+def remember(session: Session, tenant: str, key: str | None, answer: dict[str, Any]) -> None:
+    """Store the answer to a request that `begin` found new. Without a key there is nothing to store."""
+    if key is not None:
+        session.connection().execute(REMEMBER, {"of_tenant": tenant, "of_key": key, "answer": answer})
 
 
 def forget_old(session: Session) -> int:
-    """Keys older than a day; how many."""
+    """Delete keys older than a day and return how many there were."""
     old = IdempotencyKey.created_at < func.now() - KEPT
     return len(session.execute(delete(IdempotencyKey).where(old).returning(IdempotencyKey.key)).all())

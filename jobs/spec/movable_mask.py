@@ -1,4 +1,4 @@
-"""The movable mask as pixels: shapes drawn, PNGs read. True where the picture may change."""
+"""The movable mask as pixels, drawn from shapes or read from a PNG. True where the picture may change."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jobs.spec.job_spec import Movable, Shape
 
 
 def draw_shapes(shapes: Sequence[Shape], resolution: int) -> np.ndarray:
-    """The union of the shapes: bool [R, R]. A pixel belongs to a shape when its center lies in it; edges of boxes do."""
+    """Draw the union of the shapes as bool [R, R]. A pixel belongs to a shape that holds its center; edges of boxes count."""
     mask = np.zeros((resolution, resolution), dtype=bool)
     y, x = np.mgrid[:resolution, :resolution]
     for shape in shapes:
@@ -28,7 +28,7 @@ def draw_shapes(shapes: Sequence[Shape], resolution: int) -> np.ndarray:
 
 
 def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.ndarray:
-    """Pixels whose center is inside by the even-odd rule; centers on a right or lower edge are not."""
+    """Draw the pixels whose center is inside by the even-odd rule, bool [R, R]; centers on a right or lower edge are outside."""
     flips = np.zeros((resolution, resolution + 1), dtype=np.int64)  # where a row changes between outside and inside
     rows = np.arange(resolution)
     for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
@@ -39,20 +39,24 @@ def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.
     return np.asarray(flips.cumsum(axis=1)[:, :resolution] % 2 == 1)
 
 
-def movable_mask(movable: Movable, framing: CropTransform, png: bytes = b"") -> np.ndarray:
-    """What may change of the model's image, bool [R, R]; png is the mask that was uploaded. Raises InvalidJob."""
+def movable_mask(movable: Movable, crop_transform: CropTransform, png: bytes = b"") -> np.ndarray:
+    """Return what may change of the model's image, bool [R, R]. Raises InvalidJob.
+
+    Args:
+        png: the uploaded mask, where `movable` names one.
+    """
     if movable.shapes is not None:
-        return draw_shapes([framing.shape(shape) for shape in movable.shapes], framing.resolution)
-    return uploaded_mask(png, framing)
+        return draw_shapes([crop_transform.to_model_shape(shape) for shape in movable.shapes], crop_transform.resolution)
+    return uploaded_mask(png, crop_transform)
 
 
-def uploaded_mask(png: bytes, framing: CropTransform) -> np.ndarray:
-    """What may change of the model's image, bool [R, R], by a mask as uploads keep it: one bit a pixel. Raises InvalidJob."""
+def uploaded_mask(png: bytes, crop_transform: CropTransform) -> np.ndarray:
+    """Return what may change of the model's image, bool [R, R], from an uploaded mask (one bit a pixel). Raises InvalidJob."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        if image.size != (framing.width, framing.height):
-            wanted = f"{framing.width} x {framing.height} pixels like the picture"
+        if image.size != (crop_transform.width, crop_transform.height):
+            wanted = f"{crop_transform.width} x {crop_transform.height} pixels like the picture"
             raise invalid(f"must be {wanted}, got {image.width} x {image.height}")
-        return framing.mask(np.asarray(image.convert("1")))
+        return crop_transform.cut_mask(np.asarray(image.convert("1")))
 
 
 def invalid(message: str) -> InvalidJob:

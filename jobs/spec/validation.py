@@ -1,13 +1,14 @@
-"""From a posted document to a job that can run: everything that is checked before anything is stored."""
+"""Parsing and checking a posted job: everything that is checked before anything is stored."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
 from engine.defaults import EARLY_RESOLUTION, EARLY_ROWS
 from jobs.errors import InvalidJob, JobNotFound, ParentUnusable, Problem, UploadNotFound
@@ -19,44 +20,44 @@ from jobs.states import JobState
 from jobs.storage.decoding import Decoded
 from jobs.tables import Job, Upload
 
-MAX_PROBLEMS = 100  # told of one request
+MAX_PROBLEMS = 100  # listed for one request
 MAX_FIELD_LENGTH = 200
 CROP_FORMS = ("literal['center']", "Box", "Landmarks")  # pydantic's names of what source.crop may be; no part of the request
 
 
-class Inputs(Protocol):
-    """What the client has here already: uploads and earlier jobs."""
+class SubmissionInputs(Protocol):
+    """The tenant's uploads, jobs and webhooks that a submitted job may refer to."""
 
-    def upload(self, sha256: str) -> Upload:
-        """Raises UploadNotFound."""
+    def get_upload(self, sha256: str) -> Upload:
+        """Return an upload. Raises UploadNotFound."""
         ...
 
-    def content(self, sha256: str) -> bytes:
-        """An upload's bytes. Raises ObjectMissing."""
+    def read_upload(self, sha256: str) -> bytes:
+        """Return an upload's bytes. Raises ObjectMissing."""
         ...
 
-    def job(self, job_id: UUID) -> Job:
-        """Raises JobNotFound."""
+    def get_job(self, job_id: UUID) -> Job:
+        """Return an earlier job. Raises JobNotFound."""
         ...
 
-    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
-        """Those of them that are the tenant's."""
+    def known_webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+        """Return those of the ids that are webhooks of the tenant."""
         ...
 
 
 class NoInputs:
-    """Where nothing can have been sent before."""
+    """The inputs of a submission that can refer to nothing."""
 
-    def upload(self, sha256: str) -> Upload:
+    def get_upload(self, sha256: str) -> Upload:
         raise UploadNotFound(f"there is no upload {sha256}")
 
-    def content(self, sha256: str) -> bytes:
+    def read_upload(self, sha256: str) -> bytes:
         raise UploadNotFound(f"there is no upload {sha256}")
 
-    def job(self, job_id: UUID) -> Job:
+    def get_job(self, job_id: UUID) -> Job:
         raise JobNotFound(f"there is no job {job_id}")
 
-    def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+    def known_webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
         return ()
 
 
@@ -66,45 +67,56 @@ class Submission:
 
     spec: JobSpec  # resolved
     pool: str  # of the workers that can run it
-    framing: CropTransform
+    crop_transform: CropTransform
     mask: np.ndarray | None  # the movable mask as the model sees it, bool [R, R]
     parent: Job | None = None  # whose result it goes on from
 
 
 def check_submission(
-    document: object, manifest: ModelManifest, posted_mask: Decoded | None = None, inputs: Inputs | None = None
+    document: object, manifest: ModelManifest, posted_mask: Decoded | None = None, inputs: SubmissionInputs | None = None
 ) -> Submission:
-    """Every check that can be made before the job runs; posted_mask is one that came beside the document.
+    """Validate a job's document, parsed from JSON before, and check it like `check_spec`."""
+    return check_spec(validate_document(document), manifest, posted_mask, inputs)
+
+
+def check_spec(
+    spec: JobSpec, manifest: ModelManifest, posted_mask: Decoded | None = None, inputs: SubmissionInputs | None = None
+) -> Submission:
+    """Make every check that can be made before the job runs.
+
+    Args:
+        posted_mask: a movable mask that came beside the job's JSON.
+        inputs: what the job may refer to; nothing by default.
 
     Raises:
         InvalidJob: with every problem found.
-        UploadNotFound, JobNotFound, ParentUnusable: what it builds on is not there, or cannot be built on.
+        UploadNotFound, JobNotFound, ParentUnusable: an input is missing, or cannot be built on.
     """
-    spec, inputs = parse_spec(document), inputs or NoInputs()
+    inputs = inputs or NoInputs()
     model = manifest.get(spec.model)
-    parent = None if spec.source.job is None else usable_parent(inputs.job(spec.source.job), model)
-    framing = framing_of(spec, model, inputs)
+    parent = None if spec.source.job is None else usable_parent(inputs.get_job(spec.source.job), model)
+    crop_transform = make_crop_transform(spec, model, inputs)
     problems = [
-        *point_problems(spec, framing),
+        *point_problems(spec, crop_transform),
         *option_problems(spec, model),
         *drag_problems(spec, model),
         *latent_problems(spec, model, inputs),
+        *webhook_problems(spec, inputs),
     ]
-    problems += webhook_problems(spec, inputs)
     if posted_mask is not None and spec.movable is not None:
         problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
-    mask = spec_mask(spec, framing, inputs) if posted_mask is None else uploaded_mask(posted_mask.data, framing)
+    mask = spec_mask(spec, crop_transform, inputs) if posted_mask is None else uploaded_mask(posted_mask.data, crop_transform)
     if mask is not None and not mask.any():
         problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
     if problems:
         raise InvalidJob(problems)
     if posted_mask is not None:
         spec = spec.model_copy(update={"movable": Movable(upload=posted_mask.sha256)})
-    return Submission(spec.resolved(model), model.pool, framing, mask, parent)
+    return Submission(spec.resolved(model), model.pool, crop_transform, mask, parent)
 
 
 def usable_parent(parent: Job, model: ModelEntry) -> Job:
-    """Raises ParentUnusable."""
+    """Return the parent job if the new job can go on from its result. Raises ParentUnusable."""
     if parent.state != JobState.SUCCEEDED:
         raise ParentUnusable(f"job {parent.id} is {parent.state}: only a job that succeeded can be gone on from")
     if parent.model != model.name:
@@ -112,49 +124,75 @@ def usable_parent(parent: Job, model: ModelEntry) -> Job:
     return parent
 
 
-def framing_of(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> CropTransform:
-    """How the picture that points and mask are given for lies in the model's image."""
+def make_crop_transform(spec: JobSpec, model: ModelEntry, inputs: SubmissionInputs) -> CropTransform:
+    """Return the transform from the picture, in whose pixels points and mask are given, to the model's image."""
     if spec.source.upload is None:
         return CropTransform.whole(model.resolution)
-    return CropTransform.of_upload(spec.source.crop, inputs.upload(spec.source.upload), model.resolution)
+    return CropTransform.of_upload(spec.source.crop, inputs.get_upload(spec.source.upload), model.resolution)
 
 
-def spec_mask(spec: JobSpec, framing: CropTransform, inputs: Inputs) -> np.ndarray | None:
+def spec_mask(spec: JobSpec, crop_transform: CropTransform, inputs: SubmissionInputs) -> np.ndarray | None:
+    """Return the movable mask that the job names, bool [R, R], or None when all may change. Raises InvalidJob."""
     if spec.movable is None:
         return None
     if spec.movable.upload is None:
-        return movable_mask(spec.movable, framing)
-    upload = inputs.upload(spec.movable.upload)
+        return movable_mask(spec.movable, crop_transform)
+    upload = inputs.get_upload(spec.movable.upload)
     if upload.kind != "mask":
         raise InvalidJob([Problem(field="movable.upload", message="is no mask: upload it with ?kind=mask")])
-    return movable_mask(spec.movable, framing, inputs.content(upload.sha256))
+    return movable_mask(spec.movable, crop_transform, inputs.read_upload(upload.sha256))
 
 
-def parse_spec(document: object) -> JobSpec:
-    """Raises InvalidJob."""
+def parse_spec(text: bytes) -> JobSpec:
+    """Parse and validate a job's JSON. Raises InvalidJob."""
     try:
-        # by way of JSON, where strict means what it should: no text for numbers, but lists for tuples
+        return JobSpec.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)
+        if details[0]["type"] != "json_invalid":
+            raise InvalidJob(to_problems(details)) from error
+    # Python's parser words the message, and reads some texts that pydantic's does not: UTF-16 and single surrogates
+    return validate_document(parse_json(text))
+
+
+def parse_json(text: bytes) -> JsonValue:
+    """Parse the JSON of a job. Raises InvalidJob."""
+    try:
+        document: JsonValue = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidJob([Problem(field="job", message=f"is not JSON ({error})")]) from error
+    return document
+
+
+def validate_document(document: object) -> JobSpec:
+    """Validate a job that was parsed from JSON before. Raises InvalidJob."""
+    try:
+        # strict validation of JSON accepts lists for tuples and text for UUIDs, strict validation of Python objects does not
         return JobSpec.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
-        parts = error.errors(include_url=False)[:MAX_PROBLEMS]
-        raise InvalidJob([Problem(field=field_path(part["loc"]), message=part["msg"]) for part in parts]) from error
+        raise InvalidJob(to_problems(error.errors(include_url=False, include_input=False))) from error
+
+
+def to_problems(details: Sequence[ErrorDetails]) -> list[Problem]:
+    """Return the first of pydantic's errors as problems of the request."""
+    return [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in details[:MAX_PROBLEMS]]
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
-    """("points", 0, "target", 1) -> points[0].target[1]."""
+    """Return a pydantic location as a path in the request: ("points", 0, "target", 1) becomes points[0].target[1]."""
     named = [part for part in location if part not in CROP_FORMS]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named)
     return path.removeprefix(".")[:MAX_FIELD_LENGTH] or "job"
 
 
-def point_problems(spec: JobSpec, framing: CropTransform) -> list[Problem]:
-    right, bottom = framing.width - 1, framing.height - 1
+def point_problems(spec: JobSpec, crop_transform: CropTransform) -> list[Problem]:
+    right, bottom = crop_transform.width - 1, crop_transform.height - 1
     problems = []
     for k, pair in enumerate(spec.points):
         for name, (x, y) in (("handle", pair.handle), ("target", pair.target)):
             if not (0 <= x <= right and 0 <= y <= bottom):
                 message = f"({x:g}, {y:g}) is outside the image: x must be 0 to {right}, y 0 to {bottom} pixels"
-            elif not framing.shows(x, y):
+            elif not crop_transform.shows(x, y):
                 message = f"({x:g}, {y:g}) is outside the crop that the model sees"
             else:
                 continue
@@ -164,10 +202,10 @@ def point_problems(spec: JobSpec, framing: CropTransform) -> list[Problem]:
     return problems
 
 
-def latent_problems(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> list[Problem]:
+def latent_problems(spec: JobSpec, model: ModelEntry, inputs: SubmissionInputs) -> list[Problem]:
     if spec.source.latent is None:
         return []
-    latent = inputs.upload(spec.source.latent)
+    latent = inputs.get_upload(spec.source.latent)
     if latent.kind != "latent":
         return [Problem(field="source.latent", message="is a picture; photos go into source.upload")]
     if latent.height not in (1, model.num_ws) or latent.width != (model.w_dim or latent.width):
@@ -176,8 +214,8 @@ def latent_problems(spec: JobSpec, model: ModelEntry, inputs: Inputs) -> list[Pr
     return []
 
 
-def webhook_problems(spec: JobSpec, inputs: Inputs) -> list[Problem]:
-    known = inputs.webhooks(spec.webhooks)
+def webhook_problems(spec: JobSpec, inputs: SubmissionInputs) -> list[Problem]:
+    known = inputs.known_webhooks(spec.webhooks)
     return [
         Problem(field=f"webhooks[{k}]", message=f"there is no webhook {webhook}")
         for k, webhook in enumerate(spec.webhooks)

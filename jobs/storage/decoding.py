@@ -1,4 +1,4 @@
-"""Reads what clients upload, in a child process with limits of its own: no decoder runs beside the API's memory.
+"""Decoding of uploads in a child process with limits of its own, so that no decoder can harm the API's process.
 
 `python -m jobs.storage.decoding picture|mask` is that child. It reads the bytes on standard input. On standard output it writes
 what they were as JSON, then the re-encoded bytes; or it exits with status 2 and one sentence.
@@ -25,19 +25,19 @@ from safetensors.numpy import save as save_safetensors
 from jobs.errors import DecoderBusy, InvalidJob, Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_BYTES = 30 * 10**6  # that come as one piece
+MAX_BYTES = 30 * 10**6  # of a file in one request
 MAX_PIXELS = 50 * 10**6
 NUMBERS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 MAX_LATENT_NUMBERS = 2**20
 MEMORY_BYTES = 2 * 2**30  # of the child: 50 megapixels a few times over
 CPU_S = 30
-TURN_S = 5.0  # how long an upload waits for its turn; each that waits holds a thread that others need
+WAIT_S = 5.0  # how long an upload waits for a child; each that waits holds a thread that others need
 REFUSED = 2
 CHILDREN = threading.BoundedSemaphore(os.cpu_count() or 1)  # at once, of one API process
 
 
 class Refused(Exception):
-    """The bytes are nothing that can be uploaded."""
+    """Raised when the bytes are nothing that can be uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Decoded:
 
     @property
     def sha256(self) -> str:
-        """The name of this upload."""
+        """Return the name of this upload."""
         return hashlib.sha256(self.data).hexdigest()
 
     @property
@@ -59,35 +59,46 @@ class Decoded:
         return "application/octet-stream" if self.kind == "latent" else "image/png"
 
 
-def decode(data: bytes, field: str) -> Decoded:
-    """A photo or a latent. Raises InvalidJob, naming the field; DecoderBusy."""
-    return run_child("picture", whole(data, field), field)
+def decode(data: bytes, field: str, wait_s: float = WAIT_S) -> Decoded:
+    """Decode a photo or a latent.
+
+    Args:
+        field: the field of the request that problems name.
+        wait_s: how long to wait while as many children run as may.
+
+    Raises:
+        InvalidJob, DecoderBusy.
+    """
+    return run_child("picture", limit_size(data, field), field, wait_s)
 
 
 def decode_mask(data: bytes, field: str) -> Decoded:
-    """A movable mask: a PNG, set where any channel but alpha is not zero. Raises InvalidJob, naming the field; DecoderBusy."""
-    return run_child("mask", whole(data, field), field)
+    """Decode a movable mask: a PNG, set where any channel but alpha is not zero. Raises InvalidJob, DecoderBusy."""
+    return run_child("mask", limit_size(data, field), field)
 
 
 def decode_stream(parts: Iterable[bytes], kind: str | None, field: str) -> Decoded:
-    """A photo or a latent, or a mask, of any size: the bytes lie in the child's memory alone.
+    """Decode a photo, a latent or a mask of any size: its bytes lie in the child's memory alone.
 
-    Raises InvalidJob, naming the field; DecoderBusy; what the parts raise.
+    Raises:
+        InvalidJob, DecoderBusy, and whatever the parts raise.
     """
     return run_child("mask" if kind == "mask" else "picture", parts, field)
 
 
-def whole(data: bytes, field: str) -> list[bytes]:
+def limit_size(data: bytes, field: str) -> list[bytes]:
+    """Return the data as the only part. Raises InvalidJob when it is too large."""
     if len(data) > MAX_BYTES:
         raise refusal(field, f"may have {MAX_BYTES / 1e6:g} MB, has {len(data) / 1e6:.1f} MB")
     return [data]
 
 
-def run_child(what: str, parts: Iterable[bytes], field: str) -> Decoded:
-    if not CHILDREN.acquire(timeout=TURN_S):
-        raise DecoderBusy(f"more pictures are being read than this server can: no turn within {TURN_S:g} s")
+def run_child(command: str, parts: Iterable[bytes], field: str, wait_s: float = WAIT_S) -> Decoded:
+    """Start a child as soon as one may run, and return what it decodes. Raises InvalidJob, DecoderBusy."""
+    if not CHILDREN.acquire(timeout=wait_s):
+        raise DecoderBusy(f"more pictures are being read than this server can: no turn within {wait_s:g} s")
     try:
-        child = answer(what, parts)
+        child = communicate(command, parts)
     except subprocess.TimeoutExpired:
         raise refusal(field, f"takes longer than {2 * CPU_S} s to read") from None
     finally:
@@ -100,29 +111,33 @@ def run_child(what: str, parts: Iterable[bytes], field: str) -> Decoded:
     return Decoded(**json.loads(head), data=body)
 
 
-def answer(what: str, parts: Iterable[bytes]) -> subprocess.CompletedProcess[bytes]:
-    """Of a child that is told the parts. Raises TimeoutExpired, and what the parts raise: then it never learns of their end."""
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "jobs.storage.decoding", what]
+def communicate(command: str, parts: Iterable[bytes]) -> subprocess.CompletedProcess[bytes]:
+    """Send the parts to a child and return its output.
+
+    Raises:
+        TimeoutExpired, and whatever the parts raise: the child is then killed before it sees the end of its input.
+    """
+    arguments = [sys.executable, "-P", "-W", "ignore", "-m", "jobs.storage.decoding", command]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment()) as child:
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=child_environment()) as child:
         try:
-            feed(child, parts)
+            write_parts(child, parts)
             out, err = child.communicate(timeout=2 * CPU_S)
         except BaseException:
             child.kill()
             child.communicate()
             raise
-    return subprocess.CompletedProcess(command, child.returncode, out, err)
+    return subprocess.CompletedProcess(arguments, child.returncode, out, err)
 
 
-def feed(child: subprocess.Popen[bytes], parts: Iterable[bytes]) -> None:
-    with suppress(BrokenPipeError):  # it ended by itself, and its status says why
+def write_parts(child: subprocess.Popen[bytes], parts: Iterable[bytes]) -> None:
+    with suppress(BrokenPipeError):  # the child has ended by itself, and its exit status says why
         for part in parts:
             child.stdin.write(part)  # type: ignore[union-attr]  # it is a pipe
 
 
-def environment() -> dict[str, str]:
-    """The child's: no secrets, and one thread, since each reserves memory that counts against the limit."""
+def child_environment() -> dict[str, str]:
+    """Return the child's environment: no secrets, and one thread, since each reserves memory that counts against the limit."""
     kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     return kept | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -132,17 +147,17 @@ def refusal(field: str, message: str) -> InvalidJob:
 
 
 def read(data: bytes) -> Decoded:
-    """What the child does. Raises Refused."""
+    """Decode a photo or a latent in this process, as the child does. Raises Refused."""
     readers: dict[bytes, Callable[[bytes], np.ndarray]] = {b"PK\x03\x04": read_npz, b"\x93NUM": read_npy}
     if reader := readers.get(data[:4]):
-        return latent(reader(data))
+        return decode_latent(reader(data))
     if data[8:10] == b'{"':
-        return latent(read_safetensors(data))
+        return decode_latent(read_safetensors(data))
     return as_png("image", read_picture(data))
 
 
 def read_mask(data: bytes) -> Decoded:
-    """What the child does with a mask. Raises Refused."""
+    """Decode a movable mask in this process, as the child does. Raises Refused."""
     picture = open_picture(data, ("PNG",))
     colors = picture if picture.mode.startswith("I") else picture.convert("RGB")
     moving = np.asarray(colors).reshape(picture.height, picture.width, -1).any(axis=2)
@@ -156,16 +171,16 @@ def as_png(kind: Literal["image", "mask"], picture: Image.Image) -> Decoded:
 
 
 def read_picture(data: bytes) -> Image.Image:
-    """Upright, in sRGB, without alpha (white shows where it was clear)."""
+    """Return the picture upright, in sRGB and without alpha (white shows where it was clear). Raises Refused."""
     picture = open_picture(data, FORMATS)
     try:
-        return flattened(in_srgb(ImageOps.exif_transpose(picture)))
+        return flatten(to_srgb(ImageOps.exif_transpose(picture)))
     except (OSError, SyntaxError, ValueError) as error:
         raise Refused("has metadata that cannot be read") from error
 
 
 def open_picture(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """Decoded once its size is known to be within the limit."""
+    """Decode a picture once its size is known to be within the limit. Raises Refused."""
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -179,8 +194,8 @@ def open_picture(data: bytes, formats: tuple[str, ...]) -> Image.Image:
         raise Refused(f"is not a picture that can be read; known formats: {', '.join(formats)}") from error
 
 
-def in_srgb(image: Image.Image) -> Image.Image:
-    """Converted from the colors of its ICC profile, where it has one that can be read."""
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Convert the colors by the picture's ICC profile, if it has one that can be read."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits a channel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -195,14 +210,14 @@ def in_srgb(image: Image.Image) -> Image.Image:
         converted = ImageCms.profileToProfile(colors, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
         return image
-    if converted is None:  # says the type; only in-place conversions return nothing
+    if converted is None:  # only in-place conversions return None, but the type says it may be
         return image
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
 
 
-def flattened(image: Image.Image) -> Image.Image:
+def flatten(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -240,8 +255,8 @@ def read_safetensors(data: bytes) -> np.ndarray:
     return np.frombuffer(w["data"], dtype=NUMBERS[w["dtype"]]).reshape(w["shape"])
 
 
-def latent(array: np.ndarray) -> Decoded:
-    """w [D], [L, D] or [1, L, D], as float32 [1, L, D]."""
+def decode_latent(array: np.ndarray) -> Decoded:
+    """Return w of shape [D], [L, D] or [1, L, D] as float32 [1, L, D]. Raises Refused."""
     if array.dtype.kind != "f" or not 1 <= array.ndim <= 3 or array.size > MAX_LATENT_NUMBERS or not array.size:
         raise Refused(f"w must be floating-point numbers, one row or one for each layer, at most {MAX_LATENT_NUMBERS} in all")
     rows = array.reshape(1, -1, array.shape[-1]).astype(np.float32)
@@ -255,7 +270,7 @@ def latent(array: np.ndarray) -> Decoded:
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    Image.MAX_IMAGE_PIXELS = None  # ours is checked before anything is decoded
+    Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked before anything is decoded
     try:
         data = sys.stdin.buffer.read()
         decoded = read_mask(data) if sys.argv[1:] == ["mask"] else read(data)

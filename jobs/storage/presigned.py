@@ -1,4 +1,4 @@
-"""Large uploads: their bytes go from the client straight to the store, and are kept once they are what was announced."""
+"""Presigned uploads: large files that clients announce, send straight to the store, and then complete."""
 
 import base64
 import hashlib
@@ -15,13 +15,13 @@ from jobs.storage.objects import Storage, raw_key
 from jobs.tables import PresignedUpload
 
 MAX_BYTES = 200 * 10**6
-SLACK = timedelta(hours=1)  # an id outlives its link: bytes may still be on their way, or an answer may have got lost
+GRACE = timedelta(hours=1)  # an id outlives its link: bytes may still be on their way, or an answer may have got lost
 
 
 def announce(
     session: Session, tenant: str, sha256: str, size_bytes: int, kind: str | None, lifetime: timedelta
 ) -> PresignedUpload:
-    """Note what a client is going to send; its link lives that long."""
+    """Store a row for a file that a client is going to send; its link expires after the lifetime."""
     row = PresignedUpload(id=uuid4(), tenant=tenant, sha256=sha256, size_bytes=size_bytes, kind=kind)
     row.expires_at = func.now() + lifetime
     session.add(row)
@@ -31,8 +31,8 @@ def announce(
 
 
 def get(session: Session, tenant: str, presigned_id: UUID) -> PresignedUpload:
-    """Raises UploadNotFound, also for those of others and those past their time."""
-    known = (PresignedUpload.tenant == tenant, PresignedUpload.expires_at > func.now() - SLACK)
+    """Return a presigned upload. Raises UploadNotFound, also for those of other tenants and those past their time."""
+    known = (PresignedUpload.tenant == tenant, PresignedUpload.expires_at > func.now() - GRACE)
     row = session.scalar(select(PresignedUpload).where(PresignedUpload.id == presigned_id, *known))
     if row is None:
         raise UploadNotFound(f"there is no presigned upload {presigned_id}")
@@ -40,15 +40,17 @@ def get(session: Session, tenant: str, presigned_id: UUID) -> PresignedUpload:
 
 
 def headers(announced: PresignedUpload) -> dict[str, str]:
-    """What the client has to send along; they are signed, so the link is good for these bytes."""
+    """Return the headers that the client must send; they are signed, so the link is good for these bytes alone."""
     digest = base64.b64encode(bytes.fromhex(announced.sha256)).decode()
     return {"Content-Length": str(announced.size_bytes), "x-amz-checksum-sha256": digest}
 
 
 def read(announced: PresignedUpload, storage: Storage) -> Decoded:
-    """What the client has sent.
+    """Decode the file that the client has sent.
 
-    Raises NotUploaded, DecoderBusy, StorageUnavailable; InvalidJob, after which the store has it no more.
+    Raises:
+        NotUploaded, DecoderBusy, StorageUnavailable.
+        InvalidJob: it is not what was announced, or nothing that can be uploaded; the store has deleted it.
     """
     key = raw_key(announced.tenant, announced.id)
     try:
@@ -68,7 +70,7 @@ def check_size(announced: PresignedUpload, storage: Storage) -> None:
 
 
 def chunks(announced: PresignedUpload, storage: Storage) -> Iterator[bytes]:
-    """The file in parts, never more than was announced. Raises InvalidJob after the last when it is another file."""
+    """Yield the file in parts, never more than was announced. Raises InvalidJob after the last one if it is another file."""
     digest = hashlib.sha256()
     for chunk in storage.stream(raw_key(announced.tenant, announced.id), length=announced.size_bytes):
         digest.update(chunk)
@@ -77,18 +79,18 @@ def chunks(announced: PresignedUpload, storage: Storage) -> Iterator[bytes]:
         raise refusal("sha256", f"must be the file's: announced was {announced.sha256}, uploaded {digest.hexdigest()}")
 
 
-def note_kept(session: Session, announced: PresignedUpload, upload: str) -> None:
-    """Say which upload it has become: the raw bytes are needed no more."""
+def set_upload(session: Session, announced: PresignedUpload, upload: str) -> None:
+    """Record which upload the file has become; its raw bytes are needed no more."""
     session.execute(update(PresignedUpload).where(PresignedUpload.id == announced.id).values(upload=upload))
 
 
 def past(session: Session, limit: int) -> list[PresignedUpload]:
-    """Those whose time is over, the oldest first."""
-    over = PresignedUpload.expires_at < func.now() - SLACK
+    """Return presigned uploads whose time is over, the oldest first."""
+    over = PresignedUpload.expires_at < func.now() - GRACE
     return list(session.scalars(select(PresignedUpload).where(over).order_by(PresignedUpload.expires_at).limit(limit)))
 
 
 def forget(session: Session, announced: PresignedUpload, storage: Storage) -> None:
-    """Remove row and raw bytes, also those sent again after it was kept. Raises StorageUnavailable."""
+    """Delete the row and the raw bytes, also bytes sent again after completion. Raises StorageUnavailable."""
     storage.remove([raw_key(announced.tenant, announced.id)])
     session.execute(delete(PresignedUpload).where(PresignedUpload.id == announced.id))

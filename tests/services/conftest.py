@@ -108,9 +108,9 @@ def client(settings, queue, api_key) -> Iterator[TestClient]:
 
 
 @contextmanager
-def api_client(settings, key, **options) -> Iterator[TestClient]:
+def api_client(settings, key, app=None, **options) -> Iterator[TestClient]:
     """The API in this process."""
-    app = create_app(settings)
+    app = app or create_app(settings)
     with TestClient(app, follow_redirects=False, headers={"Authorization": f"Bearer {key}"}, **options) as client:
         yield client
     app.state.sessions.kw["bind"].dispose()

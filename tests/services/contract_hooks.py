@@ -1,4 +1,4 @@
-"""What schemathesis cannot know: how JSONL is written, and which models there are."""
+"""Hooks of schemathesis: how JSONL is written, and which models there are."""
 
 import schemathesis
 
@@ -12,7 +12,7 @@ def as_text(context, value):
 
 @schemathesis.hook
 def map_body(context, body):
-    """Half of the jobs name a model that there is, and a source that it has; the rest of them stays as it was made up."""
+    """Let half of the generated jobs name an existing model and a source that it has; their other fields stay as generated."""
     if context.operation.path not in ("/v1/jobs", "/v1/jobs:validate", "/v1/jobs/{job_id}") or not isinstance(body, dict):
         return body
     if "source" not in body or len(str(body)) % 2:

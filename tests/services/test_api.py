@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
+from api.dependencies import manifest_file
 from jobs.tables import Job
 from tests.services.conftest import api_client
 from tests.services.jobs import DOCUMENT, add_job
@@ -156,9 +157,9 @@ def test_a_body_that_is_no_json_object_is_refused_as_such(client, path, body):
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameters")
 
 
-def test_a_defect_of_ours_is_a_problem_document_too(settings, monkeypatch, api_key):
+def test_a_defect_of_the_service_is_a_problem_document_too(settings, api_key):
     with api_client(settings, api_key, raise_server_exceptions=False) as client:
-        client.app.state.checkpoints = None
+        client.app.dependency_overrides[manifest_file] = lambda: None
         answer = client.post("/v1/jobs", json=DOCUMENT)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
 

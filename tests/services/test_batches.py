@@ -90,10 +90,9 @@ def test_a_batch_without_a_line_is_refused(client, sessions, body):
     assert (post(client, body).json()["code"], count(sessions, Batch)) == ("invalid_job", 0)
 
 
-def test_a_batch_over_the_limit_is_refused_whole(client, sessions, monkeypatch):
-    monkeypatch.setattr(batches, "MAX_LINES", 3)
-    answer = post(client, jsonl(*(line(str(k)) for k in range(4))))
-    assert "may have 3 lines" in answer.json()["detail"]
+def test_a_batch_over_the_limit_is_refused_whole(client, sessions):
+    answer = post(client, jsonl(line("a")) + b"0\n" * batches.MAX_LINES)
+    assert f"may have {batches.MAX_LINES} lines" in answer.json()["detail"]
     assert [count(sessions, table) for table in (Batch, Job, Refusal)] == [0, 0, 0]
 
 

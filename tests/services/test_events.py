@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import httpx2
@@ -18,6 +19,7 @@ from jobs.queue.repository import JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.tables import Event as EventRow
 from jobs.tables import Tenant
+from tests.services.conftest import api_client, make_key
 from tests.services.jobs import DOCUMENT, SLOW, add_job
 from tests.services.test_claims import take
 from tests.services.test_photos import photo
@@ -87,18 +89,17 @@ def test_what_was_missed_is_told_by_another_process(serve, api_key, sessions, ru
 
 def test_a_client_whose_stream_breaks_goes_on_by_itself(serve, api_key, runner):
     child, url = serve()
-    told = []
     with Client(url, api_key) as client:
         job = client.submit(DOCUMENT)
-        follower = threading.Thread(target=lambda: told.extend(client.events(job.id)))
-        follower.start()
-        time.sleep(0.5)
+        stream = client.events(job.id)
+        assert next(stream).state == "queued"  # it is open
         child.process.kill()
         child.process.wait()
-        serve()
-        runner.run_next()
-        follower.join(LIMIT_S)
-    assert types(told)[-1] == EventType.SUCCEEDED
+        with ThreadPoolExecutor(1) as pool:
+            rest = pool.submit(list, stream)
+            serve()
+            runner.run_next()
+            assert types(rest.result(LIMIT_S)) == [EventType.RUNNING, EventType.SUCCEEDED]
 
 
 def test_streams_of_a_key_are_limited_and_freed(serve, api_key, sessions):
@@ -124,8 +125,6 @@ def test_streams_of_a_key_are_limited_and_freed(serve, api_key, sessions):
 
 
 def test_a_job_of_another_tenant_has_no_stream(serve, sessions):
-    from tests.services.conftest import make_key
-
     job_id = add_job(sessions)
     _, url = serve()
     with Client(url, make_key(sessions, "other")) as client, pytest.raises(RequestRefused) as refused:
@@ -221,7 +220,7 @@ def test_a_queued_job_knows_its_place_and_when_it_is_likely_to_start(client, ses
 def test_a_job_can_be_checked_without_being_queued(client, sessions, runner, queue):
     verdict = client.post("/v1/jobs:validate", json=DOCUMENT)
     assert (verdict.status_code, verdict.json()["iterations"], verdict.json()["runs_for_s"]) == (200, 10, None)
-    assert client.get("/v1/jobs").json()["jobs"] == []
+    assert (client.get("/v1/jobs").json()["jobs"], queue.length("default")) == ([], 0)
     refused = client.post("/v1/jobs:validate", json=DOCUMENT | {"model": "unknown"})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "model")
     add_job(sessions)
@@ -250,8 +249,6 @@ def test_a_job_put_again_is_shown_when_what_it_was_made_from_is_gone(client, ses
 
 
 def test_an_id_that_another_tenant_took_is_taken_and_no_more_is_told(client, sessions, settings):
-    from tests.services.conftest import api_client, make_key
-
     foreign = add_job(sessions, tenant="other")
     answer = client.put(f"/v1/jobs/{foreign}", json=DOCUMENT)
     assert (answer.status_code, answer.json()["code"]) == (409, "id_taken")

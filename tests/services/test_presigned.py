@@ -12,6 +12,7 @@ from dragqueue_client import AsyncClient, Client, RequestRefused, calls
 from PIL import Image
 from sqlalchemy import func, update
 
+from api import dependencies
 from embedded.servers import free_port, speaks_http
 from embedded.service import start_part
 from jobs.storage import presigned
@@ -71,17 +72,30 @@ def test_asked_again_it_is_the_same_upload_and_the_file_as_it_was_sent_is_gone(c
     assert problem(complete(client, link)) == (404, "upload_not_found", [])
 
 
-def test_a_request_that_another_overtakes_gets_the_same_answer(client, monkeypatch):
-    link = announce(client, photo())
+class OvertakenStorage:
+    """A store that is held up by another request when the size of an object is asked for."""
+
+    def __init__(self, storage, overtake):
+        self.storage = storage
+        self.overtake = overtake
+
+    def size(self, key):
+        self.overtake()
+        return self.storage.size(key)
+
+    def __getattr__(self, name):
+        return getattr(self.storage, name)
+
+
+def test_a_request_that_another_overtakes_gets_the_same_answer(client, storage):
+    link, answers = announce(client, photo()), []
     send(link, photo())
-    read, answers = presigned.read, []
 
-    def late(announced, storage):
-        monkeypatch.setattr(presigned, "read", read)
+    def overtake():
+        client.app.dependency_overrides.clear()
         answers.append(complete(client, link).json())
-        return read(announced, storage)
 
-    monkeypatch.setattr(presigned, "read", late)
+    client.app.dependency_overrides[dependencies.storage] = lambda: OvertakenStorage(storage, overtake)
     assert [complete(client, link).json()] == answers
 
 
@@ -156,26 +170,32 @@ def test_announced_files_count_against_the_quotas(client, sessions, quota, enoug
     assert complete(client, link).status_code == 201
 
 
-def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_key, storage):
+@pytest.fixture(scope="module")
+def large_photo():
+    """A PNG that the client does not send to the API."""
     out = io.BytesIO()
     noise = np.random.RandomState(0).randint(0, 256, (3400, 3300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(out, format="PNG", compress_level=1)
-    data = out.getvalue()
+    assert len(out.getvalue()) > calls.MAX_DIRECT_UPLOAD_BYTES
+    return out.getvalue()
+
+
+def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_key, storage, large_photo):
     before = set(storage.keys("t/default/p/"))
-    assert len(data) > calls.MAX_DIRECT_UPLOAD_BYTES
     with Client(service, api_key) as client:
-        upload = client.upload(data)
+        upload = client.upload(large_photo)
     assert (upload.kind, upload.width, upload.height) == ("image", 3300, 3400)
     assert set(storage.keys("t/default/p/")) == before
 
 
-def test_so_does_the_client_for_asyncio(service, api_key, monkeypatch):
-    monkeypatch.setattr(calls, "MAX_DIRECT_UPLOAD_BYTES", 0)
+def test_so_does_the_client_for_asyncio(service, api_key, storage, large_photo):
+    before = set(storage.keys("t/default/p/"))
 
     async def upload():
         async with AsyncClient(service, api_key) as client:
-            with pytest.raises(RequestRefused, match="is not a picture"):
-                await client.upload(b"hello")
-            return await client.upload(photo(), kind="mask")
+            with pytest.raises(RequestRefused, match="file: is not a picture"):  # the API itself would name the body
+                await client.upload(bytes(calls.MAX_DIRECT_UPLOAD_BYTES + 1))
+            return await client.upload(large_photo, kind="mask")
 
     assert asyncio.run(upload()).kind == "mask"
+    assert set(storage.keys("t/default/p/")) == before

@@ -1,22 +1,27 @@
-"""Submitting again, looking again, doing again, deleting."""
+"""Repeated submissions, conditional and waiting reads, retries, and deletions."""
 
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 
+from jobs.errors import KeyInUse
 from jobs.queue import idempotency
 from jobs.queue.repository import JobRepository
 from jobs.storage.objects import job_prefix
 from jobs.tables import Artifact, IdempotencyKey, Job
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.test_photos import photo
+from tests.services.watching import wait_until, wait_until_blocked
 from worker.execution.runner import Runner
+
+AT_ONCE = 12  # submissions; the API opens up to 15 connections
+WITHIN_S = 30  # of a request that would wait for 60 s if it missed the change
 
 
 @pytest.fixture
@@ -70,12 +75,25 @@ def test_keys_are_short_and_printable(client, key):
 
 
 def test_of_many_submissions_with_one_key_at_once_one_makes_a_job(client, sessions):
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: post(client, "all at once"), range(100)))
+    """All of them wait for a transaction that holds the key, and is rolled back; then they race."""
+    with ThreadPoolExecutor(AT_ONCE) as pool, sessions() as holder:
+        idempotency.begin(holder, "default", "all at once", "a request that fails")
+        submissions = [pool.submit(post, client, "all at once") for _ in range(AT_ONCE)]
+        wait_until_blocked(sessions, AT_ONCE)
+        holder.rollback()
+        answers = [submission.result() for submission in submissions]
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
     assert count(sessions, Job) == 1
+
+
+def test_a_key_that_another_request_holds_for_long_is_in_use(sessions):
+    with sessions() as holder, sessions() as waiter:
+        idempotency.begin(holder, "default", "slow", "a request that takes long")
+        waiter.execute(text("SET LOCAL lock_timeout = 100"))
+        with pytest.raises(KeyInUse, match="a request with the key slow is still being answered"):
+            idempotency.begin(waiter, "default", "slow", "a request that takes long")
 
 
 def test_keys_are_kept_for_a_day(client, sessions):
@@ -101,38 +119,39 @@ def test_a_job_that_has_not_changed_is_not_sent_again(client, sessions, runner):
     assert (changed.status_code, changed.json()["state"]) == (200, "succeeded")
 
 
-def waiting(client, job_id, **headers):
-    """The answer to a request that prefers to wait, once it has begun to."""
-    answers = []
-    thread = threading.Thread(
-        target=lambda: answers.append(client.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=30"} | headers))
-    )
-    thread.start()
-    time.sleep(0.3)
-    assert answers == []
-    return thread, answers
+@contextmanager
+def waiting_request(client, job_id, **headers):
+    """A request that has begun to wait for the job; the future of its answer."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.get, f"/v1/jobs/{job_id}", headers={"Prefer": "wait=60"} | headers)
+        wait_until(lambda: job_id in client.app.state.change_notifier.waiters, "waiting request")
+        assert not answer.done()
+        yield answer
 
 
 def test_who_prefers_to_wait_hears_when_the_job_has_ended(client, sessions, runner):
     job_id = add_job(sessions)
-    thread, answers = waiting(client, job_id)
-    runner.run_next()
-    thread.join()
-    assert (answers[0].json()["state"], answers[0].headers["preference-applied"]) == ("succeeded", "wait=30")
+    with waiting_request(client, job_id) as request:
+        runner.run_next()
+        answer = request.result(WITHIN_S)
+    assert (answer.json()["state"], answer.headers["preference-applied"]) == ("succeeded", "wait=60")
 
 
 def test_who_has_seen_the_job_and_prefers_to_wait_hears_of_any_change(client, sessions):
     job_id = add_job(sessions)
-    thread, answers = waiting(client, job_id, **{"If-None-Match": client.get(f"/v1/jobs/{job_id}").headers["etag"]})
-    client.post(f"/v1/jobs/{job_id}/stop")
-    thread.join()
-    assert (answers[0].json()["state"], answers[0].json()["stop_requested"]) == ("queued", True)
+    seen = {"If-None-Match": client.get(f"/v1/jobs/{job_id}").headers["etag"]}
+    with waiting_request(client, job_id, **seen) as request:
+        client.post(f"/v1/jobs/{job_id}/stop")
+        answer = request.result(WITHIN_S)
+    assert (answer.json()["state"], answer.json()["stop_requested"]) == ("queued", True)
 
 
 def test_a_wait_ends(client, sessions):
     job_id = add_job(sessions)
     seen = {"If-None-Match": client.get(f"/v1/jobs/{job_id}").headers["etag"], "Prefer": "respond-async, wait=1"}
-    assert client.get(f"/v1/jobs/{job_id}", headers=seen).status_code == 304
+    began = time.monotonic()
+    answer = client.get(f"/v1/jobs/{job_id}", headers=seen)
+    assert (answer.status_code, time.monotonic() - began >= 1) == (304, True)
     assert client.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=soon"}).status_code == 200
 
 
@@ -173,7 +192,7 @@ def test_what_is_just_being_deleted_cannot_be_gone_on_from(client, sessions, run
         with sessions.begin() as deleting:
             JobRepository(deleting).get("default", UUID(parent), lock=True)
             child = pool.submit(post, client, "child", {"model": "tiny", "source": {"job": parent}})
-            time.sleep(0.3)
+            wait_until_blocked(sessions)
             deleting.execute(delete(Job).where(Job.id == UUID(parent)))
         assert (child.result().status_code, child.result().json()["code"]) == (404, "job_not_found")
 

@@ -1,4 +1,5 @@
 import io
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 
 from jobs.errors import InvalidJob
 from jobs.models.manifest import ModelDefaults, ModelManifest
-from jobs.spec.validation import check_submission
+from jobs.spec.validation import check_submission, parse_json, parse_spec, validate_document
 from jobs.storage.decoding import read_mask
 from tests.manifests import TINY
 
@@ -163,3 +164,48 @@ def test_a_crop_of_no_known_form_is_named_as_the_request_names_it(crop):
 @pytest.mark.parametrize("document", [None, 3, [], "text"])
 def test_a_document_that_is_no_object_is_refused(document):
     assert list(problems_of(document)) == ["job"]
+
+
+TEXT = '{"model": "tiny", "source": {"seed": 1}, "points": [{"handle": [5, 6], "target": [15, 6]}]%s}'
+
+
+def parsed(parse, text):
+    try:
+        return parse(text)
+    except InvalidJob as error:
+        return error.problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT % "",
+        TEXT % ', "model": "other"',
+        TEXT % ', "model": 3',
+        TEXT % ', "more": 1, "more": 2',
+        TEXT % ', "metadata": {"a": 1, "b": 2, "a": 3}',
+        TEXT % ', "metadata": {"a": NaN}',
+        TEXT % ', "run_timeout_s": NaN',
+        TEXT % ', "run_timeout_s": 1e999',
+        TEXT % ', "drag": {"latent_weight": -0}',
+        TEXT % f', "metadata": {{"a": {"9" * 400}}}',
+        TEXT % f', "metadata": {{"a": {"9" * 5000}}}',
+        TEXT % ', "metadata": {"a": "\\ud800"}',
+        TEXT % ', "\\ud800": 1',
+        TEXT % f', "metadata": {{"a": {"[" * 250}{"]" * 250}}}',
+        "[" * 100_000,
+        "{",
+        "",
+        "{'model': 1}",
+        "null",
+        "NaN",
+    ],
+)
+def test_text_is_parsed_as_python_would_parse_it(text):
+    """The text goes to pydantic as it is; what that means must be what `json.loads` says."""
+    assert parsed(parse_spec, text.encode()) == parsed(lambda text: validate_document(parse_json(text)), text.encode())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_text_may_be_encoded_as_json_allows(encoding):
+    assert parse_spec((TEXT % "").encode(encoding)) == validate_document(json.loads(TEXT % ""))

@@ -161,14 +161,13 @@ def test_a_file_larger_than_the_childs_memory_is_refused():
         decode_stream((bytes(MEMORY_BYTES // 64) for _ in range(80)), None, "file")
 
 
-def test_more_pictures_than_there_are_cores_wait_their_turn(monkeypatch):
-    monkeypatch.setattr("jobs.storage.decoding.TURN_S", 0.01)
+def test_more_pictures_than_there_are_cores_wait_their_turn():
     taken = 0
     while CHILDREN.acquire(blocking=False):
         taken += 1
     try:
         with pytest.raises(DecoderBusy, match=r"no turn within 0\.01 s"):
-            decode(encoded(PICTURE, "PNG"), "image")
+            decode(encoded(PICTURE, "PNG"), "image", wait_s=0.01)
     finally:
         CHILDREN.release(taken)
     assert decode(encoded(PICTURE, "PNG"), "image").width == 30

@@ -1,0 +1,108 @@
+"""Reading a posted job from the request and decoding its files.
+
+A job comes as JSON, or as multipart with the parts job (JSON), image (a photo) and movable (PNG).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from pydantic import JsonValue
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from jobs.errors import InvalidJob, Problem
+from jobs.models.manifest import ModelManifest
+from jobs.spec.job_spec import JobSpec, Movable
+from jobs.spec.validation import parse_json, parse_spec, validate_document
+from jobs.storage.decoding import Decoded, decode, decode_mask
+
+PARTS = ("job", "image", "movable")
+
+
+@dataclass(frozen=True)
+class PostedJob:
+    """The bytes of a posted job and of the files beside it."""
+
+    job_json: bytes
+    image: bytes | None = None
+    movable_png: bytes | None = None
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of everything posted, whatever the order of the JSON's keys. Raises InvalidJob."""
+        document = json.dumps(parse_json(self.job_json), sort_keys=True).encode()
+        parts = [hashlib.sha256(part or b"").hexdigest() for part in (document, self.image, self.movable_png)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ParsedJob:
+    """A posted job whose JSON is validated and whose files are decoded."""
+
+    spec: JobSpec
+    photo: Decoded | None = None
+    mask: Decoded | None = None
+
+    @property
+    def files(self) -> list[Decoded]:
+        """Return the files that came along."""
+        return [file for file in (self.photo, self.mask) if file is not None]
+
+    def resolved_spec(self, manifest: ModelManifest) -> JobSpec:
+        """Return the spec as it would be stored, whether the job can run or not. Raises InvalidJob."""
+        spec = self.spec
+        if self.mask is not None:
+            spec = spec.model_copy(update={"movable": Movable(upload=self.mask.sha256)})
+        return spec.resolved(manifest.get(spec.model))
+
+
+def parse_posted_job(posted: PostedJob) -> ParsedJob:
+    """Parse the JSON and decode the files of a posted job. Raises InvalidJob, DecoderBusy."""
+    if posted.image is None and posted.movable_png is None:
+        return ParsedJob(parse_spec(posted.job_json))
+    document = parse_json(posted.job_json)
+    photo = None if posted.image is None else decode(posted.image, "image")
+    mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
+    if photo is not None:
+        document = set_source_upload(document, photo.sha256)
+    return ParsedJob(validate_document(document), photo, mask)
+
+
+def set_source_upload(document: JsonValue, sha256: str) -> JsonValue:
+    """Return the job's document with its part image as source.upload; source.crop stays. Raises InvalidJob."""
+    if not isinstance(document, dict):
+        return document  # validation refuses it
+    source = document.get("source") or {}
+    if not isinstance(source, dict) or source.keys() - {"crop"}:
+        message = "with the part image it may hold crop and nothing else"
+        raise InvalidJob([Problem(field="source", message=message)])
+    return document | {"source": source | {"upload": sha256}}
+
+
+async def read_posted_job(request: Request) -> PostedJob:
+    """Read a posted job from the body. Raises InvalidJob when the body is neither JSON nor the multipart form."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return PostedJob(await request.body())
+    try:
+        async with request.form(max_files=len(PARTS), max_fields=len(PARTS)) as form:
+            named = [(name, await read_part(part)) for name, part in form.multi_items()]
+    except HTTPException as error:  # how starlette reports a malformed form
+        raise InvalidJob([Problem(field="body", message=str(error.detail))]) from error
+    parts = dict(named)
+    for name in parts:
+        if name not in PARTS:
+            raise InvalidJob([Problem(field=name[:100], message=f"unknown part; known parts: {', '.join(PARTS)}")])
+    if len(parts) < len(named):
+        raise InvalidJob([Problem(field="body", message="a part is there twice")])
+    if "job" not in parts:
+        raise InvalidJob([Problem(field="job", message="the part job with the JSON is missing")])
+    return PostedJob(parts["job"], parts.get("image"), parts.get("movable"))
+
+
+async def read_part(part: UploadFile | str) -> bytes:
+    return part.encode() if isinstance(part, str) else await part.read()
+
+
+PostedJobDep = Annotated[PostedJob, Depends(read_posted_job)]

@@ -1,0 +1,44 @@
+"""The uploads, jobs and webhooks of a tenant that its submissions may refer to."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from uuid import UUID
+
+from api.dependencies import UnitOfWork
+from jobs.storage.decoding import Decoded
+from jobs.storage.objects import Storage, upload_key
+from jobs.storage.uploads import row_of
+from jobs.tables import Job, Upload
+from jobs.webhooks import subscriptions as webhooks
+
+
+@dataclass(frozen=True)
+class TenantInputs:
+    """What a tenant's submission may refer to. What it uses stays locked until the transaction ends."""
+
+    tenant: str
+    unit_of_work: UnitOfWork
+    storage: Storage
+    posted_photo: Decoded | None = None  # came with the job and is not stored yet
+
+    def get_upload(self, sha256: str) -> Upload:
+        """Return an upload. Raises UploadNotFound."""
+        if self.posted_photo is not None and sha256 == self.posted_photo.sha256:
+            return Upload(**row_of(self.tenant, self.posted_photo))
+        return self.unit_of_work.uploads.use(self.tenant, sha256)
+
+    def read_upload(self, sha256: str) -> bytes:
+        """Return an upload's bytes. Raises ObjectMissing, StorageUnavailable."""
+        return self.storage.get(upload_key(self.tenant, sha256))
+
+    def get_job(self, job_id: UUID) -> Job:
+        """Return an earlier job, and lock the photo that its chain began with. Raises JobNotFound, UploadNotFound."""
+        job = self.unit_of_work.jobs.get_for_share(self.tenant, job_id)
+        photo = self.unit_of_work.jobs.photo_of(job)
+        if photo is not None:
+            self.get_upload(photo)
+        return job
+
+    def known_webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
+        """Return those of the ids that are webhooks of the tenant."""
+        return webhooks.known(self.unit_of_work.session, self.tenant, ids)

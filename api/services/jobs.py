@@ -1,0 +1,127 @@
+"""Submitting jobs: checking a posted job, queueing it, and doing an ended one again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID, uuid4
+
+from fastapi import Depends
+
+from api.auth import Submitter
+from api.dependencies import ManifestFileDep, QueueQuotaDep, StorageDep, UnitOfWork, UnitOfWorkDep
+from api.posted_jobs import ParsedJob, PostedJob, parse_posted_job
+from api.schemas.jobs import JobView, Verdict
+from api.services.accepted import Accepted
+from api.services.inputs import TenantInputs
+from api.services.uploads import UploadService, UploadServiceDep
+from jobs.errors import IdTaken, JobActive
+from jobs.models.manifest import ManifestFile
+from jobs.queue import idempotency
+from jobs.queue.estimates import place, run_time
+from jobs.spec.job_spec import JobSpec
+from jobs.spec.validation import Submission, check_spec, check_submission, parse_json
+from jobs.states import JobState
+from jobs.storage.decoding import Decoded
+from jobs.storage.objects import Storage
+from jobs.tables import Job
+from jobs.tenants.quotas import QueueQuota
+
+
+@dataclass(frozen=True)
+class JobService:
+    """The submissions of one tenant in one request."""
+
+    tenant: str
+    unit_of_work: UnitOfWork
+    storage: Storage
+    manifest_file: ManifestFile  # read in a route's thread: its disk may be slow
+    queue_quota: QueueQuota
+    uploads: UploadService
+
+    def submit(self, posted: PostedJob, idempotency_key: str | None) -> Accepted:
+        """Queue a posted job, unless its idempotency key was seen before.
+
+        Raises:
+            InvalidJob, DecoderBusy, KeyReused, KeyInUse, QuotaExceeded, StorageUnavailable.
+            UploadNotFound, JobNotFound, ParentUnusable: an input is missing, or cannot be built on.
+        """
+        session = self.unit_of_work.session
+        fingerprint = "" if idempotency_key is None else posted.fingerprint()
+        earlier = idempotency.begin(session, self.tenant, idempotency_key, fingerprint)
+        if earlier is not None:
+            return Accepted(earlier, replayed=True)
+        parsed = parse_posted_job(posted)
+        job = self.enqueue(uuid4(), self.check(parsed), parsed.files)
+        answer = JobView.of(job).model_dump(mode="json")
+        idempotency.remember(session, self.tenant, idempotency_key, answer)
+        return Accepted(answer)
+
+    def submit_with_id(self, posted: PostedJob, job_id: UUID) -> Job:
+        """Queue a posted job under the client's id, or return the same job queued before.
+
+        Raises:
+            IdTaken: the id is another job's; and what `submit` raises.
+        """
+        if self.unit_of_work.jobs.take_id(job_id):
+            parsed = parse_posted_job(posted)
+            return self.enqueue(job_id, self.check(parsed), parsed.files)
+        parse_json(posted.job_json)  # a body that is no JSON is reported before the conflict
+        job = self.unit_of_work.jobs.find(self.tenant, job_id)
+        manifest = self.manifest_file.current()
+        if job is None or JobSpec.model_validate(job.spec) != parse_posted_job(posted).resolved_spec(manifest):
+            raise IdTaken(f"the id {job_id} is another job's: choose a new one")
+        return job
+
+    def retry(self, job_id: UUID, idempotency_key: str | None) -> Accepted:
+        """Queue the edit of an ended job as a new job, unless the idempotency key was seen before.
+
+        Raises:
+            JobNotFound, JobActive; and what `submit` raises.
+        """
+        session = self.unit_of_work.session
+        earlier = idempotency.begin(session, self.tenant, idempotency_key, f"retry {job_id}")
+        if earlier is not None:
+            return Accepted(earlier, replayed=True)
+        ended = self.unit_of_work.jobs.get(self.tenant, job_id)
+        if not JobState(ended.state).terminal:
+            raise JobActive(f"job {job_id} is {ended.state}: it may still succeed")
+        inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage)
+        webhooks = inputs.known_webhooks([UUID(webhook) for webhook in ended.spec.get("webhooks", [])])  # others were deleted
+        document = ended.spec | {"start_before": None, "webhooks": [str(webhook) for webhook in webhooks]}
+        job = self.enqueue(uuid4(), check_submission(document, self.manifest_file.current(), inputs=inputs))
+        answer = JobView.of(job).model_dump(mode="json")
+        idempotency.remember(session, self.tenant, idempotency_key, answer)
+        return Accepted(answer)
+
+    def validate(self, posted: PostedJob) -> Verdict:
+        """Check a posted job as `submit` would, and estimate when it would run."""
+        session = self.unit_of_work.session
+        submission = self.check(parse_posted_job(posted))
+        self.queue_quota.count(session, self.tenant, more=1)
+        spec = submission.spec
+        job = Job(tenant=self.tenant, pool=submission.pool, model=spec.model, priority=spec.priority)
+        return Verdict.of(spec, run_time(session, spec.model), place(session, job).starts_in_s)
+
+    def check(self, parsed: ParsedJob) -> Submission:
+        """Check that a parsed job can run; nothing is stored yet."""
+        inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage, parsed.photo)
+        return check_spec(parsed.spec, self.manifest_file.current(), parsed.mask, inputs)
+
+    def enqueue(self, job_id: UUID, submission: Submission, files: Sequence[Decoded] = ()) -> Job:
+        """Store a job that passed its checks, with the files that came along. Raises QuotaExceeded, StorageUnavailable."""
+        self.queue_quota.take(self.unit_of_work.session, self.tenant)
+        for file in files:
+            self.uploads.keep(file)
+        job = self.unit_of_work.jobs.add(job_id, self.tenant, submission)
+        self.unit_of_work.pools_to_wake.append(job.pool)
+        return job
+
+
+async def job_service(
+    principal: Submitter, unit_of_work: UnitOfWorkDep, storage: StorageDep, manifest_file: ManifestFileDep,
+    queue_quota: QueueQuotaDep, uploads: UploadServiceDep,
+) -> JobService:  # fmt: skip
+    return JobService(principal.tenant, unit_of_work, storage, manifest_file, queue_quota, uploads)
+
+
+JobServiceDep = Annotated[JobService, Depends(job_service)]

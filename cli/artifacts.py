@@ -24,6 +24,6 @@ class ArtifactFolder:
     def write(self, name: str, data: bytes) -> Path:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as part:
+        with atomic_write(target, durable=False) as part:  # an edit can be made again
             part.write_bytes(data)
         return target

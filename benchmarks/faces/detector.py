@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.faces.parts import LANDMARKS
-from engine.networks.encoder import Block
+from engine.networks.encoder import ResidualBlock
 
 WIDTHS = (32, 64, 96, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the picture's size
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
@@ -25,11 +25,11 @@ class LandmarkDetector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = Block(3, WIDTHS[0], stride=2)
+        self.stem = ResidualBlock(3, WIDTHS[0], stride=2)
         pairs = list(pairwise(WIDTHS))
-        self.down = nn.ModuleList(Block(fine, coarse, stride=2) for fine, coarse in pairs)
+        self.down = nn.ModuleList(ResidualBlock(fine, coarse, stride=2) for fine, coarse in pairs)
         self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairs)
-        self.up = nn.ModuleList(Block(fine, fine) for fine, _ in pairs)
+        self.up = nn.ModuleList(ResidualBlock(fine, fine) for fine, _ in pairs)
         self.heat = nn.Conv2d(WIDTHS[0], len(LANDMARKS), 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ from safetensors.numpy import save_file
 from engine.atomic_write import atomic_write
 from engine.checkpoints.layouts import ImportedDiscriminator, ImportedGenerator, Tensors
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
-from engine.networks.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
+from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
 
-W_AVG_SAMPLES = 10_000
-W_AVG_SEED = 123
 MAX_WIDTH = 4096
 MAX_MAPPING_LAYERS = 64
 
@@ -266,10 +264,10 @@ def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) 
 
 def compute_w_avg(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
     """Return the mean of w [D] over samples of z (and of classes) of a fixed seed, for files that do not store it."""
-    random = np.random.RandomState(W_AVG_SEED)
-    x = normalize(random.randn(W_AVG_SAMPLES, config.z_dim))
+    random = np.random.RandomState(W_SEED)
+    x = normalize(random.randn(W_SAMPLES, config.z_dim))
     if config.c_dim > 0:
-        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_AVG_SAMPLES)]
+        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_SAMPLES)]
         embedded = labels @ (tensors["mapping.embed.weight"].T / np.sqrt(config.c_dim)) + tensors["mapping.embed.bias"]
         x = np.concatenate([x, normalize(embedded)], axis=1)
     for i in range(config.mapping_layers):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.networks.frozen_synthesis import trunk_of
+from engine.networks.frozen_synthesis import frozen_synthesis
 from engine.networks.stylegan2 import Generator, to_uint8
 
 
@@ -47,7 +47,8 @@ class Renderer:
     """Renders the images of one frozen generator."""
 
     def __init__(self, generator: Generator) -> None:
-        self.trunk = trunk_of(generator, generator.config.resolution, rgb=True, precision="float32", windowed=False)
+        resolution = generator.config.resolution
+        self.synthesis = frozen_synthesis(generator, resolution, rgb=True, precision="float32", windowed=False)
         self.stream = render_stream(generator.device) if generator.device.type == "cuda" else None
 
     @torch.no_grad()
@@ -57,5 +58,5 @@ class Renderer:
             self.stream.wait_stream(torch.cuda.current_stream(ws.device))
             ws.record_stream(self.stream)  # the memory of ws is not reused before the stream is done with it
         with torch.cuda.stream(self.stream):
-            images = self.trunk.synthesis.images(self.trunk.modulations(ws))  # [B, 3, R, R]
+            images = self.synthesis.network.images(self.synthesis.modulations(ws))  # [B, 3, R, R]
             return RenderedImages(to_uint8(images))

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 # "skip" sums the ToRGB layers of all blocks; "orig" and "resnet" have one in the last block alone, "resnet" residual blocks too
 Architecture = Literal["skip", "orig", "resnet"]
+Precision = Literal["float32", "bfloat16"]  # of the convolutions that a drag runs through
+W_SAMPLES, W_SEED = 10_000, 123  # samples of z from which statistics of w are computed, and their seed
 
 
 @dataclass(frozen=True, kw_only=True)

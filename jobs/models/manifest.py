@@ -10,12 +10,12 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.atomic_write import atomic_write
+from engine.defaults import has_early_mask
 from jobs.errors import InvalidJob, ManifestInvalid, Problem
 from jobs.settings import POOL
 from jobs.tables import DEFAULT_POOL
 
 MANIFEST = "manifest.toml"
-EARLY_ROWS, EARLY_SIZE = 6, 32  # of the early mask term: rows of w+, pixels of a block
 
 
 class ModelDefaults(BaseModel):
@@ -71,8 +71,7 @@ class ModelEntry(BaseModel):
 
     def has_early_mask(self, trainable_layers: int, feature_resolution: int) -> bool:
         """Whether `drag.mask_term: early` holds all that such a drag can change; see engine.drag.mask_term."""
-        drawn_in_steps = self.architecture in (None, "skip") and self.resolution >= 2 * EARLY_SIZE
-        return drawn_in_steps and trainable_layers <= EARLY_ROWS and feature_resolution >= EARLY_SIZE
+        return has_early_mask(self.architecture, self.resolution, trainable_layers, feature_resolution)
 
 
 class PublicModel(BaseModel):

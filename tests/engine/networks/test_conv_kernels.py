@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from engine.networks.config import GeneratorConfig
 from engine.networks.conv_kernels import MIN_PACKED_NUMEL, PackedConvKernel, PlainConvKernel, can_pack, convolve
-from engine.networks.frozen_synthesis import trunk_of
+from engine.networks.frozen_synthesis import frozen_synthesis
 from engine.networks.stylegan2 import Generator, SynthesisLayer, channels_last
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
@@ -84,7 +84,7 @@ def test_drags_through_windows_pack_and_the_generator_itself_does_not():
         return [isinstance(layer.conv_kernel, PackedConvKernel) for layer in layers]
 
     windowed, whole = (
-        trunk_of(generator, 8, rgb=False, precision="float32", windowed=windowed).synthesis for windowed in (True, False)
+        frozen_synthesis(generator, 8, rgb=False, precision="float32", windowed=windowed).network for windowed in (True, False)
     )
     assert packed(windowed) == [True, True, True, False, False, False, False]  # nothing beyond the 8 block
     assert not any(packed(whole) + packed(generator.synthesis))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, even after a power loss. This module needs the standard library alone."""
+"""Files that appear whole or not at all. This module needs the standard library alone."""
 
 import os
 from collections.abc import Iterator
@@ -7,21 +7,26 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield the path of a part file beside `path`; the file that the block writes there replaces `path` at the end.
 
-    The file and its folder reach the disk before the block is left. If the block or the replacement fails,
-    the part file is removed and `path` is as it was.
+    If the block or the replacement fails, the part file is removed and `path` is as it was.
+
+    Args:
+        durable: whether to wait until the file and its folder are on the disk, about 10 ms each time. Without it the file
+            may be empty after a power loss, which is enough for what can be made again.
     """
     part = path.with_name(path.name + ".part")
     try:
         yield part
-        flush_to_disk(part)
+        if durable:
+            flush_to_disk(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    flush_to_disk(path.parent)
+    if durable:
+        flush_to_disk(path.parent)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,17 +1,17 @@
-"""What can go wrong in an edit. The same input would fail again, so none of these is worth a retry.
+"""The errors of an edit. The same input would fail again, so a retry is useless.
 
 EngineError
-├── InvalidEdit         points, masks or options that no drag can start from
-├── CheckpointMissing   the file is not there
-├── CheckpointDamaged   the file is not what it should be
+├── InvalidEdit            points, masks or options that no drag can start from
+├── CheckpointMissing      the file is not there
+├── CheckpointDamaged      the file cannot be read, or has another hash
 ├── CheckpointUnsupported  the file is whole, but holds something else
-├── DragDiverged        the loss or the latent stopped being a number
-└── InversionDiverged   the same, while a photo was inverted
+├── DragDiverged           the loss or the latent of a drag stopped being finite
+└── InversionDiverged      the loss of an inversion stopped being finite
 """
 
 
 class EngineError(Exception):
-    """This edit cannot be computed."""
+    """The edit cannot be computed."""
 
 
 class InvalidEdit(EngineError):
@@ -31,8 +31,8 @@ class CheckpointUnsupported(EngineError):
 
 
 class DragDiverged(EngineError):
-    """The loss or the latent stopped being a number."""
+    """The loss or the latent of a drag stopped being finite."""
 
 
 class InversionDiverged(EngineError):
-    """The loss stopped being a number while a photo was inverted."""
+    """The loss of an inversion stopped being finite."""

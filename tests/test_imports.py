@@ -5,7 +5,7 @@ import sys
 
 WITHOUT_TORCH = (
     "api.app, worker.app, worker.reconciler.reconciler, cli.main, embedded.service, dragqueue_client, jobs.spec.validation, "
-    "migrations.upgrade, engine.atomic_write, engine.checkpoints.layouts, engine.checkpoints.canonical"
+    "migrations.upgrade, engine.atomic_write, engine.defaults, engine.checkpoints.layouts, engine.checkpoints.canonical"
 )
 
 

@@ -1,1 +1,1 @@
-"""Pictures of an edit: rendering, overlay, animation, and what their files say about their origin."""
+"""Images of an edit: rendering, overlay, animation, and the XMP packet about their origin."""

@@ -1,4 +1,4 @@
-"""Frames to a moving picture: mp4 by PyAV, WebP and GIF by Pillow."""
+"""Encoding frames as an animation: MP4 by PyAV, WebP and GIF by Pillow."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def write_animation(frames: Iterable[np.ndarray], path: Path, *, frames_per_s: int = 20) -> None:
-    """Write uint8 frames [H, W, 3] in the format that the path's suffix names: .mp4, .webp or .gif.
+    """Write uint8 frames [H, W, 3] in the format of the path's suffix: .mp4, .webp or .gif.
 
     Raises:
         ValueError: there is no frame, or the suffix is another.
@@ -30,7 +30,7 @@ def write_animation(frames: Iterable[np.ndarray], path: Path, *, frames_per_s: i
 
 
 def write_mp4(first: np.ndarray, rest: Iterator[np.ndarray], path: Path, frames_per_s: int) -> None:
-    # faststart puts the index first, so that browsers play while they load; it needs a real file
+    # faststart puts the index first, so that browsers play while they load; it needs a file that can be rewritten
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(frames_per_s), options={"crf": "20", "preset": "veryfast"})
         stream.height, stream.width = first.shape[:2]

@@ -1,6 +1,7 @@
-"""That an algorithm made a picture, said in its file: an XMP packet with IPTC's digital source type.
+"""XMP packets that say in an image's or animation's file, by IPTC's digital source type, that an algorithm made it.
 
-Where the packet lies in PNG, GIF and MP4: XMP specification, part 3; in WebP: RFC 9649. The same words make the same bytes.
+The place of the packet is defined for PNG, GIF and MP4 by the XMP specification, part 3, and for WebP by RFC 9649.
+Pillow can write a packet only while it encodes, and neither into GIF nor into MP4; `embed` takes files already encoded.
 """
 
 import io
@@ -21,38 +22,43 @@ PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  xmp:CreatorTool="{creator_tool}"/>
 </rdf:RDF></x:xmpmeta>
 <?xpacket end="r"?>"""
-PNG_HEAD = 33  # bytes of signature and IHDR, which must come first
-GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])  # who takes the packet's letters for lengths of blocks comes out at its end
+PNG_HEAD_BYTES = 33  # of signature and IHDR, which must come first
+GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])  # readers that take the packet's bytes for block lengths land on its end
 MP4_UUID = UUID("BE7ACFCB-97A9-42E8-9C71-999491E3AFAC")
-WEBP_HAS_XMP = 0x04  # of VP8X's flags
+WEBP_XMP_FLAG = 0x04  # in the flags of VP8X
 
 
 class DigitalSourceType(StrEnum):
-    """How a picture came about, in IPTC's vocabulary: https://cv.iptc.org/newscodes/digitalsourcetype/."""
+    """How an image was made, in IPTC's vocabulary: https://cv.iptc.org/newscodes/digitalsourcetype/."""
 
     GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
     EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"  # from a photo
 
 
 def xmp_packet(source_type: DigitalSourceType, creator_tool: str) -> bytes:
-    """UTF-8, not made to be changed in place; creator_tool is a program's name and version."""
+    """Return a packet in UTF-8, which is not made to be changed in place; equal arguments give equal bytes.
+
+    Args:
+        creator_tool: a program's name and version.
+    """
     return PACKET.format(source_type=source_type, creator_tool=escape(creator_tool)).encode()
 
 
 def embed(xmp: bytes, data: bytes, suffix: str) -> bytes:
-    """The file with the packet in it, its pixels untouched; it must hold none yet.
+    """Return an encoded image or animation with the packet in it, its pixels untouched.
 
     Args:
-        suffix: what the file is: .png, .webp, .gif or .mp4.
+        data: the file's content, which must have no packet yet.
+        suffix: the format of the file: .png, .webp, .gif or .mp4.
 
     Raises:
         ValueError: the suffix is another.
     """
     match suffix:
         case ".png":
-            return data[:PNG_HEAD] + png_chunk(xmp) + data[PNG_HEAD:]
+            return data[:PNG_HEAD_BYTES] + png_chunk(xmp) + data[PNG_HEAD_BYTES:]
         case ".webp":
-            return webp_with(xmp, data)
+            return embed_in_webp(xmp, data)
         case ".gif":
             return data[:-1] + gif_extension(xmp) + data[-1:]  # the last byte ends the file
         case ".mp4":
@@ -61,35 +67,38 @@ def embed(xmp: bytes, data: bytes, suffix: str) -> bytes:
 
 
 def png_chunk(xmp: bytes) -> bytes:
-    """iTXt, not compressed."""
+    """Return an uncompressed iTXt chunk."""
     chunk = b"iTXtXML:com.adobe.xmp" + bytes(5) + xmp
     return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
 
 
 def gif_extension(xmp: bytes) -> bytes:
+    """Return an application extension."""
     return b"!\xff\x0bXMP DataXMP" + xmp + GIF_TRAILER
 
 
 def mp4_box(xmp: bytes) -> bytes:
+    """Return a uuid box."""
     return struct.pack(">I4s", 24 + len(xmp), b"uuid") + MP4_UUID.bytes + xmp
 
 
-def webp_with(xmp: bytes, data: bytes) -> bytes:
-    """Only the extended format has a place for it; a picture without alpha becomes that."""
+def embed_in_webp(xmp: bytes, data: bytes) -> bytes:
+    """Append the packet to a WebP file; a file of the simple format gets the header of the extended one first."""
     chunks = data[12:]
     if not chunks.startswith(b"VP8X"):
         chunks = webp_header(data) + chunks
-    flags = chunks[8] | WEBP_HAS_XMP
+    flags = chunks[8] | WEBP_XMP_FLAG
     body = b"WEBP" + chunks[:8] + bytes([flags]) + chunks[9:] + webp_chunk(b"XMP ", xmp)
     return webp_chunk(b"RIFF", body)
 
 
 def webp_header(data: bytes) -> bytes:
-    """VP8X without any flag."""
+    """Return the VP8X chunk of a WebP file, without any flag."""
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     return webp_chunk(b"VP8X", bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"))
 
 
 def webp_chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk, padded to an even length."""
     return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)

@@ -47,7 +47,8 @@ class Renderer:
     """Renders the images of one frozen generator."""
 
     def __init__(self, generator: Generator) -> None:
-        self.synthesis = frozen_synthesis(generator, generator.config.resolution, rgb=True, precision="float32", windowed=False)
+        resolution = generator.config.resolution
+        self.synthesis = frozen_synthesis(generator, resolution, rgb=True, precision="float32", windowed=False)
         self.stream = render_stream(generator.device) if generator.device.type == "cuda" else None
 
     @torch.no_grad()

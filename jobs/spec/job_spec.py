@@ -13,7 +13,8 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from engine.defaults import default_feature_resolution, preset_options
+from engine.defaults import default_feature_resolution
+from engine.drag.options import preset_options
 from jobs.models.manifest import ModelEntry
 
 MAX_POINTS = 64

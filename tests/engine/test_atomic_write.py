@@ -3,8 +3,9 @@ import pytest
 from engine.atomic_write import atomic_write
 
 
-def test_a_file_appears_when_the_block_ends(tmp_path):
-    with atomic_write(tmp_path / "a.json") as part:
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_appears_when_the_block_ends(tmp_path, durable):
+    with atomic_write(tmp_path / "a.json", durable=durable) as part:
         part.write_text("whole")
         assert part == tmp_path / "a.json.part"
         assert not (tmp_path / "a.json").exists()

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from engine.checkpoints.load import load_generator
-from engine.defaults import preset_options
 from engine.drag.loop import to_points
-from engine.drag.options import DragOptions
+from engine.drag.options import DragOptions, preset_options
 from engine.drag.run import DragRun
 from engine.errors import CheckpointDamaged
 from engine.networks.stylegan2 import Generator

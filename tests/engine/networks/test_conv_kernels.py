@@ -84,7 +84,7 @@ def test_drags_through_windows_pack_and_the_generator_itself_does_not():
         return [isinstance(layer.conv_kernel, PackedConvKernel) for layer in layers]
 
     windowed, whole = (
-        frozen_synthesis(generator, 8, rgb=False, precision="float32", windowed=windowed).synthesis for windowed in (True, False)
+        frozen_synthesis(generator, 8, rgb=False, precision="float32", windowed=windowed).network for windowed in (True, False)
     )
     assert packed(windowed) == [True, True, True, False, False, False, False]  # nothing beyond the 8 block
     assert not any(packed(whole) + packed(generator.synthesis))

@@ -51,7 +51,7 @@ def test_no_server_outlives_its_launcher(number):
             time.sleep(0.05)
 
 
-def test_a_state_folder_keeps_its_data(tmp_path, monkeypatch):
+def test_a_state_folder_keeps_its_data(tmp_path):
     from jobs.storage.objects import Storage
 
     open_to_nobody(tmp_path)

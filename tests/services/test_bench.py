@@ -1,17 +1,22 @@
 """Every command that measures the running service, once at its smallest size: what a figure was published with still runs."""
 
 import json
+import subprocess
 
-from typer.testing import CliRunner
-
-from benchmarks.soak import main as soak
+from benchmarks.child_programs import checkout_environment, module_command
 from benchmarks.soak_report import load_samples
-from cli.main import app
+
+
+def run_program(module, *arguments):
+    """Run a program of the checkout in a process of its own, with one thread where it computes; return what it did."""
+    environment = checkout_environment() | {"DRAGQUEUE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    command = module_command(module, *map(str, arguments))
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 
 
 def run_bench(*arguments):
-    result = CliRunner().invoke(app, ["bench", *map(str, arguments)])
-    assert result.exit_code == 0, (result.output, result.exception)
+    done = run_program("cli.main", "bench", *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bench_cancel_measures_two_drags():
@@ -41,7 +46,7 @@ def test_bench_scale_writes_the_figures_of_all_parts(tmp_path):
 
 
 def test_a_soak_loads_the_service_without_trouble(tmp_path):
-    soak(["--minutes", "0.2", "--load-only", "--out", str(tmp_path)])
+    run_program("benchmarks.soak", "--minutes", 0.2, "--load-only", "--out", tmp_path)  # too short to say what leaks
     samples = load_samples(tmp_path)
     assert {"api", "worker parent", "postgres", "valkey", "rclone"} <= samples[-1].processes.keys()
     assert samples[-1].counts["jobs"] > 0

@@ -101,11 +101,11 @@ def test_a_photograph_is_fitted_dragged_and_left_alone_outside_the_mask(tmp_path
     edit = {"points": [{"handle": [229, 113], "target": [221, 113]}], "movable": {"shapes": [{"circle": [227, 106, 50]}]}}
     pictures = inverted(astronaut, [150, 20, 310, 180], tmp_path, **edit)
     found = psnr_db(pictures["inverted"], pictures["source"])
-    story = json.loads((tmp_path / "trajectory.json").read_text())
+    trajectory = json.loads((tmp_path / "trajectory.json").read_text())
     y, x = np.mgrid[:128, :128]
     fixed = np.hypot(x - (227 - 150) / 1.25, y - (106 - 20) / 1.25) > 50 / 1.25 + 1
     outside = [psnr_db(pictures[name][fixed], pictures["source"][fixed]) for name in ("inverted", "result")]
-    assert (found > 25, story["stop_reason"]) == (True, "reached")
+    assert (found > 25, trajectory["stop_reason"]) == (True, "reached")
     assert outside[1] > outside[0] - 1.5
 
 

@@ -11,6 +11,7 @@ from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import render
 from benchmarks.quality.bootstrap import interval, paired
 from benchmarks.quality.cases import Case, background_cases, find_correspondences, landmark_cases, pair_cases
+from benchmarks.quality.inversion import PictureInverter, image, picture_cases
 from benchmarks.quality.methods import EditedCase, block_matching, drag_method, no_edit, service_options, without_tracking
 from benchmarks.quality.metrics import mse, psnr, ssim
 from benchmarks.quality.report import summarize
@@ -119,6 +120,14 @@ class TestMethods:
         np.testing.assert_allclose(FeatureRuler(generator).locate(w, points, [], w), points, atol=1.0)
 
 
+def test_more_steps_of_projection_come_nearer_to_a_drawing(ruler):
+    (case,) = picture_cases(ruler, 0.7, 1, 0)
+    inverter = PictureInverter(ruler.generator, None)
+    few, more = (inverter.project(case, steps, warm=False) for steps in (1, 10))
+    assert (few.iterations, more.iterations) == (1, 10)
+    assert mse(image(ruler.generator, more.w), case.picture) < mse(image(ruler.generator, few.w), case.picture)
+
+
 class TestMetrics:
     def test_equal_pictures(self):
         image = drawings(1).images
@@ -135,7 +144,7 @@ class TestMetrics:
         assert ssim(image, noisy) < ssim(image, image + 0.1)
 
 
-class TestOutcomes:
+class TestMeasurements:
     def test_distances_are_told_apart(self, ruler):
         case = Case(
             index=0, start=torch.zeros(1, 1, 1), handles=np.zeros((2, 2)), targets=np.array([[3.0, 4.0], [0, 0]]), labels=[]

@@ -14,7 +14,7 @@ OBJECT = bytes(range(256)) * 16  # 4 KiB, as a small frame
 
 
 class StandIn(Runner):
-    def edit(self, job: Job, meeting: DynamicBatcher | None) -> str | None:
+    def run_attempt(self, job: Job, batcher: DynamicBatcher | None, group_size: int) -> str | None:
         """Spend the time that the job's metadata asks for, with progress and objects spread over it."""
         work, settings = Work(**job.spec["metadata"]), self.settings
         pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
@@ -22,9 +22,9 @@ class StandIn(Runner):
         with Uploader(job, self.storage, self.sessions, patience_s=settings.patience_s) as uploader:
             for step in range(work.steps):
                 time.sleep(work.seconds / work.steps)
-                lease.progress({"phase": "drag", "iteration": step, "max_iterations": work.steps})
+                lease.report_progress({"phase": "drag", "iteration": step, "max_iterations": work.steps})
                 for number in range(step * work.objects // work.steps, (step + 1) * work.objects // work.steps):
                     uploader.put(PendingArtifact(f"frames/{number:05d}.webp", lambda: OBJECT))
-            with lease.silent("upload", settings.load_limit_s):
+            with lease.renewed_in_background("upload", settings.load_limit_s):
                 uploader.drain()
         return "max_iterations"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
+from engine.inversion.inversion import Inversion, InversionOptions
 from jobs.errors import ObjectMissing
 from jobs.storage.decoding import read
 from jobs.storage.objects import upload_key
@@ -205,7 +206,8 @@ def test_an_inversion_that_diverges_has_its_own_code(client, settings, sessions,
     assert [kept["name"] for kept in job["artifacts"]] == ["inverted.png"]
 
 
-def diverging_inversion(spec, *others):
+def diverging_inversion(*arguments):
     """Prepare an inversion with a learning rate that no client may ask for."""
-    inversion = spec.inversion.model_copy(update={"steps": 2, "tuning_steps": 9, "tuning_learning_rate": 1e30})
-    return prepare_inversion(spec.model_copy(update={"inversion": inversion}), *others)
+    usual = prepare_inversion(*arguments)
+    options = InversionOptions(steps=2, tuning_steps=9, tuning_learning_rate=1e30)
+    return Inversion(usual.original, usual.target, options, perceptual=usual.perceptual)

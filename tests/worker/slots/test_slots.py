@@ -60,20 +60,11 @@ def test_jobs_are_spread_over_the_batchers():
         assert [sum(slot.batcher is batcher for slot in slots.running) for batcher in slots.batchers] == [4, 4]
 
 
-def test_slots_claim_until_there_is_nothing_or_the_worker_drains():
-    jobs, processed, drains = [FakeJob(id=number) for number in (1, 2, 3)], [], threading.Event()
-
-    def process(job, batcher):
-        processed.append(job.id)
-        if job.id == 2:
-            drains.set()
-
-    Slots(1, lambda: jobs.pop(0) if jobs else None, process, drains.is_set).run(FakeJob(id=0))
-    assert processed == [0]
-    slots = Slots(2, lambda: jobs.pop(0) if jobs else None, process, lambda: False)
-    slots.start(FakeJob(id=9))
-    slots.refill()
-    assert len(slots.running) == 2
+def test_a_worker_that_drains_runs_the_first_job_and_claims_no_other():
+    claims, processed = [], []
+    slots = Slots(8, lambda: claims.append("claim"), lambda job, batcher: processed.append(job.id), lambda: True)
+    slots.run(FakeJob(id=7))
+    assert (claims, processed) == ([], [7])
 
 
 @pytest.mark.parametrize(

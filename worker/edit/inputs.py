@@ -147,20 +147,16 @@ class EditStart:
 def start_without_inversion(spec: JobSpec, generator: Generator, inputs: JobInputs) -> EditStart:
     """Return the start of an edit of a seed, a latent or another job's result; the spec must be resolved. Raises InvalidEdit."""
     crop_transform = CropTransform.whole(generator.config.resolution)
-    if spec.source.seed is not None:
-        return EditStart(generator=generator, w=seed_latent(spec, generator), crop_transform=crop_transform)
+    source = spec.source
+    if source.seed is not None:
+        assert source.truncation_psi is not None
+        w = generator.map(seed=source.seed, truncation_psi=source.truncation_psi, class_index=source.class_index)
+        return EditStart(generator=generator, w=w, crop_transform=crop_transform)
     assert inputs.latent is not None
     w = read_latent(inputs.latent, generator)
     tensors = {} if inputs.tuned_tensors is None else read_tensors(inputs.tuned_tensors)
     tuned = with_tensors(generator, tensors) if tensors else generator
     return EditStart(generator=tuned, w=w, crop_transform=crop_transform, photo=inputs.photo, tuned_tensors=tensors)
-
-
-def seed_latent(spec: JobSpec, generator: Generator) -> Tensor:
-    """Return w+ [1, L, D] of the spec's seed."""
-    assert spec.source.seed is not None
-    assert spec.source.truncation_psi is not None
-    return generator.map(seed=spec.source.seed, truncation_psi=spec.source.truncation_psi, class_index=spec.source.class_index)
 
 
 def start_from_inversion(inversion: Inversion, photo: Photo, curve: Sequence[CurvePoint]) -> EditStart:

@@ -16,7 +16,7 @@ OBJECT = bytes(range(256)) * 16  # 4 KiB, as a small frame
 class SleepingRunner(Runner):
     """Runs the synthetic work that a job's metadata describes."""
 
-    def edit(self, job: Job, meeting: DynamicBatcher | None) -> str | None:
+    def run_attempt(self, job: Job, batcher: DynamicBatcher | None, group_size: int) -> str | None:
         """Sleep for as long as the job asks, with its progress reports and artifacts spread over that time."""
         work, settings = SyntheticWork(**job.spec["metadata"]), self.settings
         pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
@@ -24,9 +24,9 @@ class SleepingRunner(Runner):
         with Uploader(job, self.storage, self.sessions, patience_s=settings.patience_s) as uploader:
             for step in range(work.steps):
                 time.sleep(work.seconds / work.steps)
-                lease.progress({"phase": "drag", "iteration": step, "max_iterations": work.steps})
+                lease.report_progress({"phase": "drag", "iteration": step, "max_iterations": work.steps})
                 for number in range(step * work.objects // work.steps, (step + 1) * work.objects // work.steps):
                     uploader.put(PendingArtifact(f"frames/{number:05d}.webp", lambda: OBJECT))
-            with lease.silent("upload", settings.load_limit_s):
+            with lease.renewed_in_background("upload", settings.load_limit_s):
                 uploader.drain()
         return "max_iterations"

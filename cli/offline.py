@@ -19,18 +19,28 @@ from engine.drag.loop import steps
 from engine.drag.run import DragStep
 from engine.errors import EngineError
 from engine.inversion.inversion import InversionStep
+from engine.media.encoding import encode_image
 from engine.media.provenance import DigitalSourceType
 from engine.networks.stylegan2 import Generator, NoiseMode, to_pixels
 from jobs.errors import JobError, JobNotFound, UploadNotFound
 from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.queue.repository import StoredObject
+from jobs.spec.model_points import model_points
 from jobs.spec.validation import check_submission
 from jobs.storage.decoding import Decoded, decode, decode_mask
 from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload
-from worker.edit.artifacts import ArtifactWriter, PendingArtifact, Timings, encode_image, marked
-from worker.edit.drag import choose_device, drag_run, model_points, open_generator
-from worker.edit.inputs import EditStart, JobInputs, Photo, begin, inversion, invert
+from worker.edit.artifacts import ArtifactWriter, PendingArtifact, Timings, with_provenance
+from worker.edit.drag import choose_device, open_generator, prepare_drag
+from worker.edit.inputs import (
+    CurvePoint,
+    EditStart,
+    JobInputs,
+    Photo,
+    prepare_inversion,
+    start_from_inversion,
+    start_without_inversion,
+)
 
 RENDER_TOGETHER = 8
 
@@ -42,12 +52,12 @@ class FolderSink:
         self.folder = folder
         self.stored: list[StoredObject] = []
 
-    def put(self, product: PendingArtifact) -> None:
-        data = product.encode()
-        path = self.folder.write(product.name, data)
+    def put(self, artifact: PendingArtifact) -> None:
+        data = artifact.encode()
+        path = self.folder.write(artifact.name, data)
         sha256 = hashlib.sha256(data).hexdigest()
         self.stored.append(
-            StoredObject(name=product.name, key=str(path), media_type=product.media_type, size_bytes=len(data), sha256=sha256)
+            StoredObject(name=artifact.name, key=str(path), media_type=artifact.media_type, size_bytes=len(data), sha256=sha256)
         )
 
     def drain(self) -> list[StoredObject]:
@@ -141,34 +151,34 @@ class OfflineEdit:
         """
         loaded, result = time.monotonic(), None
         try:
-            beginning, begun = self.beginning(seen), time.monotonic()
-            with ArtifactWriter(self.spec, beginning, self.mask, FolderSink(ArtifactFolder(out))) as recording:
-                for step in steps(drag_run(self.spec, beginning, self.mask)) if self.spec.points else ():
+            start, started_at = self.find_start(seen), time.monotonic()
+            with ArtifactWriter(self.spec, start, self.mask, FolderSink(ArtifactFolder(out))) as writer:
+                for step in steps(prepare_drag(self.spec, start, self.mask)) if self.spec.points else ():
                     seen(step)
                     if step.stop_reason is None:
-                        recording.add(step)
+                        writer.add_step(step)
                     else:
                         result = step
-                times = {"load_s": loaded - self.began, "inversion_s": begun - loaded, "drag_s": time.monotonic() - begun}
-                recording.finish(result, self.model, Timings(**times))
+                load_s, inversion_s, drag_s = loaded - self.began, started_at - loaded, time.monotonic() - started_at
+                writer.finish(result, self.model, Timings(load_s=load_s, inversion_s=inversion_s, drag_s=drag_s))
             self.took_s = time.monotonic() - loaded
         except (EngineError, JobError) as error:
             raise CommandError(str(error)) from error
         return result
 
-    def beginning(self, seen: Seen) -> EditStart:
+    def find_start(self, seen: Seen) -> EditStart:
+        """Return where the drag starts, after an inversion where a photo was given."""
         source = self.spec.source
         if source.upload is None:
             latent = None if source.latent is None else self.inputs.read_upload(source.latent)
-            return begin(self.spec, self.generator, JobInputs(latent=latent))
+            return start_without_inversion(self.spec, self.generator, JobInputs(latent=latent))
         photo = Photo.read(self.inputs.read_upload(source.upload), source.crop, self.model.resolution)
-        running = inversion(self.spec, self.manifest, self.model, self.generator, photo, self.lpips)
-
-        def look(step: InversionStep) -> bool:
+        inversion = prepare_inversion(self.spec, self.manifest, self.model, self.generator, photo, self.lpips)
+        curve = []
+        for step in inversion.run():
+            curve.append(CurvePoint.of(step))
             seen(step)
-            return False
-
-        return invert(running, photo, look)
+        return start_from_inversion(inversion, photo, curve)
 
     def summary(self, result: DragStep | None) -> str:
         """Return how the edit ended, as JSON."""
@@ -212,7 +222,7 @@ def write_grid(images: Tensor, path: Path) -> None:
     for k, image in enumerate(pixels):
         row, column = divmod(k, columns)
         grid[row * size : (row + 1) * size, column * size : (column + 1) * size] = image
-    path.write_bytes(marked(encode_image(grid, ".png"), ".png", DigitalSourceType.GENERATED))
+    path.write_bytes(with_provenance(encode_image(grid, ".png"), ".png", DigitalSourceType.GENERATED))
 
 
 def write_npz(images: Tensor, ws: Tensor, path: Path) -> None:

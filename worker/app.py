@@ -1,6 +1,7 @@
 """The Celery application. Its parent process only listens; PyTorch is imported in the child alone.
 
-A message carries nothing and is acknowledged early: the claim decides what runs, the lease who owns it.
+A message carries nothing and is acknowledged early: the claim decides what runs, the lease who owns it. How the child runs a
+job is told in execution/runner.py.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from worker.execution.runner import Runner
 
 TIME_LIMIT_S = 90_000  # a backstop behind run_timeout_s, which may be a day
-ARRIVAL_LIMIT_S = 120  # for a child's imports
+START_LIMIT_S = 120  # for a child's imports
 PR_SET_PDEATHSIG = 1
 OPTIONS = ["--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle", "--loglevel=INFO"]
 
@@ -30,13 +31,14 @@ MakeRunner = Callable[[Settings, Drain], "Runner"]
 
 
 def make_runner(settings: Settings, drain: Drain) -> "Runner":
-    """Imports PyTorch: to be called in the child."""
+    """Return the runner of a child process; imports PyTorch."""
     from worker.execution.runner import Runner
 
     return Runner.from_settings(settings, drain)
 
 
 def create_app(settings: Settings, make: MakeRunner = make_runner) -> Celery:
+    """Return the application; its one task runs the job whose turn it is."""
     app = Celery("dragqueue", broker=settings.redis_url)
     app.conf.update(
         task_ignore_result=True,
@@ -44,7 +46,7 @@ def create_app(settings: Settings, make: MakeRunner = make_runner) -> Celery:
         accept_content=["json"],
         task_acks_late=False,
         task_time_limit=TIME_LIMIT_S,
-        worker_proc_alive_timeout=ARRIVAL_LIMIT_S,
+        worker_proc_alive_timeout=START_LIMIT_S,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         broker_connection_retry_on_startup=True,
@@ -53,7 +55,7 @@ def create_app(settings: Settings, make: MakeRunner = make_runner) -> Celery:
 
     @app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator]
     def run_next() -> None:
-        signal.signal(signal.SIGTERM, drain)  # one to the whole process group must not kill us mid-job; Celery's own exits
+        signal.signal(signal.SIGTERM, drain)  # Celery's own handler exits: a signal to the whole group would kill the job
         runner(settings, make).run_next()
 
     return app
@@ -62,10 +64,11 @@ def create_app(settings: Settings, make: MakeRunner = make_runner) -> Celery:
 def main(settings: Settings, name: str, make: MakeRunner = make_runner) -> None:
     """Serve until SIGTERM; the job at hand is then finished within the grace time, or handed back to the queue.
 
-    The name tells the workers of one machine apart.
+    Args:
+        name: tells the workers of one machine apart.
     """
     worker_process_init.connect(die_with_parent, weak=False)
-    worker_process_init.connect(lambda **_: runner(settings, make).arrive(), weak=False)
+    worker_process_init.connect(lambda **_: runner(settings, make).sign_on(), weak=False)
     worker_shutting_down.connect(drain, weak=False)
     arguments = ["worker", *OPTIONS, f"--queues={queue_of(settings.pool)}", f"--hostname={name}@%h"]
     create_app(settings, make).worker_main(arguments)
@@ -73,14 +76,15 @@ def main(settings: Settings, name: str, make: MakeRunner = make_runner) -> None:
 
 @lru_cache(maxsize=1)
 def runner(settings: Settings, make: MakeRunner) -> "Runner":
-    """The child's one runner, with clients of its own: none of them survives a fork."""
+    """Return the child's one runner, with clients of its own: none of them survives a fork."""
     return make(settings, DRAIN)
 
 
 def die_with_parent(**_: Any) -> None:
-    """A child whose parent was killed must not go on unseen."""
+    """Let the kernel kill this child when its parent dies: it must not go on unseen."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def drain(*_: Any, **__: Any) -> None:
-    DRAIN.ask()
+    """Ask this worker to end: a handler of signals, and of Celery's."""
+    DRAIN.request()

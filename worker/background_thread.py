@@ -7,12 +7,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def background_thread(work: Callable[[threading.Event], None], name: str) -> Iterator[None]:
-    """Work in a thread until the block has ended, which the event tells; waits for the thread."""
-    over = threading.Event()
-    thread = threading.Thread(target=work, args=(over,), name=name, daemon=True)
+    """Run `work` in a thread while the block runs, and wait for the thread at the block's end.
+
+    Args:
+        work: takes the event that is set at the block's end; must return soon after.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""Which code a job fails with. The same job would end the same way, so none of these is tried again."""
+"""The errors that end a job with a code: the same job would fail the same way again, so none of them is retried."""
 
 import torch
 
@@ -17,17 +17,18 @@ class TimedOut(Exception):
     """The job ran longer than it may."""
 
 
-OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # in a RuntimeError of PyTorch's
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # in a message of PyTorch's
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Return whether the host or the device has run out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
 def is_device_failure(error: Exception) -> bool:
-    """Whether every later call of the device will fail too: a CUDA context does not survive its first fault."""
+    """Return whether every later call of the device will fail too: a CUDA context does not survive its first fault."""
     return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
@@ -39,7 +40,7 @@ CODES: dict[type[Exception], ErrorCode] = {
     InvalidEdit: ErrorCode.INVALID_EDIT,
     InvalidJob: ErrorCode.INVALID_EDIT,
     ObjectMissing: ErrorCode.INPUT_MISSING,
-    JobNotFound: ErrorCode.INPUT_MISSING,  # the parent, purged background_thread
+    JobNotFound: ErrorCode.INPUT_MISSING,  # the parent, purged in the meantime
     ArtifactNotFound: ErrorCode.INPUT_MISSING,
     DragDiverged: ErrorCode.DIVERGED,
     InversionDiverged: ErrorCode.INVERSION_DIVERGED,

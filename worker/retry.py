@@ -1,4 +1,4 @@
-"""Waiting for a server that is away: a running job goes on and catches up."""
+"""Waiting for a server that is away: a running job waits, then goes on."""
 
 import logging
 import time
@@ -7,28 +7,36 @@ from typing import TypeVar
 
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 
+from jobs.backoff import Backoff
 from jobs.errors import StorageUnavailable
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 SERVER_UNAVAILABLE = (StorageUnavailable, OperationalError, TimeoutError, InternalError)  # the last from a standby
-LONGEST_PAUSE_S = 2.0
+PAUSES = Backoff(first_s=0.05, limit_s=2.0)
 logger = logging.getLogger(__name__)
 
 
-def retry_while_unavailable(action: Callable[[], Answer], limit_s: float, give_up: Callable[[], bool] = lambda: False) -> Answer:
-    """Repeat until the server answers.
+def retry_while_unavailable(
+    action: Callable[[], Result],
+    limit_s: float,
+    is_abandoned: Callable[[], bool] = lambda: False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Repeat the action until the server answers, with growing pauses.
 
     Args:
-        limit_s: after this many seconds the error rises.
-        give_up: asked before each repetition; True lets the error rise at once.
+        limit_s: no repetition begins later than this many seconds after the first try; the error rises instead.
+        is_abandoned: asked before each pause; True lets the error rise at once.
+        sleep: waits for so many seconds.
     """
-    until, pause_s = time.monotonic() + limit_s, 0.05
+    until, failures = time.monotonic() + limit_s, 0
     while True:
         try:
             return action()
         except SERVER_UNAVAILABLE as error:
-            if time.monotonic() + pause_s > until or give_up():
+            pause_s = PAUSES.delay_s(failures)
+            if time.monotonic() + pause_s > until or is_abandoned():
                 raise
             logger.warning("waiting for a server: %s", str(error).splitlines()[0])
-        time.sleep(pause_s)
-        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        sleep(pause_s)
+        failures += 1

@@ -33,8 +33,6 @@ from jobs.spec.validation import Submission
 from jobs.states import Ending, JobState, sources
 from jobs.tables import Artifact, Attempt, Job
 
-MOST_DOUBLINGS = 30  # of the rest between two attempts: what follows would only overflow
-
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
@@ -294,7 +292,7 @@ class JobRepository:
         last = self.transition(JobState.FAILED, *which, ~Job.together, Job.failures + 1 >= retries.max_attempts)
         outcome = {"failures": Job.failures + 1, "error_code": ErrorCode.ATTEMPTS_EXHAUSTED, "error_message": message}
         failed = self.end(last.values(outcome), ending, reason)
-        rest_s = func.least(retries.delay_limit_s, retries.delay_s * func.power(2, func.least(Job.failures, MOST_DOUBLINGS)))
+        rest_s = retries.backoff.delay_sql(Job.failures)
         not_before = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, rest_s)
         counted = {"failures": Job.failures + case((Job.together, 0), else_=1), "alone": Job.alone | Job.together}
         again = self.transition(JobState.QUEUED, *which).values(**counted, not_before=not_before)

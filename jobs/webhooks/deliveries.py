@@ -4,7 +4,6 @@ A try is claimed by moving next_at ahead. That is a lease: nothing is locked whi
 killed had claimed is due again when the lease has run out. Every event arrives at least once; its id tells doubles apart.
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import bindparam
 
+from jobs.backoff import with_jitter
 from jobs.errors import WebhookDisabled, WebhookNotFound
 from jobs.tables import Delivery, Webhook
 from jobs.webhooks.subscriptions import disable
@@ -23,7 +23,6 @@ from jobs.webhooks.subscriptions import disable
 TEST = "webhook.test"  # an event of no job
 NO_JOB = UUID(int=0)
 RESTS_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)  # before each try
-JITTER = 0.2  # of a rest, up or down
 LONGEST_REST_S = 86_400.0  # that a receiver may ask for
 DISABLED_AFTER = timedelta(days=5)  # without one delivery that arrived
 KEPT = timedelta(days=30)  # in the log, once it has ended
@@ -136,8 +135,7 @@ def rest_s(tries: int, asked_s: float | None, scale: float) -> float | None:
     """Until the next try; None after the last. The receiver may ask for a longer one."""
     if tries >= len(RESTS_S):
         return None
-    jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # nobody gains by guessing it
-    return max(RESTS_S[tries] * jitter * scale, min(asked_s or 0.0, LONGEST_REST_S))
+    return max(with_jitter(RESTS_S[tries]) * scale, min(asked_s or 0.0, LONGEST_REST_S))
 
 
 def get(session: Session, webhook: Webhook, delivery_id: UUID) -> Delivery:

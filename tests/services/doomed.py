@@ -53,7 +53,7 @@ def at_step(phase: str, iteration: int) -> Callable[[], None]:
     def reached(_, progress):
         return (progress.get("phase"), progress.get("iteration")) == (phase, iteration)
 
-    return lambda: before(Attempt, "look", reached)
+    return lambda: before(Attempt, "report_progress", reached)
 
 
 def at_object(part: str) -> Callable[[], None]:
@@ -63,19 +63,19 @@ def at_object(part: str) -> Callable[[], None]:
 
 def draining() -> None:
     """The worker is asked to end in the middle, and dies before it has handed its job back."""
-    original = Attempt.look
+    original = Attempt.report_progress
 
-    def look(attempt, progress):
+    def report_progress(attempt, progress):
         if progress.get("iteration") == 5:
-            attempt.tools.draining.ask()
+            attempt.context.drain.request()
         return original(attempt, progress)
 
-    Attempt.look = look
+    Attempt.report_progress = report_progress
     before(Runner, "hand_back")
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "after the claim": lambda: before(Runner, "run"),
+    "after the claim": lambda: before(Runner, "execute_job"),
     "mid-load": lambda: before(ModelCache, "get"),
     "mid-projection": at_step("projection", 5),
     "between projection and tuning": at_step("tuning", 0),

@@ -205,7 +205,7 @@ def test_every_move_is_told_once(client, sessions):
 def test_a_queued_job_knows_its_place_and_when_it_is_likely_to_start(client, sessions, runner):
     add_job(sessions)
     runner.run_next()
-    runner.arrive()
+    runner.sign_on()
     for _ in range(3):
         add_job(sessions, tenant="other")
     add_job(sessions)

@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
+from engine.inversion.inversion import Inversion, InversionOptions
 from jobs.errors import ObjectMissing
 from jobs.storage.decoding import read
 from jobs.storage.objects import upload_key
 from jobs.tables import Upload
 from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT
+from worker.edit.inputs import prepare_inversion
 from worker.execution.runner import Runner
 
 QUICK = {"steps": 4, "tuning_steps": 3}
@@ -196,16 +198,16 @@ def test_a_refused_job_leaves_no_photo_behind(client, sessions, storage):
         storage.get(upload_key("default", read(photo(seed=77)).sha256))
 
 
-def test_an_inversion_that_diverges_has_its_own_code(client, runner, storage, monkeypatch):
-    monkeypatch.setattr("worker.edit.inputs.inversion_options", lambda spec: diverging())
+def test_an_inversion_that_diverges_has_its_own_code(client, settings, sessions, storage, queue):
     job_id = post(client, {"model": "tiny", "inversion": QUICK}, image=photo())
-    runner.run_next()
+    Runner(settings, sessions, storage, queue, make_inversion=diverging_inversion).run_next()
     job = client.get(f"/v1/jobs/{job_id}", params={"expand": "artifacts"}).json()
     assert (job["state"], job["error"]["code"], job["error"]["retryable"]) == ("failed", "inversion_diverged", False)
     assert [kept["name"] for kept in job["artifacts"]] == ["inverted.png"]
 
 
-def diverging():
-    from engine.inversion.inversion import InversionOptions
-
-    return InversionOptions(steps=2, tuning_steps=9, tuning_learning_rate=1e30)
+def diverging_inversion(*arguments):
+    """Prepare an inversion with a learning rate that no client may ask for."""
+    usual = prepare_inversion(*arguments)
+    options = InversionOptions(steps=2, tuning_steps=9, tuning_learning_rate=1e30)
+    return Inversion(usual.original, usual.target, options, perceptual=usual.perceptual)

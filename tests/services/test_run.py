@@ -3,12 +3,15 @@
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain, repeat
 
 import pytest
 import torch
+from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
+from jobs.models.manifest import ModelManifest
 from jobs.queue.claims import Claimer, claim
 from jobs.queue.repository import JobRepository, Outcome
 from jobs.queue.retry_policy import RetryPolicy
@@ -17,12 +20,12 @@ from jobs.states import JobState
 from jobs.storage.objects import artifact_key
 from jobs.tables import Job, Worker
 from tests.generators import tiny_generator
+from tests.manifests import add_model
 from tests.services.jobs import DOCUMENT, add_job, read_job
 from worker.edit.artifacts import ArtifactWriter
-from worker.edit.resume_state import ResumeState, ResumeStateUnreadable
-from worker.execution.attempt import Attempt
 from worker.execution.drain import Drain
 from worker.execution.lease import Lease, Pace
+from worker.execution.model_cache import ModelCache
 from worker.execution.runner import Runner
 
 
@@ -53,6 +56,21 @@ class FlakyStorage:
         return call
 
 
+class WatchedStorage:
+    """A store that notes the keys of what it is given."""
+
+    def __init__(self, storage):
+        self.storage = storage
+        self.keys = []
+
+    def put(self, key, data, media_type):
+        self.keys.append(key)
+        self.storage.put(key, data, media_type)
+
+    def __getattr__(self, name):
+        return getattr(self.storage, name)
+
+
 class BrokenSessions:
     """A database that is away for some transactions."""
 
@@ -72,7 +90,15 @@ def runner(settings, sessions, storage, queue):
     return Runner(settings, sessions, storage, queue)
 
 
-def wish_to_cancel(sessions):
+def drained(settings, sessions, storage, queue, **seams):
+    """Return a runner that was asked to end and has no time left, and the job that it has claimed."""
+    runner = Runner(settings.model_copy(update={"drain_grace_s": 0.0}), sessions, storage, queue, **seams)
+    job = runner.claim_job()
+    runner.drain.request()
+    return runner, job
+
+
+def request_cancel(sessions):
     with sessions.begin() as session:
         for job in session.query(Job).filter(Job.state == "running"):
             JobRepository(session).request_cancel("default", job.id)
@@ -91,27 +117,25 @@ def test_a_job_keeps_what_its_last_step_said(runner, sessions):
 
 
 @pytest.mark.parametrize("points", [DOCUMENT["points"], []])
-def test_a_wish_to_cancel_is_heard_in_the_silent_phases(runner, sessions, points):
+def test_a_request_to_cancel_is_heard_in_the_phases_without_steps(runner, sessions, points):
     job_id = add_job(sessions, points=points)
-    job = runner.claim()
-    wish_to_cancel(sessions)
-    runner.run(job)
+    job = runner.claim_job()
+    request_cancel(sessions)
+    runner.process_job(job)
     assert ended(sessions, job_id) == ("canceled", None)
 
 
 def test_a_worker_that_ends_claims_nothing_and_passes_the_message_on(settings, sessions, storage, queue):
     job_id, drain = add_job(sessions), Drain()
-    drain.ask()
+    drain.request()
     Runner(settings, sessions, storage, queue, drain).run_next()
     assert (read_job(sessions, job_id).state, queue.length("default")) == ("queued", 1)
 
 
 def test_a_job_handed_back_has_not_failed(settings, sessions, storage, queue):
-    job_id, drain = add_job(sessions), Drain()
-    runner = Runner(settings.model_copy(update={"drain_grace_s": 0.0}), sessions, storage, queue, drain)
-    job = runner.claim()
-    drain.ask()
-    runner.run(job)
+    job_id = add_job(sessions)
+    runner, job = drained(settings, sessions, storage, queue)
+    runner.process_job(job)
     waiting = read_job(sessions, job_id)
     assert (waiting.state, waiting.attempt, waiting.failures, queue.length("default")) == ("queued", 1, 0, 1)
 
@@ -161,18 +185,18 @@ def test_a_job_waits_for_a_store_that_comes_back(settings, sessions, storage, qu
 def test_an_outcome_waits_for_a_database_that_comes_back(settings, sessions, storage, queue):
     job_id, flaky = add_job(sessions), BrokenSessions(sessions, failures=0)
     runner = Runner(settings, flaky, storage, queue)
-    job, outcome = runner.claim(), Outcome(state=JobState.CANCELED)
+    job, outcome = runner.claim_job(), Outcome(state=JobState.CANCELED)
     flaky.failures = 3
     runner.finish(job, outcome)
     assert (ended(sessions, job_id), flaky.failures) == (("canceled", None), 0)
 
 
-def test_a_checkpoint_that_cannot_be_read_begins_the_job_anew(runner, sessions, storage):
-    for checkpoint in (b"no safetensors", None):
+def test_a_resume_state_that_cannot_be_read_starts_the_job_from_the_beginning(runner, sessions, storage):
+    for state in (b"no safetensors", None):
         job_id = add_job(sessions)
         key = artifact_key("default", job_id, 1, "checkpoint/00001.safetensors")
-        if checkpoint is not None:
-            storage.put(key, checkpoint, "application/octet-stream")
+        if state is not None:
+            storage.put(key, state, "application/octet-stream")
         with sessions.begin() as session:
             session.get(Job, job_id).checkpoint = {"attempt": 1, "key": key, "names": ["result.png"]}
         runner.run_next()
@@ -180,25 +204,21 @@ def test_a_checkpoint_that_cannot_be_read_begins_the_job_anew(runner, sessions, 
 
 
 @pytest.mark.parametrize(("checkpoint_s", "saves"), [(1000.0, False), (0.001, True)])
-def test_a_job_shorter_than_the_time_between_two_checkpoints_saves_none(
-    settings, sessions, storage, queue, monkeypatch, checkpoint_s, saves
+def test_a_job_shorter_than_the_time_between_two_resume_states_saves_none(
+    settings, sessions, storage, queue, checkpoint_s, saves
 ):
-    saved = []
-    monkeypatch.setattr(JobRepository, "save_resume_point", lambda *given: saved.append(given))
-    job_id = add_job(sessions)
-    Runner(settings.model_copy(update={"checkpoint_s": checkpoint_s}), sessions, storage, queue).run_next()
-    assert (ended(sessions, job_id), bool(saved)) == (("succeeded", None), saves)
+    watched, job_id = WatchedStorage(storage), add_job(sessions)
+    Runner(settings.model_copy(update={"checkpoint_s": checkpoint_s}), sessions, watched, queue).run_next()
+    saved = any("/checkpoint/" in key for key in watched.keys)
+    assert (ended(sessions, job_id), saved) == (("succeeded", None), saves)
 
 
-def test_a_job_that_has_spent_its_time_in_earlier_attempts_fails(settings, sessions, storage, queue, monkeypatch):
+def test_a_job_that_has_spent_its_time_in_earlier_attempts_fails(settings, sessions, storage, queue):
     job_id = add_job(sessions, run_timeout_s=100)
-    runner = Runner(settings.model_copy(update={"drain_grace_s": 0.0}), sessions, storage, queue)
-    job = runner.claim()
-    runner.draining.ask()
-    monkeypatch.setattr(Attempt, "spent_s", lambda _: 99.9999)
-    runner.run(job)
+    seconds = chain([0.0], repeat(99.9999))
+    runner, job = drained(settings, sessions, storage, queue, clock=lambda: next(seconds))
+    runner.process_job(job)
     assert read_job(sessions, job_id).checkpoint["attempt"] == 1
-    monkeypatch.undo()
     Runner(settings, sessions, storage, queue).run_next()
     assert ended(sessions, job_id) == ("failed", "timeout")
 
@@ -209,13 +229,13 @@ def test_a_lease_outlives_a_database_that_is_away_for_a_moment(sessions):
         claim(session, Claimer(worker="w", lease=timedelta(seconds=2)))
     flaky = BrokenSessions(sessions, failures=0)
     lease = Lease(flaky, job_id, 1, Pace(lease_s=2, beat_s=0.05, progress_interval_s=0))
-    with lease.silent("load", limit_s=10):
+    with lease.renewed_in_background("load", limit_s=10):
         flaky.failures = 3
         while flaky.failures:
             time.sleep(0.01)
     flaky.failures = 1
-    assert not lease.progress({"iteration": 1}).cancel
-    assert not lease.progress({"iteration": 2}).cancel
+    assert not lease.report_progress({"iteration": 1}).cancel
+    assert not lease.report_progress({"iteration": 2}).cancel
     assert read_job(sessions, job_id).progress == {"phase": "load", "iteration": 2}
 
 
@@ -225,7 +245,7 @@ def test_a_lease_ends_with_a_database_that_stays_away(sessions):
         claim(session, Claimer(worker="w", lease=timedelta(seconds=2)))
     lease = Lease(BrokenSessions(sessions, failures=10**9), job_id, 1, Pace(lease_s=0, beat_s=9, progress_interval_s=0))
     with pytest.raises(OperationalError):
-        lease.progress({})
+        lease.report_progress({})
 
 
 def test_a_phase_that_hangs_loses_its_lease(sessions):
@@ -234,13 +254,13 @@ def test_a_phase_that_hangs_loses_its_lease(sessions):
         claim(session, Claimer(worker="w", lease=timedelta(seconds=1)))
     lease = Lease(sessions, job_id, 1, Pace(lease_s=0.3, beat_s=0.05, progress_interval_s=0))
     with pytest.raises(LeaseLost), hanging(lease, sessions):  # the last beat may meet it already
-        lease.progress({})
+        lease.report_progress({})
 
 
 @contextmanager
 def hanging(lease, sessions):
-    """After a silent phase that lasted longer than it may."""
-    with lease.silent("load", limit_s=0.2):
+    """After a phase without steps that lasted longer than it may."""
+    with lease.renewed_in_background("load", limit_s=0.2):
         until_requeued(sessions)
     yield
 
@@ -253,16 +273,49 @@ def until_requeued(sessions):
                 return
 
 
-def breaking_down(monkeypatch, error, *, frames_at_a_time):
-    """Rendering that many frames at once, or more, raises."""
-    render = ArtifactWriter.render_waiting
+def writer_that_breaks(error, *, frames_at_a_time):
+    """Return writers that raise where they render that many frames at once, or more."""
 
-    def render_or_break(recording):
-        if recording.group >= frames_at_a_time:
-            raise error
-        render(recording)
+    class BreakingWriter(ArtifactWriter):
+        def render_pending_frames(self):
+            if self.group_size >= frames_at_a_time:
+                raise error
+            super().render_pending_frames()
 
-    monkeypatch.setattr(ArtifactWriter, "render_waiting", render_or_break)
+    return BreakingWriter
+
+
+class GivenModels(ModelCache):
+    """Models of which the first ones that are asked for are others than the manifest's."""
+
+    def __init__(self, *generators):
+        super().__init__(torch.device("cpu"), 10**9)
+        self.generators = list(generators)
+
+    def get(self, manifest, model):
+        return self.generators.pop(0) if self.generators else super().get(manifest, model)
+
+
+class WatchedModels(ModelCache):
+    """Models that call a function once they have left the memory."""
+
+    def __init__(self, on_clear):
+        super().__init__(torch.device("cpu"), 10**9)
+        self.on_clear = on_clear
+
+    def clear(self):
+        super().clear()
+        self.on_clear()
+
+
+@pytest.fixture
+def make_runner(settings, sessions, storage, queue):
+    """Put a runner together with some of its parts replaced."""
+
+    def make(**seams):
+        return Runner(settings, sessions, storage, queue, **seams)
+
+    return make
 
 
 OUT_OF_MEMORY = [
@@ -273,86 +326,105 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_short_of_memory_a_job_is_tried_once_more_with_less(runner, sessions, monkeypatch, error):
+def test_short_of_memory_a_job_is_tried_once_more_with_less(make_runner, sessions, error):
     job_id = add_job(sessions)
-    breaking_down(monkeypatch, error, frames_at_a_time=2)
-    runner.run_next()
+    make_runner(make_writer=writer_that_breaks(error, frames_at_a_time=2)).run_next()
     job = read_job(sessions, job_id)
     assert (job.state, job.attempt, job.failures) == ("succeeded", 1, 0)
 
 
-def test_a_job_too_large_for_the_memory_fails_and_the_next_one_runs(runner, sessions, monkeypatch):
-    job_id = add_job(sessions)
-    with monkeypatch.context() as scarce:
-        breaking_down(scarce, OUT_OF_MEMORY[0], frames_at_a_time=1)
-        runner.run_next()
+def test_a_job_too_large_for_the_memory_fails_and_the_next_one_runs(make_runner, sessions):
+    job_id, breaking = add_job(sessions), writer_that_breaks(OUT_OF_MEMORY[0], frames_at_a_time=1)
+    writers = chain([breaking] * 2, repeat(ArtifactWriter))
+    runner = make_runner(make_writer=lambda *arguments, **options: next(writers)(*arguments, **options))
+    runner.run_next()
     assert ended(sessions, job_id) == ("failed", "out_of_memory")
     assert ErrorCode.OUT_OF_MEMORY.retryable
-    runner.run_next()
     good = add_job(sessions)
     runner.run_next()
     assert ended(sessions, good) == ("succeeded", None)
 
 
-def test_short_of_memory_an_attempt_that_lost_its_job_does_not_take_its_successors_place(runner, sessions, monkeypatch):
+def test_short_of_memory_an_attempt_that_lost_its_job_does_not_take_its_successors_place(make_runner, sessions, storage):
     job_id = add_job(sessions)
-    job = runner.claim()
-    breaking_down(monkeypatch, OUT_OF_MEMORY[0], frames_at_a_time=2)
-    clear = runner.models.clear
 
     def lose_the_job():
-        clear()
         with sessions.begin() as session:
             session.get(Job, job_id).attempt = 2
 
-    monkeypatch.setattr(runner.models, "clear", lose_the_job)
-    with pytest.raises(LeaseLost):
-        runner.run(job)
+    writer = writer_that_breaks(OUT_OF_MEMORY[0], frames_at_a_time=2)
+    make_runner(models=WatchedModels(lose_the_job), make_writer=writer).run_next()
     assert ended(sessions, job_id) == ("running", None)
+    assert list(storage.keys(artifact_key("default", job_id, 2, ""))) == []
 
 
-def test_a_process_whose_device_failed_ends_after_it_has_given_the_job_up(runner, sessions, monkeypatch):
+def test_a_process_whose_device_failed_ends_after_it_has_given_the_job_up(make_runner, sessions):
     job_id, codes = add_job(sessions), []
-    breaking_down(monkeypatch, RuntimeError("CUDA error: an illegal memory access was encountered"), frames_at_a_time=1)
-    monkeypatch.setattr("worker.execution.runner.os._exit", codes.append)
-    runner.run_next()
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    make_runner(make_writer=writer_that_breaks(error, frames_at_a_time=1), exit_process=codes.append).run_next()
     assert (codes, read_job(sessions, job_id).failures) == ([1], 1)
 
 
-def test_a_checkpoint_of_another_model_is_not_gone_on_from(runner, sessions, monkeypatch):
+def other_tiny_model(folder):
+    """Return a checkpoints folder whose tiny model has other weights."""
+    generator = tiny_generator()
+    generator.synthesis.b4.const.data.mul_(0.9)
+    (folder / "manifest.toml").write_text("[models]\n")
+    ModelManifest(folder, {}).add(add_model(folder, "tiny", generator))
+    return folder
+
+
+@pytest.mark.parametrize("same_model", [True, False])
+def test_the_next_attempt_goes_on_from_a_resume_state_of_its_own_model_alone(
+    settings, sessions, storage, queue, tmp_path, same_model
+):
     job_id = add_job(sessions)
-    runner.settings = runner.settings.model_copy(update={"drain_grace_s": 0.0})
-    job = runner.claim()
-    runner.draining.ask()
-    runner.run(job)
-    key = read_job(sessions, job_id).checkpoint["key"]
-    data = runner.storage.get(key)
-    with pytest.raises(ResumeStateUnreadable, match="it is of"):
-        ResumeState.decode(data, "another model")
+    runner, job = drained(settings, sessions, storage, queue)
+    runner.process_job(job)
+    assert read_job(sessions, job_id).checkpoint["attempt"] == 1
+    checkpoints = settings.checkpoints if same_model else other_tiny_model(tmp_path)
+    Runner(settings.model_copy(update={"checkpoints": checkpoints}), sessions, storage, queue).run_next()
+    done = read_job(sessions, job_id)
+    assert (done.state, done.attempt) == ("succeeded", 2)
+    with sessions() as session:
+        source = JobRepository(session).artifact(done, "source.png").key
+    assert source == artifact_key("default", job_id, 1 if same_model else 2, "source.png")
 
 
-def test_a_generator_that_draws_nothing_but_nan_fails_the_job_and_the_next_one_runs(runner, sessions, monkeypatch):
-    job_id, healthy = add_job(sessions), runner.models.get
+def test_a_generator_that_draws_nothing_but_nan_fails_the_job_and_the_next_one_runs(make_runner, sessions):
+    job_id = add_job(sessions)
     sick = tiny_generator()
     sick.synthesis.b4.const.data.fill_(torch.nan)
-    monkeypatch.setattr(runner.models, "get", lambda *_: sick)
+    runner = make_runner(models=GivenModels(sick))
     runner.run_next()
     assert ended(sessions, job_id) == ("failed", "diverged")
-    monkeypatch.setattr(runner.models, "get", healthy)
     good = add_job(sessions)
     runner.run_next()
     assert ended(sessions, good) == ("succeeded", None)
+
+
+@pytest.mark.parametrize(("earlier", "expected_s"), [(0, 100), (1, 200), (2, 300), (40, 300)])
+def test_a_job_rests_after_each_failure_twice_as_long_give_or_take_a_fifth(sessions, earlier, expected_s):
+    job_id = add_job(sessions)
+    with sessions.begin() as session:
+        claim(session, Claimer(worker="w", lease=timedelta(seconds=2)))
+        session.get(Job, job_id).failures = earlier
+    with sessions.begin() as session:
+        JobRepository(session).release(job_id, 1, "it broke", RetryPolicy(max_attempts=99, delay_s=100, delay_limit_s=300))
+        rest = func.extract("epoch", Job.not_before - func.clock_timestamp())
+        rest_s = session.scalar(select(rest).where(Job.id == job_id))
+    assert 0.8 * expected_s - 5 < rest_s <= 1.2 * expected_s  # the clock has gone on since
 
 
 def test_a_worker_says_what_it_does(runner, sessions):
     add_job(sessions)
-    job = runner.claim()
+    job = runner.claim_job()
     with sessions() as session:
         busy = session.query(Worker).one()
     assert (busy.name, busy.pool, busy.models, busy.job_id) == (runner.name, "default", [], job.id)
-    runner.run(job)
+    runner.process_job(job)
     runner.run_next()
-    runner.draining.ask()
+    runner.drain.request()
     runner.run_next()
     with sessions() as session:
         assert session.query(Worker).all() == []

@@ -13,7 +13,7 @@ from jobs.queue.retry_policy import RetryPolicy
 from jobs.tables import Job
 from tests.services.jobs import SLOW, add_job, read_job
 from tests.services.test_claims import LEASE
-from tests.services.test_run import OUT_OF_MEMORY, breaking_down
+from tests.services.test_run import OUT_OF_MEMORY, writer_that_breaks
 from tests.services.watching import LIMIT_S, download, dragging, ended, wait_until
 from worker.execution.runner import Runner
 
@@ -24,7 +24,7 @@ RETRIES = RetryPolicy(max_attempts=2, delay_s=0.0, delay_limit_s=0.0)
 
 @pytest.fixture
 def four_slots(stack):
-    stack.environment |= {"DRAGQUEUE_SLOTS": "4", "DRAGQUEUE_THREADS": "2"}  # two meetings
+    stack.environment |= {"DRAGQUEUE_SLOTS": "4", "DRAGQUEUE_THREADS": "2"}  # two batchers
     return stack
 
 
@@ -90,14 +90,13 @@ def test_who_is_asked_to_end_hands_all_jobs_back(client, four_slots, cleanup):
     assert [client.get(f"/v1/jobs/{job['id']}").json()["state"] for job in jobs] == ["queued"] * 3
 
 
-def test_short_of_memory_beside_others_a_job_runs_alone_next(settings, sessions, storage, queue, monkeypatch):
-    runner = Runner(settings.model_copy(update={"slots": 2}), sessions, storage, queue)
-    job_id = add_job(sessions)
-    with monkeypatch.context() as scarce:
-        breaking_down(scarce, OUT_OF_MEMORY[0], frames_at_a_time=1)
-        runner.run_next()
+def test_short_of_memory_beside_others_a_job_runs_alone_next(settings, sessions, storage, queue):
+    two_slots = settings.model_copy(update={"slots": 2})
+    job_id, breaking = add_job(sessions), writer_that_breaks(OUT_OF_MEMORY[0], frames_at_a_time=1)
+    Runner(two_slots, sessions, storage, queue, make_writer=breaking).run_next()
     row = read_job(sessions, job_id)
     assert (row.state, row.failures, row.alone) == ("queued", 0, True)
+    runner = Runner(two_slots, sessions, storage, queue)
     wait_until(lambda: runner.run_next() or read_job(sessions, job_id).state == "succeeded", "success alone")
 
 

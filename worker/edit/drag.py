@@ -1,4 +1,4 @@
-"""From a job's spec to the engine's arguments."""
+"""From a job's spec to the engine's arguments: device, generator, drag."""
 
 from dataclasses import fields, replace
 
@@ -12,13 +12,13 @@ from engine.drag.run import DragRun
 from engine.errors import CheckpointDamaged
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelEntry, ModelManifest
-from jobs.spec.crop_transform import CropTransform
 from jobs.spec.job_spec import JobSpec
+from jobs.spec.model_points import model_points
 from worker.edit.inputs import EditStart
 
 
 def open_generator(manifest: ModelManifest, model: ModelEntry, device: torch.device) -> Generator:
-    """The model's generator, its hash verified.
+    """Return the model's generator, its hash verified.
 
     Raises:
         CheckpointMissing, CheckpointDamaged: the file is not there, or not what the manifest says.
@@ -30,22 +30,19 @@ def open_generator(manifest: ModelManifest, model: ModelEntry, device: torch.dev
     return generator
 
 
-def drag_run(spec: JobSpec, beginning: EditStart, movable: np.ndarray | None) -> DragRun:
-    """The drag of a resolved spec that has points, ready to run. Raises InvalidEdit."""
-    handles, targets = (to_points(points) for points in model_points(spec, beginning.framing))
+def prepare_drag(spec: JobSpec, start: EditStart, movable: np.ndarray | None) -> DragRun:
+    """Return the drag of a resolved spec that has points, ready to run. Raises InvalidEdit.
+
+    Args:
+        movable: bool [R, R], True where the model's image may change; None: everywhere.
+    """
+    handles, targets = (to_points(points) for points in model_points(spec, start.crop_transform))
     mask = None if movable is None else torch.from_numpy(movable)
-    return DragRun(beginning.generator, beginning.w, handles, targets, mask, drag_options(spec))
-
-
-def model_points(spec: JobSpec, framing: CropTransform) -> tuple[np.ndarray, np.ndarray]:
-    """Handles and targets [K, 2] in pixels of the model's image."""
-    pairs = np.array([(pair.handle, pair.target) for pair in spec.points], dtype=np.float64).reshape(-1, 2, 2)
-    placed = framing.to_model(pairs).clip(0, framing.resolution - 1)  # half a pixel more is the edge's
-    return placed[:, 0], placed[:, 1]
+    return DragRun(start.generator, start.w, handles, targets, mask, drag_options(spec))
 
 
 def drag_options(spec: JobSpec) -> DragOptions:
-    """Return the options of a resolved spec; what a job cannot set, its preset chooses."""
+    """Return the engine's options of a resolved spec: its preset's, and over them what the job says itself."""
     names = {field.name for field in fields(DragOptions)}
     given = {name: value for name, value in spec.drag.model_dump(exclude_none=True).items() if name in names}
     options = replace(preset_options(spec.drag.preset, len(spec.points), spec.movable is not None), **given)
@@ -53,7 +50,7 @@ def drag_options(spec: JobSpec) -> DragOptions:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """auto takes the first GPU there is."""
+    """Return the device of that name; `auto` is the first GPU, or the CPU where there is none."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)

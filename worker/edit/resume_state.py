@@ -1,6 +1,7 @@
-"""What a running attempt leaves so that the next one goes on from there: a safetensors object, named by the job's row."""
+"""What a running attempt saves so that the next one goes on from there: a safetensors object, named by the job's row."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,14 +12,14 @@ from torch import Tensor
 from engine.drag.run import DragState
 from engine.inversion.inversion import InversionState
 from jobs.models.manifest import ModelEntry
-from worker.edit.artifacts import VERSION, Past
+from worker.edit.artifacts import VERSION, WrittenSteps
 from worker.edit.inputs import CurvePoint
 
 FORMAT = 1  # of the object; others are not read
 
 
 class ResumeStateUnreadable(Exception):
-    """The attempt begins from the start."""
+    """The saved state is of no use: the attempt starts from the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,62 +28,65 @@ class ResumeState:
 
     made_by: str  # model and version that the state belongs to
     spent_s: float  # by this job's attempts, of its run_timeout_s
-    curve: list[CurvePoint]  # of the inversion so far
+    curve: Sequence[CurvePoint]  # of the inversion so far
     inversion: InversionState | None = None
-    start: Tensor | None = None  # w+ [1, L, D] where the drag begins
+    start: Tensor | None = None  # w+ [1, L, D] where the drag starts
     tuned: bool = False  # whether its generator is one tuned to the photo, which lies beside the artifacts
-    drag: DragState | None = None  # None: it has not begun
-    past: Past = field(default_factory=Past)
+    drag: DragState | None = None  # None: the drag has not begun
+    written: WrittenSteps = field(default_factory=WrittenSteps)
 
     def encode(self) -> bytes:
+        """Return the state as an object's content."""
         tensors: dict[str, Tensor] = {}
         for name, state in (("inversion", self.inversion), ("drag", self.drag)):
             if state is not None:
                 tensors |= {f"{name}/{key}": tensor for key, tensor in state.tensors().items()}
-        tensors |= {name: t for name, t in (("start", self.start), ("rows", self.past.rows)) if t is not None}
-        words = {
+        tensors |= {name: t for name, t in (("start", self.start), ("rows", self.written.rows)) if t is not None}
+        header = {
             "format": FORMAT, "made_by": self.made_by, "spent_s": self.spent_s, "tuned": self.tuned,
             "curve": [asdict(point) for point in self.curve],
-            "trajectory": self.past.trajectory, "frames": self.past.frames,
+            "trajectory": self.written.trajectory, "frames": self.written.frames,
         }  # fmt: skip
         return save(
-            {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, {"progress": json.dumps(words)}
+            {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, {"progress": json.dumps(header)}
         )
 
     @classmethod
     def decode(cls, data: bytes, made_by: str) -> "ResumeState":
-        """Raises ResumeStateUnreadable, also for one of another model or version."""
+        """Return the state that an object holds. Raises ResumeStateUnreadable, also for one of another model or version."""
         try:
-            tensors, words = load(data), read_words(data)
-            if words["format"] != FORMAT:
-                raise ResumeStateUnreadable(f"its format is {words['format']}, this worker's is {FORMAT}")
-            if words["made_by"] != made_by:
-                raise ResumeStateUnreadable(f"it is of {words['made_by']}, this is {made_by}")
-            inversion, drag = part(tensors, "inversion/"), part(tensors, "drag/")
+            tensors, header = load(data), read_header(data)
+            if header["format"] != FORMAT:
+                raise ResumeStateUnreadable(f"its format is {header['format']}, this worker's is {FORMAT}")
+            if header["made_by"] != made_by:
+                raise ResumeStateUnreadable(f"it is of {header['made_by']}, this is {made_by}")
+            inversion, drag = tensors_under(tensors, "inversion/"), tensors_under(tensors, "drag/")
             return cls(
                 made_by=made_by,
-                spent_s=words["spent_s"],
-                curve=[CurvePoint(**point) for point in words["curve"]],
+                spent_s=header["spent_s"],
+                curve=[CurvePoint(**point) for point in header["curve"]],
                 inversion=InversionState.read(inversion) if inversion else None,
                 start=tensors.get("start"),
-                tuned=words["tuned"],
+                tuned=header["tuned"],
                 drag=DragState.read(drag) if drag else None,
-                past=Past(trajectory=words["trajectory"], frames=words["frames"], rows=tensors.get("rows")),
+                written=WrittenSteps(trajectory=header["trajectory"], frames=header["frames"], rows=tensors.get("rows")),
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ResumeStateUnreadable(f"{type(error).__name__}: {error}") from error
 
 
 def made_by(model: ModelEntry) -> str:
+    """Return what a state must be of to be gone on from: the model's weights and this version."""
     return f"{model.sha256} by {VERSION}"
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def tensors_under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose name begins so, named without the prefix."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def read_words(data: bytes) -> dict[str, Any]:
-    """The header's metadata: eight bytes of length, then JSON."""
+def read_header(data: bytes) -> dict[str, Any]:
+    """Return the metadata of a safetensors file: eight bytes of length, then JSON."""
     length = int.from_bytes(data[:8], "little")
-    words: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["progress"])
-    return words
+    header: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["progress"])
+    return header

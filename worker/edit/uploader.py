@@ -17,41 +17,44 @@ from jobs.tables import Job
 from worker.edit.artifacts import PendingArtifact
 from worker.retry import retry_while_unavailable
 
-BEHIND = 64  # artifacts that may wait
-TOGETHER = 8  # rows recorded in one transaction
-LOOK_S = 0.5  # between two looks of who waits for a place in the queue
+QUEUE_SIZE = 64  # artifacts that may wait
+ROWS_TOGETHER = 8  # recorded in one transaction
+POLL_S = 0.5  # while the queue is full
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PendingResumeState(PendingArtifact):
-    """The attempt's checkpoint: no artifact, but what the next attempt goes on from."""
+    """An attempt's resume state: no artifact, but what the next attempt goes on from."""
 
-    names: Sequence[str]  # artifacts that the next attempt need not make again; all are stored before
+    kept_names: Sequence[str]  # artifacts that the next attempt need not make again; all are stored before
 
 
 class Uploader:
     """Stores what it is given and records each object with the job's attempt; waits for servers that are away."""
 
     def __init__(
-        self, job: Job, storage: Storage, sessions: Sessions, *, patience_s: float = 0.0,
+        self, job: Job, storage: Storage, sessions: Sessions, *, stored: Sequence[StoredObject] = (), patience_s: float = 0.0,
         while_waiting: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
-        """Args:
-        patience_s: how long it waits for a server.
-        while_waiting: called every LOOK_S by who waits for a place in the queue; what it raises ends the waiting.
+        """Upload nothing yet: entering the context starts the thread.
+
+        Args:
+            stored: artifacts of an earlier attempt that are this one's too.
+            patience_s: how long to wait for a server.
+            while_waiting: called every POLL_S while the queue is full; what it raises ends the waiting.
         """
         self.job = job
         self.storage = storage
         self.sessions = sessions
         self.patience_s = patience_s
         self.while_waiting = while_waiting
-        self.stored: list[StoredObject] = []
+        self.stored: list[StoredObject] = list(stored)
         self.unrecorded: list[StoredObject] = []
-        self.checkpoint_key: str | None = (job.checkpoint or {}).get("key")  # the last one saved
-        self.checkpoints = 0  # given so far
-        self.saving = False  # whether a checkpoint is on its way
-        self.waiting: queue.Queue[PendingArtifact | None] = queue.Queue(maxsize=BEHIND)
+        self.state_key: str | None = (job.checkpoint or {}).get("key")  # of the last resume state saved
+        self.states_given = 0
+        self.saving_state = False  # whether a resume state is on its way
+        self.pending: queue.Queue[PendingArtifact | None] = queue.Queue(maxsize=QUEUE_SIZE)
         self.error: Exception | None = None
         self.abandoned = False
         self.thread = threading.Thread(target=self.run, name=f"upload {job.id}", daemon=True)
@@ -62,69 +65,72 @@ class Uploader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.abandoned = error is not None  # what still waits is of no use
-        self.waiting.put(None)
+        self.pending.put(None)
         self.thread.join()
 
-    def put(self, product: PendingArtifact) -> None:
-        """Raises what went wrong with an earlier artifact."""
+    def put(self, artifact: PendingArtifact) -> None:
+        """Queue an artifact. Raises what went wrong with an earlier one."""
         self.check()
         while True:
             try:
-                return self.waiting.put(product, timeout=LOOK_S)
+                return self.pending.put(artifact, timeout=POLL_S)
             except queue.Full:
                 self.check()
                 self.while_waiting()
 
-    def save(self, encode: Callable[[], bytes], names: Sequence[str]) -> None:
-        """Store a checkpoint after everything given so far."""
-        self.saving, self.checkpoints = True, self.checkpoints + 1
-        self.put(PendingResumeState(f"checkpoint/{self.checkpoints:05d}.safetensors", encode, names))
+    def put_resume_state(self, encode: Callable[[], bytes], kept_names: Sequence[str]) -> None:
+        """Queue a resume state: it is stored after everything given so far."""
+        self.saving_state, self.states_given = True, self.states_given + 1
+        self.put(PendingResumeState(f"checkpoint/{self.states_given:05d}.safetensors", encode, kept_names))
 
     def drain(self) -> list[StoredObject]:
         """Wait until everything given so far is stored and recorded. Raises what went wrong."""
-        self.waiting.join()
+        self.pending.join()
         self.check()
         return list(self.stored)
 
     def check(self) -> None:
+        """Raise what went wrong in the thread."""
         if self.error is not None:
             raise self.error
 
     def run(self) -> None:
-        while (product := self.waiting.get()) is not None:
+        """Store what comes, until None comes: the thread's work."""
+        while (artifact := self.pending.get()) is not None:
             try:
                 if self.error is None and not self.abandoned:
-                    self.store(product)
+                    self.store(artifact)
             except Exception as error:  # handed to the thread that computes, which raises it
                 self.error = error
             finally:
-                self.waiting.task_done()
+                self.pending.task_done()
 
-    def store(self, product: PendingArtifact) -> None:
-        data = product.encode()
-        key = artifact_key(self.job.tenant, self.job.id, self.job.attempt, product.name)
-        retry_while_unavailable(lambda: self.storage.put(key, data, product.media_type), self.patience_s, lambda: self.abandoned)
-        if isinstance(product, PendingResumeState):
-            self.point_at(key, product)
+    def store(self, artifact: PendingArtifact) -> None:
+        """Encode, upload and record one artifact."""
+        data = artifact.encode()
+        key = artifact_key(self.job.tenant, self.job.id, self.job.attempt, artifact.name)
+        retry_while_unavailable(lambda: self.storage.put(key, data, artifact.media_type), self.patience_s, lambda: self.abandoned)
+        if isinstance(artifact, PendingResumeState):
+            self.record_resume_point(key, artifact)
             return
         sha256 = hashlib.sha256(data).hexdigest()
-        stored = StoredObject(name=product.name, key=key, media_type=product.media_type, size_bytes=len(data), sha256=sha256)
+        stored = StoredObject(name=artifact.name, key=key, media_type=artifact.media_type, size_bytes=len(data), sha256=sha256)
         self.stored.append(stored)
         self.unrecorded.append(stored)
-        if len(self.unrecorded) >= TOGETHER or self.waiting.empty():
-            self.record()
+        if len(self.unrecorded) >= ROWS_TOGETHER or self.pending.empty():
+            self.record_artifacts()
 
-    def record(self) -> None:
+    def record_artifacts(self) -> None:
         if self.unrecorded:
             self.write(lambda jobs: jobs.add_artifacts(self.job.id, self.job.attempt, self.unrecorded))
             self.unrecorded.clear()
 
-    def point_at(self, key: str, product: PendingResumeState) -> None:
-        """Let the job's row name a stored checkpoint, and delete the one before."""
-        self.record()
-        checkpoint = ResumePoint(attempt=self.job.attempt, key=key, names=list(product.names))
-        self.write(lambda jobs: jobs.save_resume_point(self.job.id, self.job.attempt, checkpoint))
-        before, self.checkpoint_key, self.saving = self.checkpoint_key, key, False
+    def record_resume_point(self, key: str, state: PendingResumeState) -> None:
+        """Let the job's row name a stored resume state, and delete the one before."""
+        self.record_artifacts()
+        point = ResumePoint(attempt=self.job.attempt, key=key, names=list(state.kept_names))
+        self.write(lambda jobs: jobs.save_resume_point(self.job.id, self.job.attempt, point))
+        before, self.state_key, self.saving_state = self.state_key, key, False
         if before not in (None, key):
             try:
                 self.storage.remove([str(before)])
@@ -132,6 +138,8 @@ class Uploader:
                 logger.warning("job %s: %s stays until the job is tidied: %s", self.job.id, before, error)
 
     def write(self, action: Callable[[JobRepository], None]) -> None:
+        """Run an action in a transaction of its own; wait for a database that is away."""
+
         def transaction() -> None:
             with self.sessions.begin() as session:
                 action(JobRepository(session))

@@ -21,40 +21,52 @@ class CachedModel:
 
 
 class ModelCache:
+    """Generators in the memory of one device."""
+
     def __init__(self, device: torch.device, limit_bytes: int) -> None:
+        """Keep nothing yet.
+
+        Args:
+            limit_bytes: of all models together; the one in use may be larger.
+        """
         self.device = device
         self.limit_bytes = limit_bytes
-        self.warm: OrderedDict[str, CachedModel] = OrderedDict()  # the most recently used last
-        self.getting = threading.Lock()
+        self.cached: OrderedDict[str, CachedModel] = OrderedDict()  # by name, the most recently used last
+        self.lock = threading.Lock()
 
     def names(self) -> list[str]:
-        return list(self.warm)
+        """Return the models in memory, the most recently used last."""
+        return list(self.cached)
 
     def get(self, manifest: ModelManifest, model: ModelEntry) -> Generator:
-        """The model's generator, read if need be; others make room for it. Raises CheckpointMissing, CheckpointDamaged."""
-        with self.getting:
-            return self.get_alone(manifest, model)
+        """Return the model's generator, read if need be; others make room for it. Raises CheckpointMissing, CheckpointDamaged."""
+        with self.lock:
+            cached = self.cached.pop(model.name, None)
+            if cached is None or cached.sha256 != model.sha256:
+                path = manifest.path(model)
+                self.make_room(path.stat().st_size if path.exists() else 0)
+                cached = self.load(manifest, model)
+            self.cached[model.name] = cached
+            return cached.generator
 
-    def get_alone(self, manifest: ModelManifest, model: ModelEntry) -> Generator:
-        known = self.warm.pop(model.name, None)
-        if known is None or known.sha256 != model.sha256:
-            self.make_room(manifest.path(model).stat().st_size if manifest.path(model).exists() else 0)
-            generator = open_generator(manifest, model, self.device)
-            generator.render(generator.broadcast(generator.mapping.w_avg[None]))  # a process's first takes a second or two
-            known = CachedModel(sha256=model.sha256, generator=generator, size_bytes=size_of(generator))
-        self.warm[model.name] = known
-        return known.generator
+    def load(self, manifest: ModelManifest, model: ModelEntry) -> CachedModel:
+        """Read a model, and render once: a process's first picture takes a second or two. Raises what `get` raises."""
+        generator = open_generator(manifest, model, self.device)
+        generator.render(generator.broadcast(generator.mapping.w_avg[None]))
+        return CachedModel(sha256=model.sha256, generator=generator, size_bytes=size_of(generator))
 
     def make_room(self, size_bytes: int) -> None:
-        while self.warm and sum(warm.size_bytes for warm in self.warm.values()) + size_bytes > self.limit_bytes:
-            self.warm.popitem(last=False)
+        """Let models go until so many bytes more fit within the limit."""
+        while self.cached and sum(cached.size_bytes for cached in self.cached.values()) + size_bytes > self.limit_bytes:
+            self.cached.popitem(last=False)
 
     def clear(self) -> None:
         """Give back all memory that can be given."""
-        self.warm.clear()
+        self.cached.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def size_of(generator: Generator) -> int:
+    """Return the bytes of all tensors of a generator."""
     return sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())

@@ -1,17 +1,23 @@
-"""A worker's life: claim the job whose turn it is, run it, say how it ended."""
+"""The loop of a worker process: claim the job whose turn it is, execute it, record how it ended.
+
+From claim to result four files lie open: this one, execution/attempt.py (one run of a job), edit/inputs.py (what it builds on
+and where it starts) and edit/artifacts.py (what it leaves).
+"""
 
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 
+from engine.inversion.inversion import Inversion
 from jobs.database import CONNECTIONS, Sessions, make_sessions
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.queue.broker import Broker
@@ -22,35 +28,74 @@ from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage.objects import Storage
 from jobs.tables import Job
+from worker.edit.artifacts import GROUP_SIZE, ArtifactWriter
 from worker.edit.drag import choose_device
+from worker.edit.inputs import prepare_inversion
 from worker.errors import CODES, is_device_failure, is_out_of_memory
-from worker.execution.attempt import Attempt, Canceled, Drained, Tools
+from worker.execution.attempt import Attempt, AttemptContext
 from worker.execution.drain import Drain
+from worker.execution.lease import Canceled
 from worker.execution.model_cache import ModelCache
+from worker.execution.resume_policy import Drained
 from worker.retry import SERVER_UNAVAILABLE, retry_while_unavailable
 from worker.slots.dynamic_batcher import DynamicBatcher
 from worker.slots.memory_budget import MemoryBudget
-from worker.slots.slots import Slots, meetings_on
+from worker.slots.slots import Slots, choose_batcher_count
 
+Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class HandedBack:
+    """The attempt has ended because its worker ends: another one goes on."""
+
+
+@dataclass(frozen=True)
+class BrokeDown:
+    """The attempt has ended by an error that another one may not meet."""
+
+    error: Exception
+
+
+AttemptEnd = Outcome | HandedBack | BrokeDown
+
+
 class Runner:
-    """Runs one job after another in one process, or several at once."""
+    """Runs the jobs of one process: one after another, or several of one model at once."""
 
     def __init__(
-        self, settings: Settings, sessions: Sessions, storage: Storage, queue: Broker, drain: Drain | None = None
-    ) -> None:
+        self, settings: Settings, sessions: Sessions, storage: Storage, queue: Broker, drain: Drain | None = None, *,
+        models: ModelCache | None = None, clock: Callable[[], float] = time.monotonic,
+        make_writer: Callable[..., ArtifactWriter] = ArtifactWriter, make_inversion: Callable[..., Inversion] = prepare_inversion,
+        exit_process: Callable[[int], object] = os._exit,
+    ) -> None:  # fmt: skip
+        """Claim nothing yet.
+
+        Args:
+            drain: tells when the process has to end.
+            models: a cache of models; default: one on the device and of the size that the settings name.
+            clock: seconds that count for a job's run_timeout_s and for the time between two saved states.
+            make_writer: what turns steps into artifacts.
+            make_inversion: what prepares the inversion of a photo, like `prepare_inversion`.
+            exit_process: ends this process with an exit code, from whatever thread.
+        """
         self.settings = settings
-        self.draining = drain or Drain()
+        self.drain = drain or Drain()
         self.sessions = sessions
         self.storage = storage
         self.queue = queue
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.models = ModelCache(choose_device(settings.device), settings.model_cache_bytes)
+        self.models = models or ModelCache(choose_device(settings.device), settings.model_cache_bytes)
+        self.exit_process = exit_process
+        self.context = AttemptContext(
+            settings=settings, sessions=sessions, storage=storage, models=self.models, drain=self.drain, clock=clock,
+            make_writer=make_writer, prepare_inversion=make_inversion,
+        )  # fmt: skip
 
     @classmethod
     def from_settings(cls, settings: Settings, drain: Drain) -> Self:
+        """Return a runner with clients of its own."""
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds: not under a lease
@@ -58,126 +103,106 @@ class Runner:
         storage = Storage.from_settings(settings)
         return cls(settings, sessions, storage, Broker(settings.redis_url), drain)
 
-    def arrive(self) -> None:
-        """Say that there is one more worker; all that it imports is in memory now."""
-        try:
-            self.say(self.standing())
-        except SERVER_UNAVAILABLE as error:
-            logger.warning("the database does not know of this worker yet: %s", error)
-
     def run_next(self) -> None:
-        """Run the job whose turn it is, if there is one."""
-        if self.draining.asked:
-            self.leave()
+        """Run the job whose turn it is, if there is one. Raises what `process_job` raises."""
+        if self.drain.requested:
+            self.sign_off()
             return
-        job = self.claim()
+        job = self.claim_job()
         if job is None:
             return
         if job.together:
-            self.run_beside(job)
+            self.process_together(job)
         else:
-            self.run_or_drop(job)
-        self.say(self.standing())
-        if self.waiting():
-            self.queue.wake(self.settings.pool)  # one message may have been lost; those that wait are worth another
+            self.process_job(job)
+        self.report_status()
+        self.wake_for_waiting_jobs()
 
-    def leave(self) -> None:
-        """Let the message go to somebody who stays."""
-        self.queue.wake(self.settings.pool)
-        with self.sessions.begin() as session:
-            leave(session, self.name)
-
-    def claim(self) -> Job | None:
+    def claim_job(self) -> Job | None:
+        """Return the job whose turn it is, now this worker's; None when nothing waits."""
         with self.sessions.begin() as session:
             job = claim(session, self.claimer())
             if job is not None:
-                report(session, self.standing(job))
+                report(session, self.status(job))
         return job
 
-    def claim_beside(self, model: str) -> Job | None:
-        """One more job of the model that it runs already; None also when another's turn has come."""
-        with self.sessions.begin() as session:
-            return try_to_claim(session, replace(self.claimer(), warm=[model], only=model))
+    def process_job(self, job: Job, batcher: DynamicBatcher | None = None) -> None:
+        """Execute a claimed job and record how that ended; drop it if another attempt owns it by now.
 
-    def claimer(self) -> Claimer:
-        settings = self.settings
-        return Claimer(
-            worker=self.name, lease=timedelta(seconds=settings.lease_s), pool=settings.pool, warm=self.models.names(),
-            together=settings.slots > 1,
-        )  # fmt: skip
+        When a server is away for long the error rises and the lease expires.
 
-    def run_beside(self, first: Job) -> None:
-        """Run a job and others of its model beside it."""
-
-        def run(job: Job, meeting: DynamicBatcher) -> None:
-            try:
-                self.run_or_drop(job, meeting)
-            except SERVER_UNAVAILABLE as error:
-                logger.warning("job %s is left to its lease: %s", job.id, error)
-
-        more, ending, room = (
-            partial(self.claim_beside, first.model),
-            lambda: self.draining.asked,
-            MemoryBudget(self.models.device),
-        )
-        Slots(self.settings.slots, more, run, ending, room.fits, meetings_on(self.models.device)).run(first)
-
-    def run_or_drop(self, job: Job, meeting: DynamicBatcher | None = None) -> None:
-        try:
-            self.run(job, meeting)
-        except LeaseLost as error:
-            logger.warning("dropped: %s", error)
-
-    def standing(self, job: Job | None = None) -> WorkerStatus:
-        job_id = None if job is None else job.id
-        return WorkerStatus(name=self.name, pool=self.settings.pool, models=self.models.names(), job_id=job_id)
-
-    def say(self, standing: WorkerStatus) -> None:
-        with self.sessions.begin() as session:
-            report(session, standing)
-
-    def waiting(self) -> bool:
-        with self.sessions() as session:
-            return is_claimable(session, self.settings.pool)
-
-    def run(self, job: Job, meeting: DynamicBatcher | None = None) -> None:
-        """Carry a claimed job to its end, beside those that come to the meeting.
-
-        When a server is away for long the error rises and the lease expires; an attempt that broke down otherwise is
-        given up at once.
-
-        Raises:
-            LeaseLost: another attempt owns it now.
+        Args:
+            batcher: makes the steps of jobs that run at once; None: the job runs alone.
         """
         logger.info("job %s attempt %d begins", job.id, job.attempt)
         try:
-            outcome = self.outcome(job, meeting)
-        except (LeaseLost, *SERVER_UNAVAILABLE):
-            raise
-        except Drained:
-            self.hand_back(job)
-            return
-        except Exception as error:
-            logger.exception("job %s attempt %d broke down", job.id, job.attempt)
-            reason = f"{type(error).__name__}: {error}"
-            self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, self.settings.retries))
-            if is_device_failure(error):
-                logger.error("the device is of no more use to this process, which ends")
-                os._exit(1)  # Celery forks another
-            return
-        self.finish(job, outcome)
-        logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
+            self.record_end(job, self.execute_job(job, batcher))
+        except LeaseLost as error:
+            logger.warning("dropped: %s", error)
+
+    def execute_job(self, job: Job, batcher: DynamicBatcher | None = None) -> AttemptEnd:
+        """Run an attempt; short of memory, once more with nothing else in memory and one frame at a time.
+
+        Beside others there is no second try: the next attempt runs alone.
+
+        Raises:
+            LeaseLost: another attempt owns the job.
+        """
+        for group_size in (GROUP_SIZE, 1):
+            try:
+                return Outcome(state=JobState.SUCCEEDED, stop_reason=self.run_attempt(job, batcher, group_size))
+            except Exception as error:
+                if group_size == 1 or batcher is not None or not is_out_of_memory(error):
+                    return self.end_of_attempt(job, error, alone=batcher is None)
+                logger.warning("job %s: once more, with less memory: %s", job.id, error)
+            self.models.clear()  # not before the error is gone, whose traceback keeps tensors in memory
+            job = self.reread_job(job)
+        raise AssertionError("the last try ends")
+
+    def run_attempt(self, job: Job, batcher: DynamicBatcher | None, group_size: int) -> str | None:
+        """Return the stop reason of a job's drag; all other ends rise."""
+        return Attempt(job, self.context, batcher=batcher, group_size=group_size).run()
+
+    def reread_job(self, job: Job) -> Job:
+        """Return the job's row as it is now. Raises LeaseLost if another attempt owns it."""
+        with self.sessions() as session:
+            now = session.get(Job, job.id)
+        if now is None or now.attempt != job.attempt:
+            raise lease_lost(job.id, job.attempt)
+        return now
+
+    def end_of_attempt(self, job: Job, error: Exception, alone: bool) -> AttemptEnd:
+        """Return which end an error of an attempt stands for; a lost lease and a server that is away are none, and rise."""
+        if isinstance(error, (LeaseLost, *SERVER_UNAVAILABLE)):
+            raise error
+        if isinstance(error, Canceled):
+            return Outcome(state=JobState.CANCELED)
+        if isinstance(error, Drained):
+            return HandedBack()
+        if isinstance(error, tuple(CODES)):
+            return Outcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
+        if alone and is_out_of_memory(error):
+            message = f"the job needs more memory than the worker has: {error}"
+            return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
+        logger.error("job %s attempt %d broke down", job.id, job.attempt, exc_info=error)
+        return BrokeDown(error)
+
+    def record_end(self, job: Job, end: AttemptEnd) -> None:
+        """Record how an attempt ended. Raises LeaseLost."""
+        match end:
+            case Outcome():
+                self.finish(job, end)
+            case HandedBack():
+                self.hand_back(job)
+            case BrokeDown():
+                self.release(job, end.error)
 
     def finish(self, job: Job, outcome: Outcome) -> None:
-        """Record the outcome, and delete the checkpoint that nobody needs now. Raises LeaseLost."""
-        checkpoint: list[str] = []
-
-        def end(jobs: JobRepository) -> None:
-            checkpoint[:] = jobs.finish(job.id, job.attempt, outcome)
-
-        self.write(end)
+        """Record the outcome, and delete the resume state that nobody needs now. Raises LeaseLost."""
+        states = self.write(lambda jobs: jobs.finish(job.id, job.attempt, outcome))
         with suppress(StorageUnavailable):  # the job is tidied later
-            self.storage.remove(checkpoint)
+            self.storage.remove(states)
+        logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
 
     def hand_back(self, job: Job) -> None:
         """Give the job to another worker at once. Raises LeaseLost."""
@@ -185,44 +210,78 @@ class Runner:
         self.queue.wake(job.pool)
         logger.info("job %s attempt %d handed back: the worker ends", job.id, job.attempt)
 
-    def write(self, action: Callable[[JobRepository], object]) -> None:
-        """One transaction at an attempt's end; a database that is away is waited for as long as the lease may last."""
+    def release(self, job: Job, error: Exception) -> None:
+        """Give up the attempt at once; end the process if its device is broken. Raises LeaseLost."""
+        reason = f"{type(error).__name__}: {error}"
+        self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, self.settings.retries))
+        if is_device_failure(error):
+            logger.error("the device is of no more use to this process, which ends")
+            self.exit_process(1)  # Celery forks another
 
-        def transaction() -> None:
+    def write(self, action: Callable[[JobRepository], Result]) -> Result:
+        """Run the transaction at an attempt's end; wait for a database that is away for as long as the lease may last."""
+
+        def transaction() -> Result:
             with self.sessions.begin() as session:
-                action(JobRepository(session))
+                return action(JobRepository(session))
 
-        retry_while_unavailable(transaction, self.settings.lease_s)
+        return retry_while_unavailable(transaction, self.settings.lease_s)
 
-    def outcome(self, job: Job, meeting: DynamicBatcher | None) -> Outcome:
-        """Run the job; its known ways to end are outcomes, all others errors."""
-        try:
-            return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job, meeting))
-        except Canceled:
-            return Outcome(state=JobState.CANCELED)
-        except tuple(CODES) as error:
-            return Outcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
-        except Exception as error:
-            if meeting is not None or not is_out_of_memory(error):
-                raise
-            message = f"the job needs more memory than the worker has: {error}"
-            return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
+    def process_together(self, first: Job) -> None:
+        """Process a job, and others of its model beside it, each in a thread of its own."""
 
-    def edit(self, job: Job, meeting: DynamicBatcher | None) -> str | None:
-        """Short of memory, once more with nothing else in it and one frame at a time; beside others, later and alone."""
-        tools = Tools(
-            settings=self.settings, sessions=self.sessions, storage=self.storage, models=self.models, draining=self.draining,
-            meeting=meeting,
+        def process(job: Job, batcher: DynamicBatcher) -> None:
+            try:
+                self.process_job(job, batcher)
+            except SERVER_UNAVAILABLE as error:
+                logger.warning("job %s is left to its lease: %s", job.id, error)
+
+        budget = MemoryBudget(self.models.device)
+        slots = Slots(
+            self.settings.slots, partial(self.claim_another, first.model), process, lambda: self.drain.requested,
+            fits=budget.fits, batchers=choose_batcher_count(self.models.device, torch.get_num_threads()),
         )  # fmt: skip
+        slots.run(first)
+
+    def claim_another(self, model: str) -> Job | None:
+        """Return one more job of the model that runs already; None also when another model's turn has come."""
+        with self.sessions.begin() as session:
+            return try_to_claim(session, replace(self.claimer(), warm=[model], only=model))
+
+    def claimer(self) -> Claimer:
+        """Return who claims."""
+        settings = self.settings
+        return Claimer(
+            worker=self.name, lease=timedelta(seconds=settings.lease_s), pool=settings.pool, warm=self.models.names(),
+            together=settings.slots > 1,
+        )  # fmt: skip
+
+    def status(self, job: Job | None = None) -> WorkerStatus:
+        """Return what the table of workers says of this one."""
+        job_id = None if job is None else job.id
+        return WorkerStatus(name=self.name, pool=self.settings.pool, models=self.models.names(), job_id=job_id)
+
+    def report_status(self) -> None:
+        """Write that this worker runs no job."""
+        with self.sessions.begin() as session:
+            report(session, self.status())
+
+    def sign_on(self) -> None:
+        """Write that there is one more worker; all that it imports is in memory by then."""
         try:
-            return Attempt(job, tools).run()
-        except Exception as error:
-            if meeting is not None or not is_out_of_memory(error):
-                raise
-            logger.warning("job %s: once more, with less memory: %s", job.id, error)
-        self.models.clear()
+            self.report_status()
+        except SERVER_UNAVAILABLE as error:
+            logger.warning("the database does not know of this worker yet: %s", error)
+
+    def sign_off(self) -> None:
+        """Write that there is one worker less, and pass its message on to another one."""
+        self.queue.wake(self.settings.pool)
+        with self.sessions.begin() as session:
+            leave(session, self.name)
+
+    def wake_for_waiting_jobs(self) -> None:
+        """Send a message while jobs wait: one may have been lost."""
         with self.sessions() as session:
-            now = session.get_one(Job, job.id)
-        if now.attempt != job.attempt:
-            raise lease_lost(job.id, job.attempt)
-        return Attempt(now, tools, group=1).run()
+            waiting = is_claimable(session, self.settings.pool)
+        if waiting:
+            self.queue.wake(self.settings.pool)

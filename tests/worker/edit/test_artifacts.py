@@ -160,8 +160,9 @@ def test_what_goes_on_from_a_photo_begins_with_an_edited_picture(kept, checkpoin
     spec = OfflineEdit(DOCUMENT, Given(), checkpoints).spec
     generator, read = tiny_generator(), Photo.read(photo.read_bytes(), None, 32)
     w = generator.map(seed=3, truncation_psi=0.7)
-    seen = {"photo": read} if kept else {"changes": {"synthesis.b4.const": generator.state_dict()["synthesis.b4.const"]}}
-    beginning = EditStart(generator=generator, w=w, framing=read.framing, **seen)
-    with ArtifactWriter(spec, beginning, None, FolderSink(ArtifactFolder(tmp_path / "out"))):
+    tuned_tensors = {"synthesis.b4.const": generator.state_dict()["synthesis.b4.const"]}
+    seen = {"photo": read} if kept else {"tuned_tensors": tuned_tensors}
+    start = EditStart(generator=generator, w=w, crop_transform=read.crop_transform, **seen)
+    with ArtifactWriter(spec, start, None, FolderSink(ArtifactFolder(tmp_path / "out"))):
         pass
     assert source_types(tmp_path / "out") == {"source.png": EDITED}

@@ -17,8 +17,8 @@ from jobs.database import make_sessions
 from jobs.models.manifest import ManifestFile
 from jobs.queue.broker import Broker
 from jobs.settings import Settings
-from jobs.storage.objects import OF_A_REQUEST, Storage
-from jobs.tenants.quotas import QueueQuota
+from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
+from jobs.tenants.quotas import QueueQuota, Quotas
 
 
 @asynccontextmanager
@@ -36,13 +36,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.checkpoints = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
-    app.state.storage = Storage.from_settings(settings, OF_A_REQUEST)
+    app.state.storage = Storage.from_settings(settings, REQUEST_TIMEOUTS)
     app.state.queue = Broker(settings.redis_url)
     app.state.api_key_cache = ApiKeyCache(app.state.sessions)
     app.state.rate_limits = RateLimits(settings)
     app.state.watcher = ChangeNotifier(app.state.sessions)
     app.state.streams = Streams()
-    app.state.room = QueueQuota(settings.quotas)
+    app.state.room = QueueQuota(Quotas.from_settings(settings))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):

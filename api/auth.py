@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError, TimeoutError
 
 from jobs.database import Sessions
 from jobs.errors import Forbidden, RateLimited, Unauthorized
-from jobs.queue.broker import plain_url
+from jobs.queue.broker import to_redis_py_url
 from jobs.settings import Settings
 from jobs.tenants import keys
 from jobs.tenants.keys import Principal, Scope
@@ -78,7 +78,7 @@ class RateLimits:
     """
 
     def __init__(self, settings: Settings) -> None:
-        url, waits = plain_url(settings.redis_url), {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S}
+        url, waits = to_redis_py_url(settings.redis_url), {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S}
         self.connections = ConnectionPool.from_url(url, **waits)
         storage = RedisStorage("async+redis://", implementation="redispy", connection_pool=self.connections)  # type: ignore[arg-type]
         self.limiter = SlidingWindowCounterRateLimiter(storage)

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import Sessions
-from jobs.queue.events import versions
+from jobs.queue.events import get_versions
 
 LOOK_S = 0.25  # between two looks
 AWAY_S = 1.0  # after a look that the database did not answer
@@ -72,7 +72,7 @@ class ChangeNotifier:
 
     def look(self, ids: list[UUID]) -> dict[UUID, str]:
         with self.sessions() as session:
-            found = versions(session, ids)
+            found = get_versions(session, ids)
         return {job_id: found.get(job_id, GONE) for job_id in ids}
 
     def tell(self, now: dict[UUID, str]) -> None:

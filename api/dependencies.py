@@ -73,7 +73,7 @@ async def unit(request: Request) -> AsyncIterator[Unit]:
 def commit(work: Unit, queue: Broker, storage: Storage) -> None:
     with work.session as session:
         session.commit()
-    all(queue.wake(pool) for pool in work.wake)  # not the others while the broker is away
+    all(queue.send_wake_up(pool) for pool in work.wake)  # not the others while the broker is away
     with suppress(StorageUnavailable):  # the purge comes by again
         storage.remove(work.needless)
 

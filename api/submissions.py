@@ -27,7 +27,7 @@ from jobs.storage.decoding import Decoded, decode, decode_mask
 from jobs.storage.objects import Storage, raw_key, upload_key
 from jobs.storage.uploads import row_of
 from jobs.tables import Job, PresignedUpload, Upload
-from jobs.tenants.quotas import QueueQuota, check_room_for_upload, check_room_to_announce
+from jobs.tenants.quotas import QueueQuota, check_announced_upload_quota, check_upload_quota
 from jobs.webhooks import subscriptions as webhooks
 
 PARTS = ("job", "image", "movable")
@@ -72,7 +72,7 @@ class TenantInputs:
         return job
 
     def webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
-        return webhooks.known(self.unit.session, self.tenant, ids)
+        return webhooks.find_known_ids(self.unit.session, self.tenant, ids)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class SubmissionService:
 
     def queue(self, checked: Checked, job_id: UUID) -> Job:
         """Raises QuotaExceeded, StorageUnavailable."""
-        self.room.take(self.unit.session, self.tenant)
+        self.room.reserve(self.unit.session, self.tenant)
         for file in checked.files:
             self.keep(file)
         job = self.unit.jobs.add(job_id, self.tenant, checked.submission)
@@ -142,12 +142,12 @@ class SubmissionService:
 
     def keep(self, file: Decoded) -> Upload:
         """Raises QuotaExceeded, StorageUnavailable."""
-        check_room_for_upload(self.unit.session, self.tenant, file.sha256, self.room.defaults)
+        check_upload_quota(self.unit.session, self.tenant, file.sha256, self.room.defaults)
         return self.unit.uploads.add(self.tenant, file, self.storage)
 
     def announce(self, sha256: str, size_bytes: int, kind: str | None) -> PresignedUpload:
         """A file that its client is going to send to the store. Raises QuotaExceeded."""
-        check_room_to_announce(self.unit.session, self.tenant, size_bytes, self.room.defaults)
+        check_announced_upload_quota(self.unit.session, self.tenant, size_bytes, self.room.defaults)
         return presigned.announce(self.unit.session, self.tenant, sha256, size_bytes, kind, self.storage.link_lifetime)
 
     def complete(self, presigned_id: UUID, sessions: Sessions) -> Upload:

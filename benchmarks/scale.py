@@ -109,7 +109,7 @@ class Bench:
             for _ in range(count):
                 JobRepository(session).add(uuid4(), DEFAULT_TENANT, submission).batch = batch
         for _ in range(count):
-            self.queue.wake(submission.pool)
+            self.queue.send_wake_up(submission.pool)
         return batch
 
     def wait(self, batch: UUID, count: int, seen: Callable[[int], object]) -> None:

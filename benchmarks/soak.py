@@ -35,7 +35,7 @@ from embedded.service import running_service
 from embedded.stack import Stack, local_stack, stop_on_signals
 from jobs.database import make_sessions
 from jobs.models.manifest import ModelManifest
-from jobs.queue.broker import plain_url, queue_of
+from jobs.queue.broker import queue_name, to_redis_py_url
 from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.spec.validation import check_submission
@@ -203,7 +203,7 @@ class Sampler:
         settings = stack.settings()
         self.processes = {ROLES.get(child.name, child.name): psutil.Process(child.process.pid) for child in stack.children}
         self.sessions = make_sessions(settings.database_url)
-        self.redis = redis.Redis.from_url(plain_url(settings.redis_url))
+        self.redis = redis.Redis.from_url(to_redis_py_url(settings.redis_url))
         self.bucket = stack.logs.parent / "s3" / settings.s3_bucket
         self.temporary = temporary
 
@@ -231,7 +231,7 @@ class Sampler:
         return {name: float(count or 0) for name, count in counts.items()}
 
     def messages(self) -> dict[str, float]:
-        length, keys = self.redis.llen(queue_of(DEFAULT_POOL)), self.redis.dbsize()
+        length, keys = self.redis.llen(queue_name(DEFAULT_POOL)), self.redis.dbsize()
         return {"messages": float(str(length)), "redis_keys": float(str(keys))}
 
     def objects(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cli import scale
 from cli.errors import CommandError
-from jobs.settings import MOST_SLOTS
+from jobs.settings import MAX_SLOTS
 
 if TYPE_CHECKING:
     from benchmarks.bulk_speed import BulkTime
@@ -188,7 +188,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def numbers(text: str, option: str) -> list[int]:
     """Comma-separated counts of jobs or drags at once. Raises CommandError."""
-    return [int(word) for word in words(text, option, tuple(str(number) for number in range(1, MOST_SLOTS + 1)))]
+    return [int(word) for word in words(text, option, tuple(str(number) for number in range(1, MAX_SLOTS + 1)))]
 
 
 def show(bar: Progress, task: TaskID, completed: int) -> None:

@@ -31,9 +31,9 @@ from cli.settings import read_settings
 from jobs.database import make_engine
 from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.queue.broker import Broker
-from jobs.queue.claims import claimable
+from jobs.queue.claims import count_claimable
 from jobs.settings import Settings
-from jobs.storage.objects import OF_A_REQUEST, Storage
+from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
 from jobs.tables import Base
 from migrations.upgrade import alembic_config
 
@@ -237,7 +237,7 @@ FROM workers GROUP BY pool
 def workers(connection: Connection) -> Findings:
     """For each pool: who works there, and whether anybody waits in vain."""
     known = {row.pool: row for row in connection.execute(WORKERS, {"seen_s": SEEN_S})}
-    waiting = claimable(Session(connection), MOST_WAITING)
+    waiting = count_claimable(Session(connection), MOST_WAITING)
     if not known and not waiting:
         yield ok("workers", "none has run a job yet, no job waits")
     for pool in sorted({*known, *waiting}):
@@ -307,7 +307,7 @@ def persistence(facts: Mapping[str, Any]) -> Finding:
 
 
 def store(settings: Settings) -> Findings:
-    storage, key = Storage.from_settings(settings, OF_A_REQUEST), f"doctor/{uuid4()}"
+    storage, key = Storage.from_settings(settings, REQUEST_TIMEOUTS), f"doctor/{uuid4()}"
     reached = guarded("store", bucket, storage, advice="start it, and see that DRAGQUEUE_S3_ENDPOINT and both keys are right")
     yield guarded("store clock", store_clock, settings.s3_endpoint, advice="see that DRAGQUEUE_S3_ENDPOINT is right")
     yield reached
@@ -335,7 +335,7 @@ def put_and_get(name: str, storage: Storage, key: str) -> Finding:
 
 def link(name: str, storage: Storage, key: str) -> Finding:
     """Whether what clients are sent can be fetched, at least from here."""
-    url = storage.url(key, "probe.txt")
+    url = storage.make_download_url(key, "probe.txt")
     answer = httpx2.get(url, timeout=HTTP_TIMEOUT_S)
     if answer.content != b"probe":
         reason = f"{httpx2.URL(url).netloc.decode()} answered {answer.status_code}"

@@ -50,7 +50,7 @@ def create(
     """Make a key and print it: it is never shown again."""
     with database() as session:
         token = keys.create(session, tenant, name, scope, None if days is None else timedelta(days=days))
-        audit.note(session, tenant, operator(), "key.create", id_of(token))
+        audit.record(session, tenant, operator(), "key.create", id_of(token))
     typer.echo(token)
 
 
@@ -59,7 +59,7 @@ def list_(tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")
     """Show all keys, without their secrets."""
     table = Table("id", "tenant", "name", "scopes", "created", "expires", "revoked", "last used")
     with database() as session:
-        for key in keys.listed(session, tenant):
+        for key in keys.list_keys(session, tenant):
             times = (key.created_at, key.expires_at, key.revoked_at, key.last_used_at)
             shown = [f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times]
             table.add_row(key.id, key.tenant, key.name, " ".join(key.scopes), *shown)
@@ -71,7 +71,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Make a key invalid, within five seconds everywhere."""
     with database() as session:
         key = keys.revoke(session, key_id)
-        audit.note(session, key.tenant, operator(), "key.revoke", key_id)
+        audit.record(session, key.tenant, operator(), "key.revoke", key_id)
     typer.echo(f"{key_id} is revoked")
 
 
@@ -83,7 +83,7 @@ def rotate(
     """Make a key that replaces another and print it."""
     with database() as session:
         token = keys.rotate(session, key_id, timedelta(seconds=grace_s))
-        audit.note(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {id_of(token)}")
+        audit.record(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {id_of(token)}")
     typer.echo(token)
 
 
@@ -115,7 +115,7 @@ def set_(
         if row is None:
             raise CommandError(f"there is no tenant {tenant}")
         setattr(row, limit, None if value == "-" else int(value))
-        audit.note(session, tenant, operator(), f"tenant.{limit}", value)
+        audit.record(session, tenant, operator(), f"tenant.{limit}", value)
 
 
 def local_key(stack: Stack) -> str:
@@ -127,7 +127,7 @@ def local_key(stack: Stack) -> str:
             keys.authenticate(session, token)
         except Unauthorized:
             token = keys.create(session, DEFAULT_TENANT, "this machine", ALL_SCOPES, None if stack.durable else TEMPORARY)
-            audit.note(session, DEFAULT_TENANT, operator(), "key.create", id_of(token))
+            audit.record(session, DEFAULT_TENANT, operator(), "key.create", id_of(token))
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
                 out.write(token)
     return token

@@ -1,4 +1,4 @@
-"""The rows. A job's row is the truth about it; messages and objects follow."""
+"""The tables. A job's row is the truth about it; messages and objects follow it."""
 
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.states import JobState
 
 DEFAULT_TENANT = "default"
 DEFAULT_POOL = "default"
+POOL_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 
 
 class Base(DeclarativeBase):
@@ -119,7 +120,7 @@ class Job(Base):
     parent: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)  # went on from
     root: Mapped[UUID | None]  # where its chain began; may be gone
     progress: Mapped[dict[str, Any] | None]
-    checkpoint: Mapped[dict[str, Any] | None]  # a Checkpoint: where the next attempt goes on
+    checkpoint: Mapped[dict[str, Any] | None]  # the ResumePoint: where the next attempt goes on
     stop_reason: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]

@@ -9,6 +9,7 @@ from api.schemas.jobs import AuditPage, AuditView, QueueView, UsageView
 from api.schemas.problems import ERRORS
 from jobs.tables import Tenant
 from jobs.tenants import audit, quotas
+from jobs.tenants.quotas import Quotas
 
 router = APIRouter(responses=ERRORS)
 
@@ -17,14 +18,14 @@ router = APIRouter(responses=ERRORS)
 def usage(who: Reader, unit: UnitDep, settings: SettingsDep) -> UsageView:
     """How many jobs, uploads and bytes there are, beside how many there may be."""
     tenant = unit.session.get_one(Tenant, who.tenant)
-    has, may = quotas.usage(unit.session, who.tenant), settings.quotas.of(tenant)
+    has, may = quotas.get_usage(unit.session, who.tenant), Quotas.from_settings(settings).for_tenant(tenant)
     return UsageView(**vars(has), **vars(may), max_running=tenant.max_running)
 
 
 @router.get("/queue")
 def queue(who: Reader, unit: UnitDep) -> QueueView:
     """How many jobs wait and run, and for how long the first has waited."""
-    has = quotas.usage(unit.session, who.tenant)
+    has = quotas.get_usage(unit.session, who.tenant)
     return QueueView(queued=has.queued, running=has.running, oldest_queued_s=unit.jobs.oldest_queued_s(who.tenant))
 
 

@@ -37,7 +37,7 @@ def frames(job_id: UUID, who: Reader, unit: UnitDep, cursor: Text = "", limit: L
 def download(job_id: UUID, name: Text, who: Reader, unit: UnitDep, storage: StorageDep) -> str:
     """Redirect to a link of the store that lives some minutes and lets its holder fetch parts of the object (Range)."""
     artifact = unit.jobs.artifact(unit.jobs.get(who.tenant, job_id), name)
-    return storage.url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
+    return storage.make_download_url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
 
 
 @router.get("/{job_id}/archive", response_class=StreamingResponse, responses={200: {"content": {"application/zip": {}}}})

@@ -24,7 +24,7 @@ from api.schemas.problems import ERRORS, FieldProblem
 from api.submissions import SubmissionsDep, SubmissionService
 from jobs.database import Sessions
 from jobs.queue import batches, idempotency
-from jobs.queue.batches import ENDED_BADLY, TOGETHER, Summary
+from jobs.queue.batches import CHUNK_ROWS, UNSUCCESSFUL_STATES, BatchSummary
 from jobs.states import JobState
 from jobs.tables import Batch, Job, Refusal
 from jobs.tenants import audit
@@ -48,7 +48,7 @@ class BatchView(BatchHead):
     finished_at: datetime | None  # when the last job ended
 
     @classmethod
-    def of(cls, summary: Summary) -> Self:
+    def of(cls, summary: BatchSummary) -> Self:
         head = BatchHead.model_validate(summary.batch).model_dump()
         return cls(**head, counts={JobState(state): n for state, n in summary.counts.items()}, finished_at=summary.finished_at)
 
@@ -106,10 +106,10 @@ def accept(intake: SubmissionService, file: IO[bytes], key: str | None, fingerpr
         return answered(earlier, {"Idempotency-Replayed": "true"})
     file.seek(0)
     batch, reading = batches.add(session, tenant, lines_of(file), intake.manifest, intake.inputs)
-    intake.room.count(session, tenant, more=0)  # they are in the queue already
+    intake.room.check(session, tenant, more=0)  # they are in the queue already
     for pool, count in reading.pools.items():
         intake.unit.wake += [pool] * min(count, MOST_WOKEN)
-    answer = BatchView.of(batches.summary(session, batch)).model_dump(mode="json")
+    answer = BatchView.of(batches.summarize(session, batch)).model_dump(mode="json")
     if key is not None:
         idempotency.remember(session, tenant, key, answer)
     return answered(answer)
@@ -142,14 +142,14 @@ def get(batch_id: UUID, who: Reader, unit: UnitDep) -> BatchView:
 
 
 def view(session: Session, batch: Batch) -> BatchView:
-    return BatchView.of(batches.summary(session, batch))
+    return BatchView.of(batches.summarize(session, batch))
 
 
 @router.post("/{batch_id}/cancel")
 def cancel(batch_id: UUID, who: Submitter, unit: UnitDep) -> BatchView:
     """Throw away what waits and what runs; what is done stays. Repeating it changes nothing."""
     batch = batches.cancel(unit.session, who.tenant, batch_id)
-    audit.note(unit.session, who.tenant, who.key, "batch.cancel", batch_id)
+    audit.record(unit.session, who.tenant, who.key, "batch.cancel", batch_id)
     return view(unit.session, batch)
 
 
@@ -166,7 +166,7 @@ def errors(batch_id: UUID, who: Reader, sessions: SessionsDep) -> StreamingRespo
 
     def lines() -> Iterator[BatchLine]:
         yield from refused(sessions, batch)
-        yield from ended(sessions, batch, ENDED_BADLY)
+        yield from ended(sessions, batch, UNSUCCESSFUL_STATES)
 
     return stream(lines())
 
@@ -182,7 +182,7 @@ def ended(sessions: Sessions, batch: Batch, states: Iterable[JobState]) -> Itera
     after, found = 0, True
     while found:
         with sessions() as session:
-            jobs = batches.jobs_of(session, batch, states, after=after, limit=TOGETHER)
+            jobs = batches.list_jobs(session, batch, states, after=after, limit=CHUNK_ROWS)
         yield from map(BatchLine.of, jobs)
         found, after = bool(jobs), jobs[-1].seq if jobs else after
 
@@ -191,7 +191,7 @@ def refused(sessions: Sessions, batch: Batch) -> Iterator[BatchLine]:
     after, found = 0, True
     while found:
         with sessions() as session:
-            rows = batches.refusals_of(session, batch, after=after, limit=TOGETHER)
+            rows = batches.list_refusals(session, batch, after=after, limit=CHUNK_ROWS)
         yield from map(BatchLine.refused, rows)
         found, after = bool(rows), rows[-1].line if rows else after
 

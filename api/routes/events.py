@@ -105,8 +105,8 @@ class Story:
 def read(sessions: Sessions, tenant: str, job_id: UUID, last: int | None) -> Story:
     """Events after `last`, by default those from now on. Raises JobNotFound."""
     with sessions() as session:
-        since = events.last(session, job_id) if last is None else last
+        since = events.get_last_seq(session, job_id) if last is None else last
     view, version = look(sessions, tenant, job_id)
     with sessions() as session:  # after the look: of a job that it saw ended, all has been told
-        told = [EventView.of(event) for event in events.since(session, job_id, since)]
+        told = [EventView.of(event) for event in events.list_since(session, job_id, since)]
     return Story(told, told[-1].seq if told else since, view, version)

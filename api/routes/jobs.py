@@ -23,8 +23,8 @@ from api.submissions import PostedDep, PostedJob, SubmissionsDep
 from jobs.database import Sessions
 from jobs.errors import JobActive
 from jobs.queue import idempotency
-from jobs.queue.estimates import place, run_time
-from jobs.queue.events import versions
+from jobs.queue.estimates import estimate_position, estimate_run_time
+from jobs.queue.events import get_versions
 from jobs.queue.repository import JobRepository
 from jobs.states import JobState
 from jobs.storage import retention
@@ -81,10 +81,10 @@ def put(job_id: UUID, intake: SubmissionsDep, posted: PostedDep) -> JobView:
 def validate(intake: SubmissionsDep, posted: PostedDep) -> Verdict:
     """Check a job as a submission would, and queue nothing: its defaults, its cost, when it would start."""
     submission, session = intake.check(posted).submission, intake.unit.session
-    intake.room.count(session, intake.tenant, more=1)
+    intake.room.check(session, intake.tenant, more=1)
     spec = submission.spec
     imagined = Job(tenant=intake.tenant, pool=submission.pool, model=spec.model, priority=spec.priority)
-    return Verdict.of(spec, run_time(session, spec.model), place(session, imagined).starts_in_s)
+    return Verdict.of(spec, estimate_run_time(session, spec.model), estimate_position(session, imagined).starts_in_s)
 
 
 @router.get("")
@@ -132,12 +132,12 @@ def look(sessions: Sessions, tenant: str, job_id: UUID, expand: list[Expansion] 
     """The job as it stands, and the version of its row. Raises JobNotFound."""
     with sessions() as session:
         jobs = JobRepository(session)
-        version = versions(session, [job_id]).get(job_id, "")  # before the job: a change in between is seen as one
+        version = get_versions(session, [job_id]).get(job_id, "")  # before the job: a change in between is seen as one
         job = jobs.get(tenant, job_id)
         artifacts = jobs.artifacts(job) if "artifacts" in expand else None
         view = JobView.of(job, artifacts, jobs.attempts(job) if "attempts" in expand else None)
         if job.state == JobState.QUEUED:
-            view = view.placed(place(session, job))
+            view = view.placed(estimate_position(session, job))
         elif job.state == JobState.RUNNING:
             view = view.shown(jobs.latest_frame(job))
         return view, version
@@ -162,8 +162,8 @@ def delete(job_id: UUID, who: Submitter, unit: UnitDep, storage: StorageDep) -> 
     job = unit.jobs.get(who.tenant, job_id, lock=True)
     if not JobState(job.state).terminal:
         raise JobActive(f"job {job_id} is {job.state}: cancel it first")
-    retention.forget(unit.session, storage, job)
-    audit.note(unit.session, who.tenant, who.key, "job.delete", job_id)
+    retention.delete_job(unit.session, storage, job)
+    audit.record(unit.session, who.tenant, who.key, "job.delete", job_id)
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
@@ -185,7 +185,7 @@ def retry(job_id: UUID, intake: SubmissionsDep, idempotency_key: KeyHeader = Non
 def cancel(job_id: UUID, who: Submitter, unit: UnitDep) -> JobView:
     """Throw the job away: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
     job = unit.jobs.request_cancel(who.tenant, job_id)
-    audit.note(unit.session, who.tenant, who.key, "job.cancel", job_id)
+    audit.record(unit.session, who.tenant, who.key, "job.cancel", job_id)
     return JobView.of(job)
 
 

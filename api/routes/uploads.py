@@ -38,7 +38,7 @@ def presign(file: AnnouncedFile, intake: SubmissionsDep, storage: StorageDep) ->
     """Announce a file of up to 200 MB and get a link that it is sent to, past this service; then complete it."""
     announced = intake.announce(file.sha256, file.size_bytes, file.kind)
     headers = presigned.headers(announced)
-    url = storage.upload_url(raw_key(announced.tenant, announced.id), headers)
+    url = storage.make_upload_url(raw_key(announced.tenant, announced.id), headers)
     return PresignedView(id=announced.id, url=url, headers=headers, expires_at=announced.expires_at)
 
 
@@ -61,4 +61,4 @@ def get(sha256: UploadId, who: Reader, unit: UnitDep) -> UploadView:
 def delete(sha256: UploadId, who: Submitter, unit: UnitDep, storage: StorageDep) -> None:
     """Remove an upload that no job needs any more which has not ended."""
     unit.uploads.remove(who.tenant, sha256, storage)
-    audit.note(unit.session, who.tenant, who.key, "upload.delete", sha256)
+    audit.record(unit.session, who.tenant, who.key, "upload.delete", sha256)

@@ -22,6 +22,7 @@ from api.schemas.webhooks import (
 from jobs.tenants import audit
 from jobs.webhooks import deliveries
 from jobs.webhooks import subscriptions as webhooks
+from jobs.webhooks.egress import EgressPolicy
 
 Cursor = Annotated[UUID | None, Query(description="next_cursor of the page before")]
 router = APIRouter(responses=ERRORS)
@@ -30,17 +31,17 @@ router = APIRouter(responses=ERRORS)
 @router.post("", status_code=201)
 def create(body: NewWebhook, who: Admin, unit: UnitDep, settings: SettingsDep, response: Response) -> WebhookSecret:
     """Be told of jobs; the secret that verifies what comes is shown here and never again."""
-    webhooks.check_url(settings.destinations, body.url)
+    webhooks.check_url(EgressPolicy.from_settings(settings), body.url)
     webhook = webhooks.add(unit.session, who.tenant, body.subscription())
     unit.session.refresh(webhook)
-    audit.note(unit.session, who.tenant, who.key, "webhook.create", webhook.id)
+    audit.record(unit.session, who.tenant, who.key, "webhook.create", webhook.id)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
     return WebhookSecret.of(webhook)
 
 
 @router.get("")
 def page(who: Admin, unit: UnitDep) -> WebhookList:
-    return WebhookList(webhooks=[WebhookView.of(webhook) for webhook in webhooks.listed(unit.session, who.tenant)])
+    return WebhookList(webhooks=[WebhookView.of(webhook) for webhook in webhooks.list_webhooks(unit.session, who.tenant)])
 
 
 @router.get("/{webhook_id}")
@@ -52,12 +53,12 @@ def get(webhook_id: UUID, who: Admin, unit: UnitDep) -> WebhookView:
 def change(webhook_id: UUID, body: WebhookChange, who: Admin, unit: UnitDep, settings: SettingsDep) -> WebhookView:
     """Change what is given; with enabled: true it is sent events again. What waits goes to the new URL."""
     if body.url is not None:
-        webhooks.check_url(settings.destinations, body.url)
+        webhooks.check_url(EgressPolicy.from_settings(settings), body.url)
     webhook = webhooks.get(unit.session, who.tenant, webhook_id, lock=True)
     body.apply(webhook)
     if body.enabled:
         webhooks.enable(webhook)
-    audit.note(unit.session, who.tenant, who.key, "webhook.change", webhook_id)
+    audit.record(unit.session, who.tenant, who.key, "webhook.change", webhook_id)
     return WebhookView.of(webhook)
 
 
@@ -65,15 +66,15 @@ def change(webhook_id: UUID, body: WebhookChange, who: Admin, unit: UnitDep, set
 def delete(webhook_id: UUID, who: Admin, unit: UnitDep) -> None:
     """Remove it, what waits to be delivered, and its log."""
     unit.session.delete(webhooks.get(unit.session, who.tenant, webhook_id, lock=True))
-    audit.note(unit.session, who.tenant, who.key, "webhook.delete", webhook_id)
+    audit.record(unit.session, who.tenant, who.key, "webhook.delete", webhook_id)
 
 
 @router.post("/{webhook_id}/rotate")
 def rotate(webhook_id: UUID, who: Admin, unit: UnitDep) -> WebhookSecret:
     """A new secret, shown once. The one before signs too until the next rotation, or until it is deleted."""
     webhook = webhooks.get(unit.session, who.tenant, webhook_id, lock=True)
-    webhooks.rotate(webhook)
-    audit.note(unit.session, who.tenant, who.key, "webhook.rotate", webhook_id)
+    webhooks.rotate_secret(webhook)
+    audit.record(unit.session, who.tenant, who.key, "webhook.rotate", webhook_id)
     return WebhookSecret.of(webhook)
 
 
@@ -87,7 +88,7 @@ def drop_old_secret(webhook_id: UUID, who: Admin, unit: UnitDep) -> None:
 def test(webhook_id: UUID, who: Admin, unit: UnitDep) -> DeliveryView:
     """Send an event of the type webhook.test, with tries like any other's."""
     webhook = webhooks.get(unit.session, who.tenant, webhook_id, lock=True)
-    return DeliveryView.of(deliveries.add_test(unit.session, webhook))
+    return DeliveryView.of(deliveries.add_test_event(unit.session, webhook))
 
 
 @router.get("/{webhook_id}/deliveries")

@@ -33,7 +33,7 @@ from jobs.database import make_sessions
 from jobs.states import JobState
 from jobs.storage.objects import Storage
 from jobs.tables import Job
-from worker.reconciler.purge import Purge
+from worker.reconciler.purge import Purger
 
 LOOK_S = 0.05
 WIDTH = 130  # characters
@@ -176,7 +176,7 @@ def live_through(chaos: Chaos, *, same_bytes: bool) -> Verdict:
             story = chaos.run(bar)
         chaos.site.stop()
         storage = Storage.from_settings(chaos.site.stack.settings())
-        everything = Purge(chaos.sessions, storage, tidy_after_s=0, upload_retain_s=3600)
+        everything = Purger(chaos.sessions, storage, tidy_after_s=0, upload_retain_s=3600)
         while everything.purge().tidied:
             pass
         allowed_s = float(QUICK["LEASE_S"]) + float(QUICK["SWEEP_S"]) + REACTION_S

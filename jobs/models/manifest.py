@@ -10,8 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.errors import InvalidJob, ManifestInvalid, Problem
-from jobs.settings import POOL
-from jobs.tables import DEFAULT_POOL
+from jobs.tables import DEFAULT_POOL, POOL_PATTERN
 
 MANIFEST = "manifest.toml"
 EARLY_ROWS, EARLY_SIZE = 6, 32  # of the early mask term: rows of w+, pixels of a block
@@ -46,7 +45,7 @@ class ModelEntry(BaseModel):
     w_dim: int | None = Field(default=None, ge=1)  # width of w; None: imported before that was noted
     c_dim: int = Field(default=0, ge=0)  # classes of a conditional model
     architecture: Literal["skip", "orig", "resnet"] | None = None  # None: imported before that was noted
-    pool: str = Field(default=DEFAULT_POOL, pattern=POOL)  # of the workers that run its jobs
+    pool: str = Field(default=DEFAULT_POOL, pattern=POOL_PATTERN)  # of the workers that run its jobs
     licence: str
     layout: str  # what the file was converted from
     source_sha256: str | None = None  # of the file it was converted from

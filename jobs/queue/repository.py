@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.spec.validation import Submission
-from jobs.states import Ending, JobState, sources
+from jobs.states import Ending, JobState, source_states
 from jobs.tables import Artifact, Attempt, Job
 
 MOST_DOUBLINGS = 30  # of the rest between two attempts: what follows would only overflow
@@ -74,7 +74,7 @@ class Ancestry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class AttemptOutcome:
     """How an attempt ended."""
 
     state: JobState
@@ -83,7 +83,7 @@ class Outcome:
     error_message: str | None = None
 
 
-def mine(job_id: UUID | BindParameter[UUID], attempt: int | BindParameter[int]) -> tuple[ColumnElement[bool], ...]:
+def owned_by_attempt(job_id: UUID | BindParameter[UUID], attempt: int | BindParameter[int]) -> tuple[ColumnElement[bool], ...]:
     """The fence: the job, while this attempt runs it."""
     return Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING
 
@@ -94,7 +94,7 @@ def make_renewal() -> Update:
     progress = func.nullif(func.jsonb_strip_nulls(told), cast({}, JSONB))
     return (
         update(Job)
-        .where(*mine(bindparam("job"), bindparam("of_attempt")))
+        .where(*owned_by_attempt(bindparam("job"), bindparam("of_attempt")))
         .values(lease_expires_at=func.clock_timestamp() + bindparam("lease", type_=Interval), progress=progress)
         .returning(Job.cancel_requested_at.is_not(None).label("cancel"), Job.stop_requested_at.is_not(None).label("stop"))
     )
@@ -115,7 +115,7 @@ def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
     return LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
 
 
-def columns(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
+def new_row(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
     """The row of a job that is queued."""
     spec, parent = submission.spec, submission.parent
     return {
@@ -149,7 +149,7 @@ class JobRepository:
 
     def add(self, job_id: UUID, tenant: str, submission: Submission) -> Job:
         """Store a job, queued; what is returned is a copy that no session knows."""
-        row = columns(job_id, tenant, submission)
+        row = new_row(job_id, tenant, submission)
         stored = self.session.connection().execute(ADD, row).one()
         return Job(spec=row["spec"], **stored._asdict())
 
@@ -207,15 +207,17 @@ class JobRepository:
 
     def add_artifacts(self, job_id: UUID, attempt: int, objects: Sequence[StoredObject]) -> None:
         """Record uploaded objects. Raises LeaseLost."""
-        if self.session.scalar(select(Job.id).where(*mine(job_id, attempt)).with_for_update()) is None:
+        if self.session.scalar(select(Job.id).where(*owned_by_attempt(job_id, attempt)).with_for_update()) is None:
             raise lease_lost(job_id, attempt)
         rows = [{"job_id": job_id, "attempt": attempt, **vars(stored)} for stored in objects]
         self.session.connection().execute(RECORD, rows)
 
-    def finish(self, job_id: UUID, attempt: int, outcome: Outcome) -> list[str]:
+    def finish(self, job_id: UUID, attempt: int, outcome: AttemptOutcome) -> list[str]:
         """End the job as this attempt found; returns the key of its checkpoint, which nobody needs now. Raises LeaseLost."""
-        key = self.session.scalar(select(Job.checkpoint["key"].as_string()).where(*mine(job_id, attempt)).with_for_update())
-        move = self.transition(outcome.state, *mine(job_id, attempt)).values(asdict(outcome))
+        key = self.session.scalar(
+            select(Job.checkpoint["key"].as_string()).where(*owned_by_attempt(job_id, attempt)).with_for_update()
+        )
+        move = self.transition(outcome.state, *owned_by_attempt(job_id, attempt)).values(asdict(outcome))
         if self.end(move, Ending(outcome.state), outcome.error_message) == 0:
             raise lease_lost(job_id, attempt)
         return [] if key is None else [key]
@@ -223,17 +225,17 @@ class JobRepository:
     def release(self, job_id: UUID, attempt: int, reason: str, retries: RetryPolicy) -> None:
         """Give up an attempt that broke down: back to the queue, or failed when it was the last. Raises LeaseLost."""
         message = f"{retries.max_attempts} attempts failed, the last one by {reason}"
-        if self.give_up(mine(job_id, attempt), message, retries, Ending.BROKE_DOWN, reason) == (0, 0):
+        if self.give_up(owned_by_attempt(job_id, attempt), message, retries, Ending.BROKE_DOWN, reason) == (0, 0):
             raise lease_lost(job_id, attempt)
 
     def hand_back(self, job_id: UUID, attempt: int) -> None:
         """Put a job back into the queue whose worker ends; no failure of the job's. Raises LeaseLost."""
-        if self.end(self.transition(JobState.QUEUED, *mine(job_id, attempt)), Ending.HANDED_BACK) == 0:
+        if self.end(self.transition(JobState.QUEUED, *owned_by_attempt(job_id, attempt)), Ending.HANDED_BACK) == 0:
             raise lease_lost(job_id, attempt)
 
     def save_resume_point(self, job_id: UUID, attempt: int, checkpoint: ResumePoint) -> None:
         """Say where the next attempt goes on. Raises LeaseLost."""
-        statement = update(Job).where(*mine(job_id, attempt)).values(checkpoint=asdict(checkpoint))
+        statement = update(Job).where(*owned_by_attempt(job_id, attempt)).values(checkpoint=asdict(checkpoint))
         if self.session.execute(statement.returning(Job.id)).one_or_none() is None:
             raise lease_lost(job_id, attempt)
 
@@ -362,7 +364,7 @@ class JobRepository:
             values |= {"checkpoint": null(), "not_before": null()}
             now = func.statement_timestamp()  # the same for both
             values |= {"finished_at": now, "expires_at": now + retained}
-        return update(Job).where(Job.state.in_(sources(state)), *where).values(values)
+        return update(Job).where(Job.state.in_(source_states(state)), *where).values(values)
 
     def end(self, move: Update, ending: Ending, reason: str | None = None) -> int:
         """Move jobs, and close the attempts that ran them; how many."""

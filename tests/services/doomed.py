@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from jobs.queue.repository import JobRepository
+from jobs.queue.retry_policy import RetryPolicy
 from jobs.settings import Settings
 from jobs.storage.objects import Storage
 from worker.execution.attempt import Attempt
@@ -100,7 +101,7 @@ POINTS: dict[str, Callable[[], None]] = {
 }
 RECONCILER_POINTS: dict[str, Callable[[], None]] = {
     "between two moves of a sweep": lambda: before(JobRepository, "expire"),
-    "between a sweep and its messages": lambda: before(Reconciler, "wake"),
+    "between a sweep and its messages": lambda: before(Reconciler, "send_wake_ups"),
 }
 
 
@@ -135,4 +136,4 @@ def sweep(settings: Settings, point: str | None) -> None:
 
     if point is not None:
         RECONCILER_POINTS[point]()
-    Reconciler(make_sessions(settings.database_url), Broker(settings.redis_url), settings.retries).sweep()
+    Reconciler(make_sessions(settings.database_url), Broker(settings.redis_url), RetryPolicy.from_settings(settings)).sweep()

@@ -15,7 +15,7 @@ QUICK = {
 
 def deliver(deliverer):
     """All that is due, and what that makes due."""
-    while deliverer.look():
+    while deliverer.start_due():
         deliverer.finish()
 
 

@@ -9,9 +9,9 @@ from sqlalchemy import func, update
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
 from jobs.queue.claims import Claimer
 from jobs.queue.claims import claim as claim_next
-from jobs.queue.repository import JobRepository, Outcome, StoredObject
+from jobs.queue.repository import AttemptOutcome, JobRepository, StoredObject
 from jobs.queue.retry_policy import RetryPolicy
-from jobs.states import MOVES, JobState
+from jobs.states import TRANSITIONS, JobState
 from jobs.tables import Job
 from tests.services.jobs import add_job, read_job
 
@@ -45,15 +45,15 @@ def test_a_job_moves_where_the_table_says_and_nowhere_else(sessions, source, tar
     with sessions.begin() as session:
         repository = JobRepository(session)
         moved = len(session.execute(repository.move(target, Job.id == job_id).returning(Job.id)).all())
-    expected = target if target in MOVES[source] else source
-    assert (moved, read_job(sessions, job_id).state) == (int(target in MOVES[source]), expected)
+    expected = target if target in TRANSITIONS[source] else source
+    assert (moved, read_job(sessions, job_id).state) == (int(target in TRANSITIONS[source]), expected)
 
 
 @pytest.mark.parametrize("source", JobState)
 def test_a_claim_starts_what_is_queued_and_nothing_else(sessions, source):
     job_id = add_job(sessions)
     put_into(sessions, job_id, source)
-    assert (claim(sessions) is not None) == (JobState.RUNNING in MOVES[source])
+    assert (claim(sessions) is not None) == (JobState.RUNNING in TRANSITIONS[source])
 
 
 def test_a_claim_counts_the_attempt_and_holds_a_lease(sessions):
@@ -172,7 +172,7 @@ def test_an_attempt_that_lost_its_lease_can_write_nothing(sessions):
     stale = [
         lambda jobs: jobs.renew(job_id, 1, LEASE, {"iteration": 9}),
         lambda jobs: jobs.add_artifacts(job_id, 1, [FRAME]),
-        lambda jobs: jobs.finish(job_id, 1, Outcome(state=JobState.SUCCEEDED)),
+        lambda jobs: jobs.finish(job_id, 1, AttemptOutcome(state=JobState.SUCCEEDED)),
     ]
     for write in stale:
         with pytest.raises(LeaseLost), sessions.begin() as session:

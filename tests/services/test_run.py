@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import JobRepository, Outcome
+from jobs.queue.repository import AttemptOutcome, JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.spec.job_spec import Movable
 from jobs.states import JobState
@@ -103,7 +103,7 @@ def test_a_worker_that_ends_claims_nothing_and_passes_the_message_on(settings, s
     job_id, drain = add_job(sessions), Drain()
     drain.ask()
     Runner(settings, sessions, storage, queue, drain).run_next()
-    assert (read_job(sessions, job_id).state, queue.length("default")) == ("queued", 1)
+    assert (read_job(sessions, job_id).state, queue.count_messages("default")) == ("queued", 1)
 
 
 def test_a_job_handed_back_has_not_failed(settings, sessions, storage, queue):
@@ -113,7 +113,7 @@ def test_a_job_handed_back_has_not_failed(settings, sessions, storage, queue):
     drain.ask()
     runner.run(job)
     waiting = read_job(sessions, job_id)
-    assert (waiting.state, waiting.attempt, waiting.failures, queue.length("default")) == ("queued", 1, 0, 1)
+    assert (waiting.state, waiting.attempt, waiting.failures, queue.count_messages("default")) == ("queued", 1, 0, 1)
 
 
 def test_a_posted_mask_that_is_gone_fails_the_job(runner, sessions):
@@ -161,7 +161,7 @@ def test_a_job_waits_for_a_store_that_comes_back(settings, sessions, storage, qu
 def test_an_outcome_waits_for_a_database_that_comes_back(settings, sessions, storage, queue):
     job_id, flaky = add_job(sessions), BrokenSessions(sessions, failures=0)
     runner = Runner(settings, flaky, storage, queue)
-    job, outcome = runner.claim(), Outcome(state=JobState.CANCELED)
+    job, outcome = runner.claim(), AttemptOutcome(state=JobState.CANCELED)
     flaky.failures = 3
     runner.finish(job, outcome)
     assert (ended(sessions, job_id), flaky.failures) == (("canceled", None), 0)

@@ -13,9 +13,9 @@ from sqlalchemy import func, select, text, update
 
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import JobRepository, Outcome
+from jobs.queue.repository import AttemptOutcome, JobRepository
 from jobs.queue.retry_policy import RetryPolicy
-from jobs.states import MOVES, JobState
+from jobs.states import TRANSITIONS, JobState
 from jobs.tables import Attempt, Event, Job, Tenant
 from tests.services.jobs import add_job
 
@@ -96,7 +96,7 @@ class Lives(RuleBasedStateMachine):
     def finish(self, data, state):
         job_id = self.pick(self.running(), data)
         code = ErrorCode.TIMEOUT if state == JobState.FAILED else None
-        self.write(lambda jobs: jobs.finish(job_id, self.known[job_id].attempt, Outcome(state=state, error_code=code)))
+        self.write(lambda jobs: jobs.finish(job_id, self.known[job_id].attempt, AttemptOutcome(state=state, error_code=code)))
         self.known[job_id].state = state
 
     @precondition(running)
@@ -168,7 +168,7 @@ class Lives(RuleBasedStateMachine):
         if over:
             job_id, attempt = data.draw(st.sampled_from(over))
             arguments = {
-                "renew": (LEASE,), "finish": (Outcome(state=JobState.SUCCEEDED),), "release": ("a reason", RETRIES),
+                "renew": (LEASE,), "finish": (AttemptOutcome(state=JobState.SUCCEEDED),), "release": ("a reason", RETRIES),
                 "hand_back": (), "add_artifacts": ([],),
             }  # fmt: skip
             with pytest.raises(LeaseLost):
@@ -193,7 +193,7 @@ class Lives(RuleBasedStateMachine):
         for job_id, known in self.known.items():
             moves = [kind.removeprefix("job.") for job, kind in told if job == job_id and not kind.endswith("_requested")]
             assert (moves[0], moves[-1]) == ("queued", known.state)
-            assert all(JobState(after) in MOVES[JobState(before)] for before, after in pairwise(moves))
+            assert all(JobState(after) in TRANSITIONS[JobState(before)] for before, after in pairwise(moves))
 
 
 def test_every_life_of_a_job_is_legal(sessions):

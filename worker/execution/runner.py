@@ -12,12 +12,13 @@ from typing import Self
 
 import torch
 
-from jobs.database import CONNECTIONS, Sessions, make_sessions
+from jobs.database import MAX_CONNECTIONS, Sessions, make_sessions
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.queue.broker import Broker
-from jobs.queue.claims import Claimer, claim, is_claimable, try_to_claim
-from jobs.queue.repository import JobRepository, Outcome, lease_lost
-from jobs.queue.workers import WorkerStatus, leave, report
+from jobs.queue.claims import Claimer, claim, has_claimable, try_to_claim
+from jobs.queue.repository import AttemptOutcome, JobRepository, lease_lost
+from jobs.queue.retry_policy import RetryPolicy
+from jobs.queue.workers import WorkerStatus, remove_worker, report_status
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage.objects import Storage
@@ -54,7 +55,7 @@ class Runner:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds: not under a lease
-        sessions = make_sessions(settings.database_url, connections=CONNECTIONS + 2 * settings.slots)
+        sessions = make_sessions(settings.database_url, connections=MAX_CONNECTIONS + 2 * settings.slots)
         storage = Storage.from_settings(settings)
         return cls(settings, sessions, storage, Broker(settings.redis_url), drain)
 
@@ -79,19 +80,19 @@ class Runner:
             self.run_or_drop(job)
         self.say(self.standing())
         if self.waiting():
-            self.queue.wake(self.settings.pool)  # one message may have been lost; those that wait are worth another
+            self.queue.send_wake_up(self.settings.pool)  # one message may have been lost; those that wait are worth another
 
     def leave(self) -> None:
         """Let the message go to somebody who stays."""
-        self.queue.wake(self.settings.pool)
+        self.queue.send_wake_up(self.settings.pool)
         with self.sessions.begin() as session:
-            leave(session, self.name)
+            remove_worker(session, self.name)
 
     def claim(self) -> Job | None:
         with self.sessions.begin() as session:
             job = claim(session, self.claimer())
             if job is not None:
-                report(session, self.standing(job))
+                report_status(session, self.standing(job))
         return job
 
     def claim_beside(self, model: str) -> Job | None:
@@ -134,11 +135,11 @@ class Runner:
 
     def say(self, standing: WorkerStatus) -> None:
         with self.sessions.begin() as session:
-            report(session, standing)
+            report_status(session, standing)
 
     def waiting(self) -> bool:
         with self.sessions() as session:
-            return is_claimable(session, self.settings.pool)
+            return has_claimable(session, self.settings.pool)
 
     def run(self, job: Job, meeting: DynamicBatcher | None = None) -> None:
         """Carry a claimed job to its end, beside those that come to the meeting.
@@ -160,7 +161,7 @@ class Runner:
         except Exception as error:
             logger.exception("job %s attempt %d broke down", job.id, job.attempt)
             reason = f"{type(error).__name__}: {error}"
-            self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, self.settings.retries))
+            self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, RetryPolicy.from_settings(self.settings)))
             if is_device_failure(error):
                 logger.error("the device is of no more use to this process, which ends")
                 os._exit(1)  # Celery forks another
@@ -168,7 +169,7 @@ class Runner:
         self.finish(job, outcome)
         logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
 
-    def finish(self, job: Job, outcome: Outcome) -> None:
+    def finish(self, job: Job, outcome: AttemptOutcome) -> None:
         """Record the outcome, and delete the checkpoint that nobody needs now. Raises LeaseLost."""
         checkpoint: list[str] = []
 
@@ -182,7 +183,7 @@ class Runner:
     def hand_back(self, job: Job) -> None:
         """Give the job to another worker at once. Raises LeaseLost."""
         self.write(lambda jobs: jobs.hand_back(job.id, job.attempt))
-        self.queue.wake(job.pool)
+        self.queue.send_wake_up(job.pool)
         logger.info("job %s attempt %d handed back: the worker ends", job.id, job.attempt)
 
     def write(self, action: Callable[[JobRepository], object]) -> None:
@@ -194,19 +195,19 @@ class Runner:
 
         retry_while_unavailable(transaction, self.settings.lease_s)
 
-    def outcome(self, job: Job, meeting: DynamicBatcher | None) -> Outcome:
+    def outcome(self, job: Job, meeting: DynamicBatcher | None) -> AttemptOutcome:
         """Run the job; its known ways to end are outcomes, all others errors."""
         try:
-            return Outcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job, meeting))
+            return AttemptOutcome(state=JobState.SUCCEEDED, stop_reason=self.edit(job, meeting))
         except Canceled:
-            return Outcome(state=JobState.CANCELED)
+            return AttemptOutcome(state=JobState.CANCELED)
         except tuple(CODES) as error:
-            return Outcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
+            return AttemptOutcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
         except Exception as error:
             if meeting is not None or not is_out_of_memory(error):
                 raise
             message = f"the job needs more memory than the worker has: {error}"
-            return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
+            return AttemptOutcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
 
     def edit(self, job: Job, meeting: DynamicBatcher | None) -> str | None:
         """Short of memory, once more with nothing else in it and one frame at a time; beside others, later and alone."""

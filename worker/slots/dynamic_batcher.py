@@ -15,7 +15,7 @@ from engine.drag.cuda_graphs import shape
 from engine.drag.loop import make_batch, steps
 from engine.drag.run import DragRun, DragStep, Steps
 from engine.errors import DragDiverged
-from jobs.settings import MOST_SLOTS
+from jobs.settings import MAX_SLOTS
 from worker.background_thread import background_thread
 from worker.errors import is_out_of_memory
 
@@ -87,7 +87,7 @@ class DynamicBatcher:
         self.came = 0.0  # when the last one did
         self.batches: dict[tuple[DragRun, ...], DragBatch] = {}  # of the last round
         self.made = 0  # drags at most that have had a step in one round
-        self.most = MOST_SLOTS  # drags whose steps fit into memory together, as far as is known
+        self.most = MAX_SLOTS  # drags whose steps fit into memory together, as far as is known
 
     def steps(self, run: DragRun) -> Steps:
         """A drag's, like `engine.drag.loop.steps`. Raises what its steps raise, alone or with others."""
@@ -204,4 +204,4 @@ def groups(places: Sequence[StepRequest], most: int) -> Iterator[Sequence[StepRe
 
 def most_at_once(run: DragRun) -> int:
     whole = run.watched.whole == run.watched.until
-    return WHOLE_MAPS if whole and run.start.device.type == "cpu" else MOST_SLOTS
+    return WHOLE_MAPS if whole and run.start.device.type == "cpu" else MAX_SLOTS

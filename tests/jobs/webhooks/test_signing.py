@@ -6,14 +6,14 @@ from uuid import uuid4
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from jobs.webhooks.signing import MAX_BODY_BYTES, body_of, new_secret, signed_headers
+from jobs.webhooks.signing import MAX_BODY_BYTES, encode_event, new_secret, sign
 
 AT = datetime(2026, 11, 21, 12, 30, tzinfo=timezone(timedelta(hours=2)))
 
 
 def sent(keys, data=None):
-    body = body_of("job.succeeded", AT, data or {"job": "a", "error_message": "caf\u00e9"})
-    return signed_headers(uuid4(), keys, body, datetime.now(UTC)), body
+    body = encode_event("job.succeeded", AT, data or {"job": "a", "error_message": "caf\u00e9"})
+    return sign(uuid4(), keys, body, datetime.now(UTC)), body
 
 
 def test_the_schemes_own_library_verifies_what_is_sent():
@@ -58,17 +58,17 @@ def test_a_secret_is_256_random_bits():
     ],
 )
 def test_a_long_error_message_is_cut_and_all_else_stays(data):
-    body = body_of("job.failed", AT, data)
+    body = encode_event("job.failed", AT, data)
     said = json.loads(body)["data"]
     assert len(body) < MAX_BODY_BYTES
     assert (said["error_message"], said["metadata"]) == (data["error_message"][:1000], {"order": 17})
 
 
 def test_metadata_that_does_not_fit_is_left_out():
-    body = body_of("job.failed", AT, {"job": "a", "metadata": {"sizes": [10**300] * 100}})
+    body = encode_event("job.failed", AT, {"job": "a", "metadata": {"sizes": [10**300] * 100}})
     assert json.loads(body)["data"] == {"job": "a", "metadata_left_out": True}
 
 
 def test_what_fits_is_not_touched():
     data = {"error_message": "x" * 2000, "metadata": {"text": "y" * 16_000}}
-    assert json.loads(body_of("job.failed", AT, data))["data"] == data
+    assert json.loads(encode_event("job.failed", AT, data))["data"] == data

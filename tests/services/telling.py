@@ -16,7 +16,7 @@ QUICK = {
 def deliver(deliverer):
     """All that is due, and what that makes due."""
     while deliverer.start_due():
-        deliverer.finish()
+        deliverer.wait()
 
 
 def create(client, receiver, **fields):

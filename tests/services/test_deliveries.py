@@ -151,7 +151,7 @@ def test_a_webhook_that_fails_for_five_days_is_disabled(client, sessions, delive
     change(sessions, Webhook, failing_since=func.now() - timedelta(days=days))
     end(client)
     deliverer.start_due()
-    deliverer.finish()
+    deliverer.wait()
     assert (client.get(f"/v1/webhooks/{webhook['id']}").json()["disabled_at"] is not None) == disabled
     assert log(client, webhook)[0]["state"] == ("failed" if disabled else "pending")
 

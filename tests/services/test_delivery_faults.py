@@ -38,7 +38,7 @@ def test_a_host_that_has_become_private_is_not_reached(client, sessions, receive
         rebound = EgressPolicy(allow_http=True, resolve=lambda host, port, address=address: [address])
         rebinding = WebhookDeliverer(sessions, WebhookSender(policy=rebound, timeout_s=3), delay_scale=1)
         assert rebinding.start_due() == 1
-        rebinding.finish()
+        rebinding.wait()
         (line,) = log(client, webhook)
         assert (line["state"], line["status"], line["error"]) == ("pending", None, "127.0.0.1 is not at a public address")
         change(sessions, Delivery, next_at=func.now())
@@ -66,7 +66,7 @@ def test_a_dead_receiver_holds_up_nobody(client, deliverer, receiver):
             end(client)
         began = time.monotonic()
         assert len({receiver.get().id for _ in range(20)}) == 20
-        assert time.monotonic() - began < deliverer.poster.timeout_s
+        assert time.monotonic() - began < deliverer.sender.timeout_s
         assert (dead.most_at_once, receiver.most_at_once <= MAX_PER_WEBHOOK) == (MAX_PER_WEBHOOK, True)
         assert {line["state"] for line in log(client, stuck)} == {"pending"}
 
@@ -112,7 +112,7 @@ def test_an_outcome_that_comes_too_late_changes_nothing(client, sessions, delive
     receiver.get()
     change(sessions, Delivery, next_at=func.now() + HOUR)  # as a deliverer does that claims it after our lease
     receiver.open.set()
-    deliverer.finish()
+    deliverer.wait()
     assert row(sessions, Delivery).state == "pending"
 
 
@@ -124,7 +124,7 @@ def test_a_webhook_that_is_deleted_while_it_is_told_is_no_harm(client, sessions,
     receiver.get()
     assert client.delete(f"/v1/webhooks/{webhook['id']}").status_code == 204
     receiver.open.set()
-    deliverer.finish()
+    deliverer.wait()
     assert deliverer.in_flight == set()
 
 
@@ -138,7 +138,7 @@ def test_jobs_go_on_while_no_webhook_can_be_told(client, sessions, deliverer, re
     end(client)
     assert time.monotonic() - began < 1
     receiver.open.set()
-    deliverer.finish()
+    deliverer.wait()
 
 
 DEATHS = {
@@ -151,7 +151,7 @@ def doomed(settings, point):
     DEATHS[point]()
     deliverer = WebhookDeliverer.from_settings(make_sessions(settings.database_url), settings)
     deliverer.start_due()
-    deliverer.finish()
+    deliverer.wait()
 
 
 @pytest.mark.parametrize(("point", "arrived"), [("before it is sent", 0), ("before it is settled", 1)])

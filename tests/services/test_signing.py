@@ -18,7 +18,7 @@ from embedded.service import start_part
 from embedded.stack import Stack
 from jobs.errors import StorageUnavailable
 from jobs.storage.objects import job_prefix
-from jobs.storage.signed_copies import MOST_TRIES
+from jobs.storage.signed_copies import MAX_TRIES
 from jobs.tables import Artifact, Job
 from tests.certificates import write_certificate
 from tests.services.jobs import add_job, read_job
@@ -181,12 +181,12 @@ def test_a_crash_between_object_and_row_leaves_nothing_stray(sessions, storage, 
 
 
 def test_a_job_that_ends_the_process_each_time_is_given_up_and_its_leftovers_go(sessions, storage, signing, purge, done):
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_TRIES):
         with pytest.raises(Killed):
             ResultSigner(sessions, Watched(storage, die), signing.signer).sign()
     assert signing.sign() == SigningResult()
     assert read_job(sessions, done).signed_at is not None
-    assert purge.purge().objects == MOST_TRIES
+    assert purge.purge().objects == MAX_TRIES
     stored, shown = stored_and_shown(sessions, storage, done)
     assert stored == shown
 
@@ -259,7 +259,7 @@ def test_a_file_that_cannot_be_signed_holds_up_neither_its_neighbours_nor_other_
         ["signed/animation.mp4"],
         ["signed/animation.mp4", "signed/result.png"],
     ]
-    assert [signing.sign().unsignable for _ in range(MOST_TRIES)] == [1] * (MOST_TRIES - 1) + [0]
+    assert [signing.sign().unsignable for _ in range(MAX_TRIES)] == [1] * (MAX_TRIES - 1) + [0]
     assert read_job(sessions, done).signed_at is not None
 
 
@@ -271,7 +271,7 @@ class Away(Watched):
 
 
 def test_a_store_that_is_away_is_waited_for_and_costs_no_try(sessions, storage, signing, done):
-    for _ in range(MOST_TRIES + 2):
+    for _ in range(MAX_TRIES + 2):
         assert ResultSigner(sessions, Away(storage, None), signing.signer).sign() == SigningResult()
     assert read_job(sessions, done).sign_tries == 0
     assert signing.sign() == SigningResult(jobs=1, copies=2)

@@ -1,5 +1,6 @@
+import hmac
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import uuid4
 
@@ -22,6 +23,26 @@ def test_the_schemes_own_library_verifies_what_is_sent():
     assert Webhook(key).verify(body, headers) == {
         "type": "job.succeeded", "timestamp": "2026-11-21T10:30:00Z", "data": {"job": "a", "error_message": "caf\u00e9"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=2))])
+def test_the_signature_is_that_of_the_schemes_own_tests(zone):
+    at = datetime.fromtimestamp(1614265330, zone)
+    headers = sign("msg_p5jXN8AQM9LWM0D4loKWxJek", ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], b'{"test": 2432232314}', at)
+    assert headers == {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+
+
+def test_every_key_signs_the_same_bytes():
+    """With plain HMAC beside it: id, second and body, joined by dots."""
+    keys, body = [new_secret(), new_secret()], encode_event("job.succeeded", AT, {"job": "caf\u00e9"})
+    headers = sign("id", keys, body, AT)
+    signed = b"id.%d." % AT.timestamp() + body
+    macs = [hmac.digest(b64decode(key.removeprefix("whsec_")), signed, "sha256") for key in keys]
+    assert headers["webhook-signature"] == " ".join(f"v1,{b64encode(mac).decode()}" for mac in macs)
 
 
 def test_every_key_signs_and_no_other_does():

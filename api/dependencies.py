@@ -16,10 +16,8 @@ from jobs.database import Sessions
 from jobs.errors import StorageUnavailable
 from jobs.models.manifest import ModelManifest
 from jobs.queue.broker import Broker
-from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.storage.objects import Storage
-from jobs.storage.uploads import UploadRepository
 
 
 async def settings(request: Request) -> Settings:
@@ -51,8 +49,6 @@ class Unit:
     """One request, one transaction; after it is committed workers are woken and objects removed."""
 
     session: Session
-    jobs: JobRepository
-    uploads: UploadRepository
     wake: list[str] = field(default_factory=list)  # pools whose workers get a message
     needless: list[str] = field(default_factory=list)  # keys of objects that nothing needs once it is committed
 
@@ -60,7 +56,7 @@ class Unit:
 async def unit(request: Request) -> AsyncIterator[Unit]:
     """The session connects with its first statement, which a route's own thread sends; only the end needs one more."""
     session: Session = request.app.state.sessions()
-    work = Unit(session, JobRepository(session), UploadRepository(session))
+    work = Unit(session)
     try:
         yield work
     except BaseException:

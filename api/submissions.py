@@ -20,9 +20,10 @@ from api.dependencies import StorageDep, Unit, UnitDep
 from jobs.database import Sessions
 from jobs.errors import IdTaken, InvalidJob, NotUploaded, Problem
 from jobs.models.manifest import ManifestFile, ModelManifest
+from jobs.queue import jobs
 from jobs.spec.job_spec import JobSpec, Movable
 from jobs.spec.validation import Submission, check_submission, parse_spec
-from jobs.storage import presigned
+from jobs.storage import presigned, uploads
 from jobs.storage.decoding import Decoded, decode, decode_mask
 from jobs.storage.objects import Storage, raw_key, upload_key
 from jobs.storage.uploads import row_of
@@ -58,15 +59,15 @@ class TenantInputs:
     def upload(self, sha256: str) -> Upload:
         if self.posted is not None and sha256 == self.posted.sha256:
             return Upload(**row_of(self.tenant, self.posted))
-        return self.unit.uploads.use(self.tenant, sha256)
+        return uploads.use(self.unit.session, self.tenant, sha256)
 
     def content(self, sha256: str) -> bytes:
         return self.storage.get(upload_key(self.tenant, sha256))
 
     def job(self, job_id: UUID) -> Job:
         """With the photo that its chain began with."""
-        job = self.unit.jobs.get_for_share(self.tenant, job_id)
-        photo = self.unit.jobs.photo_of(job)
+        job = jobs.get_for_share(self.unit.session, self.tenant, job_id)
+        photo = jobs.find_photo(self.unit.session, job)
         if photo is not None:
             self.upload(photo)
         return job
@@ -136,14 +137,14 @@ class SubmissionService:
         self.room.reserve(self.unit.session, self.tenant)
         for file in checked.files:
             self.keep(file)
-        job = self.unit.jobs.add(job_id, self.tenant, checked.submission)
+        job = jobs.add(self.unit.session, job_id, self.tenant, checked.submission)
         self.unit.wake.append(job.pool)
         return job
 
     def keep(self, file: Decoded) -> Upload:
         """Raises QuotaExceeded, StorageUnavailable."""
         check_upload_quota(self.unit.session, self.tenant, file.sha256, self.room.defaults)
-        return self.unit.uploads.add(self.tenant, file, self.storage)
+        return uploads.add(self.unit.session, self.tenant, file, self.storage)
 
     def announce(self, sha256: str, size_bytes: int, kind: str | None) -> PresignedUpload:
         """A file that its client is going to send to the store. Raises QuotaExceeded."""
@@ -154,7 +155,7 @@ class SubmissionService:
         """What an announced file has become; asked again it is the same. Raises UploadNotFound and what presigned.read does."""
         file, announced = self.read(presigned_id, sessions)
         if file is None:
-            return self.unit.uploads.get(self.tenant, str(announced.upload))
+            return uploads.get(self.unit.session, self.tenant, str(announced.upload))
         upload = self.keep(file)
         presigned.note_kept(self.unit.session, announced, upload.sha256)
         self.unit.needless.append(raw_key(self.tenant, presigned_id))
@@ -175,9 +176,9 @@ class SubmissionService:
 
     def put(self, posted: PostedJob, job_id: UUID) -> Job:
         """The job of that id, made now unless the same was before. Raises IdTaken when another has it."""
-        if self.unit.jobs.take_id(job_id):
+        if jobs.reserve_id(self.unit.session, job_id):
             return self.queue(self.check(posted), job_id)
-        job = self.unit.jobs.find(self.tenant, job_id)
+        job = jobs.find(self.unit.session, self.tenant, job_id)
         if job is None or JobSpec.model_validate(job.spec) != Parts.of(posted).spec(self.manifest):
             raise IdTaken(f"the id {job_id} is another job's: choose a new one")
         return job

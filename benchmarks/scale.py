@@ -27,8 +27,8 @@ from embedded.service import prepare, start_part
 from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
 from jobs.models.manifest import ModelManifest
+from jobs.queue import jobs as job_rows
 from jobs.queue.broker import Broker
-from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.spec.validation import check_submission
 from jobs.states import JobState
@@ -107,7 +107,7 @@ class Bench:
         batch, submission = uuid4(), check_submission(document(work), self.manifest)
         with self.sessions.begin() as session:
             for _ in range(count):
-                JobRepository(session).add(uuid4(), DEFAULT_TENANT, submission).batch = batch
+                job_rows.add(session, uuid4(), DEFAULT_TENANT, submission).batch = batch
         for _ in range(count):
             self.queue.send_wake_up(submission.pool)
         return batch

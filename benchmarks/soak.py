@@ -35,8 +35,8 @@ from embedded.service import running_service
 from embedded.stack import Stack, local_stack, stop_on_signals
 from jobs.database import make_sessions
 from jobs.models.manifest import ModelManifest
+from jobs.queue import jobs
 from jobs.queue.broker import queue_name, to_redis_py_url
-from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.spec.validation import check_submission
 from jobs.tables import DEFAULT_POOL, DEFAULT_TENANT
@@ -287,7 +287,7 @@ def queue_without_a_message(settings: Settings) -> None:
     sessions = make_sessions(settings.database_url)
     submission = check_submission(DRAG | {"source": {"seed": 1}}, ModelManifest.load(settings.checkpoints))
     with sessions.begin() as session:
-        JobRepository(session).add(uuid4(), DEFAULT_TENANT, submission)
+        jobs.add(session, uuid4(), DEFAULT_TENANT, submission)
     sessions.kw["bind"].dispose()
 
 

@@ -7,6 +7,7 @@ from api.dependencies import SettingsDep, UnitDep
 from api.paging import Cursor, Limit, paged
 from api.schemas.jobs import AuditPage, AuditView, QueueView, UsageView
 from api.schemas.problems import ERRORS
+from jobs.queue import jobs
 from jobs.tables import Tenant
 from jobs.tenants import audit, quotas
 from jobs.tenants.quotas import Quotas
@@ -26,7 +27,7 @@ def usage(who: Reader, unit: UnitDep, settings: SettingsDep) -> UsageView:
 def queue(who: Reader, unit: UnitDep) -> QueueView:
     """How many jobs wait and run, and for how long the first has waited."""
     has = quotas.get_usage(unit.session, who.tenant)
-    return QueueView(queued=has.queued, running=has.running, oldest_queued_s=unit.jobs.oldest_queued_s(who.tenant))
+    return QueueView(queued=has.queued, running=has.running, oldest_queued_s=jobs.oldest_queued_s(unit.session, who.tenant))
 
 
 @router.get("/audit")

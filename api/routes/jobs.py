@@ -23,10 +23,11 @@ from api.submissions import PostedDep, PostedJob, SubmissionsDep
 from jobs.database import Sessions
 from jobs.errors import JobActive
 from jobs.queue import idempotency
+from jobs.queue import jobs as job_rows
 from jobs.queue.estimates import estimate_position, estimate_run_time
 from jobs.queue.events import get_versions
-from jobs.queue.repository import JobRepository
 from jobs.states import JobState
+from jobs.storage import artifacts as artifact_rows
 from jobs.storage import retention
 from jobs.tables import Job
 from jobs.tenants import audit
@@ -93,7 +94,7 @@ def page(
     cursor: Cursor = None, limit: Limit = 50,
 ) -> JobPage:  # fmt: skip
     """Jobs, the newest first."""
-    found = unit.jobs.page(who.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
+    found = job_rows.page(unit.session, who.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
     jobs, more = paged(found, limit, lambda job: job.seq)
     return JobPage(jobs=list(map(JobView.of, jobs)), next_cursor=more)
 
@@ -131,15 +132,14 @@ async def get(
 def look(sessions: Sessions, tenant: str, job_id: UUID, expand: list[Expansion] = []) -> tuple[JobView, str]:  # noqa: B006
     """The job as it stands, and the version of its row. Raises JobNotFound."""
     with sessions() as session:
-        jobs = JobRepository(session)
         version = get_versions(session, [job_id]).get(job_id, "")  # before the job: a change in between is seen as one
-        job = jobs.get(tenant, job_id)
-        artifacts = jobs.artifacts(job) if "artifacts" in expand else None
-        view = JobView.of(job, artifacts, jobs.attempts(job) if "attempts" in expand else None)
+        job = job_rows.get(session, tenant, job_id)
+        artifacts = artifact_rows.list_without_frames(session, job) if "artifacts" in expand else None
+        view = JobView.of(job, artifacts, job_rows.list_attempts(session, job) if "attempts" in expand else None)
         if job.state == JobState.QUEUED:
             view = view.placed(estimate_position(session, job))
         elif job.state == JobState.RUNNING:
-            view = view.shown(jobs.latest_frame(job))
+            view = view.shown(artifact_rows.find_latest_frame(session, job))
         return view, version
 
 
@@ -159,7 +159,7 @@ def tag_of(view: JobView) -> str:
 @router.delete("/{job_id}", status_code=204)
 def delete(job_id: UUID, who: Submitter, unit: UnitDep, storage: StorageDep) -> None:
     """Remove an ended job, all that is stored of it, and everything known about it; uploads stay."""
-    job = unit.jobs.get(who.tenant, job_id, lock=True)
+    job = job_rows.get(unit.session, who.tenant, job_id, lock=True)
     if not JobState(job.state).terminal:
         raise JobActive(f"job {job_id} is {job.state}: cancel it first")
     retention.delete_job(unit.session, storage, job)
@@ -171,7 +171,7 @@ def retry(job_id: UUID, intake: SubmissionsDep, idempotency_key: KeyHeader = Non
     """The same edit as a new job, once this one has ended. An Idempotency-Key makes it safe to ask again."""
 
     def again() -> Job:
-        job = intake.unit.jobs.get(intake.tenant, job_id)
+        job = job_rows.get(intake.unit.session, intake.tenant, job_id)
         if not JobState(job.state).terminal:
             raise JobActive(f"job {job_id} is {job.state}: it may still succeed")
         named = [UUID(webhook) for webhook in job.spec.get("webhooks", [])]
@@ -184,7 +184,7 @@ def retry(job_id: UUID, intake: SubmissionsDep, idempotency_key: KeyHeader = Non
 @router.post("/{job_id}/cancel")
 def cancel(job_id: UUID, who: Submitter, unit: UnitDep) -> JobView:
     """Throw the job away: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
-    job = unit.jobs.request_cancel(who.tenant, job_id)
+    job = job_rows.request_cancel(unit.session, who.tenant, job_id)
     audit.record(unit.session, who.tenant, who.key, "job.cancel", job_id)
     return JobView.of(job)
 
@@ -192,4 +192,4 @@ def cancel(job_id: UUID, who: Submitter, unit: UnitDep) -> JobView:
 @router.post("/{job_id}/stop")
 def stop(job_id: UUID, who: Submitter, unit: UnitDep) -> JobView:
     """End a running drag and keep its picture as the result, to look and go on from. Repeating it changes nothing."""
-    return JobView.of(unit.jobs.request_stop(who.tenant, job_id))
+    return JobView.of(job_rows.request_stop(unit.session, who.tenant, job_id))

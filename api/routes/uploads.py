@@ -13,7 +13,7 @@ from api.schemas.jobs import AnnouncedFile, PresignedView, UploadView
 from api.schemas.problems import ERRORS
 from api.submissions import SubmissionsDep
 from jobs.spec.job_spec import UploadId
-from jobs.storage import presigned
+from jobs.storage import presigned, uploads
 from jobs.storage.decoding import decode, decode_mask
 from jobs.storage.objects import raw_key
 from jobs.tenants import audit
@@ -54,11 +54,11 @@ def complete(presigned_id: UUID, intake: SubmissionsDep, sessions: SessionsDep) 
 @router.get("/{sha256}")
 def get(sha256: UploadId, who: Reader, unit: UnitDep) -> UploadView:
     """What is known about an upload."""
-    return UploadView.model_validate(unit.uploads.get(who.tenant, sha256))
+    return UploadView.model_validate(uploads.get(unit.session, who.tenant, sha256))
 
 
 @router.delete("/{sha256}", status_code=204)
 def delete(sha256: UploadId, who: Submitter, unit: UnitDep, storage: StorageDep) -> None:
     """Remove an upload that no job needs any more which has not ended."""
-    unit.uploads.remove(who.tenant, sha256, storage)
+    uploads.remove(unit.session, who.tenant, sha256, storage)
     audit.record(unit.session, who.tenant, who.key, "upload.delete", sha256)

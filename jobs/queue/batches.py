@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import BatchNotFound, InvalidJob, JobNotFound, ObjectMissing, ParentUnusable, Problem, UploadNotFound
 from jobs.models.manifest import ModelManifest
+from jobs.queue.jobs import new_row
 from jobs.queue.priorities import BATCH_OFFSET
-from jobs.queue.repository import JobRepository, new_row
+from jobs.queue.transitions import transition
 from jobs.spec.validation import Inputs, check_submission
 from jobs.states import JobState
 from jobs.tables import Batch, Job, Refusal
@@ -187,7 +188,7 @@ def cancel(session: Session, tenant: str, batch_id: UUID) -> Batch:
     now = session.scalar(select(func.now()))
     batch.cancel_requested_at = batch.cancel_requested_at or now
     queued = select(Job.id).where(Job.batch == batch_id, Job.state == JobState.QUEUED).limit(CANCEL_CHUNK_ROWS)
-    while session.execute(JobRepository.transition(JobState.CANCELED, Job.id.in_(queued)).returning(Job.id)).all():
+    while session.execute(transition(JobState.CANCELED, Job.id.in_(queued)).returning(Job.id)).all():
         pass  # in chunks, because each statement has a time limit
     running = and_(Job.batch == batch_id, Job.state == JobState.RUNNING, Job.cancel_requested_at.is_(None))
     session.execute(update(Job).where(running).values(cancel_requested_at=now))

@@ -6,8 +6,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, insert, literal_column, or_, select
 from sqlalchemy.orm import Session
 
-from jobs.queue.repository import JobRepository, StoredObject
 from jobs.states import JobState
+from jobs.storage import artifacts
+from jobs.storage.artifacts import StoredObject
 from jobs.tables import Artifact, Job
 
 MAX_TRIES = 3
@@ -50,7 +51,7 @@ def finish(job: Job) -> None:
 def list_uncopied(session: Session, job: Job) -> list[Artifact]:
     """List the job's results that have no signed copy yet."""
     results = or_(Artifact.name.in_(("result.png", "photo.png")), Artifact.name.like("animation.%"))
-    of_job = JobRepository.artifacts_of(job)
+    of_job = artifacts.select_artifacts(job)
     copied = set(session.scalars(of_job.where(Artifact.name.like(f"{FOLDER}%")).with_only_columns(Artifact.name)))
     found = session.scalars(of_job.where(results).order_by(Artifact.name))
     return [artifact for artifact in found if FOLDER + artifact.name not in copied]

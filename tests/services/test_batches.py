@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
+from jobs.errors import InvalidJob
 from jobs.queue import batches
 from jobs.queue.claims import Claimer, claim
+from jobs.spec.validation import NoInputs
 from jobs.tables import Batch, Job, Refusal, Tenant
 from tests.services.conftest import api_client
-from tests.services.jobs import DOCUMENT, add_job
+from tests.services.jobs import DOCUMENT, MODELS, add_job
 from tests.services.test_api import png
 from tests.services.test_claims import LEASE, take
 from worker.execution.runner import Runner
@@ -90,10 +92,10 @@ def test_a_batch_without_a_line_is_refused(client, sessions, body):
     assert (post(client, body).json()["code"], count(sessions, Batch)) == ("invalid_job", 0)
 
 
-def test_a_batch_over_the_limit_is_refused_whole(client, sessions, monkeypatch):
-    monkeypatch.setattr(batches, "MAX_LINES", 3)
-    answer = post(client, jsonl(*(line(str(k)) for k in range(4))))
-    assert "may have 3 lines" in answer.json()["detail"]
+def test_a_batch_over_the_limit_is_refused_whole(sessions):
+    lines = jsonl(*(line(str(k)) for k in range(4))).splitlines()
+    with pytest.raises(InvalidJob, match="may have 3 lines"), sessions.begin() as session:
+        batches.add(session, "default", lines, MODELS, NoInputs(), max_lines=3)
     assert [count(sessions, table) for table in (Batch, Job, Refusal)] == [0, 0, 0]
 
 

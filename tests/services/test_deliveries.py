@@ -109,7 +109,7 @@ def test_a_delivery_that_failed_rests(client, sessions, deliverer, receiver):
     receiver.answer = Answer(500)
     end(client)
     change(sessions, Delivery, tries=4)
-    deliverer.rest_scale = 1.0
+    deliverer.delay_scale = 1.0
     began = datetime.now(UTC)
     deliver(deliverer)
     assert len(receiver.all()) == 1

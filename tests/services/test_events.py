@@ -13,8 +13,8 @@ from sqlalchemy import select
 
 from embedded.servers import free_port, speaks_http
 from embedded.service import start_part
+from jobs.queue import attempts
 from jobs.queue.events import EventType
-from jobs.queue.repository import JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.tables import Event as EventRow
 from jobs.tables import Tenant
@@ -200,10 +200,10 @@ def test_every_move_is_told_once(client, sessions):
         client.post(f"/v1/jobs/{job_id}/stop")
     retries = RetryPolicy(max_attempts=2, delay_s=0, delay_limit_s=0)
     with sessions.begin() as session:
-        JobRepository(session).release(job_id, attempt, "a reason", retries)
+        attempts.release(session, job_id, attempt, "a reason", retries)
     attempt = take(sessions).attempt
     with sessions.begin() as session:
-        JobRepository(session).release(job_id, attempt, "a reason", retries)
+        attempts.release(session, job_id, attempt, "a reason", retries)
     assert events_of(sessions, job_id) == [
         EventType.QUEUED, EventType.RUNNING, EventType.STOP_REQUESTED, EventType.QUEUED, EventType.RUNNING, EventType.FAILED,
     ]  # fmt: skip

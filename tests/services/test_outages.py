@@ -19,9 +19,10 @@ from sqlalchemy import func, make_url, select
 from cli.keys import local_key
 from embedded.service import prepare, start_part, start_worker
 from embedded.stack import Stack, local_stack
+from jobs.queue import attempts
+from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.broker import Broker
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import AttemptOutcome, JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.states import JobState
 from tests.services.conftest import api_client, execute, open_to_nobody
@@ -218,10 +219,10 @@ def test_leases_and_ages_follow_the_databases_clock_on_a_host_whose_clock_is_wro
     assert Reconciler(sessions, queue, RetryPolicy.from_settings(settings)).sweep() == SweepResult()
     assert read_job(sessions, waiting).state == JobState.QUEUED
     with sessions.begin() as session:
-        JobRepository(session).renew(job.id, job.attempt, lease)
+        attempts.renew(session, job.id, job.attempt, lease)
     assert near(read_job(sessions, job.id).lease_expires_at - lease, database_now(sessions))
     with sessions.begin() as session:
-        JobRepository(session).finish(job.id, job.attempt, AttemptOutcome(state=JobState.SUCCEEDED))
+        attempts.finish(session, job.id, job.attempt, AttemptOutcome(state=JobState.SUCCEEDED))
     ended = read_job(sessions, job.id)
     retained = timedelta(seconds=ended.spec["retain_for_s"])
     assert near(ended.finished_at, ended.expires_at - retained, database_now(sessions))

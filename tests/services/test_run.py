@@ -9,8 +9,9 @@ import torch
 from sqlalchemy.exc import OperationalError
 
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
+from jobs.queue import attempts, jobs
+from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import AttemptOutcome, JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.spec.job_spec import Movable
 from jobs.states import JobState
@@ -75,7 +76,7 @@ def runner(settings, sessions, storage, queue):
 def wish_to_cancel(sessions):
     with sessions.begin() as session:
         for job in session.query(Job).filter(Job.state == "running"):
-            JobRepository(session).request_cancel("default", job.id)
+            jobs.request_cancel(session, "default", job.id)
 
 
 def ended(sessions, job_id):
@@ -184,7 +185,7 @@ def test_a_job_shorter_than_the_time_between_two_checkpoints_saves_none(
     settings, sessions, storage, queue, monkeypatch, checkpoint_s, saves
 ):
     saved = []
-    monkeypatch.setattr(JobRepository, "save_resume_point", lambda *given: saved.append(given))
+    monkeypatch.setattr(attempts, "save_resume_point", lambda *given: saved.append(given))
     job_id = add_job(sessions)
     Runner(settings.model_copy(update={"checkpoint_s": checkpoint_s}), sessions, storage, queue).run_next()
     assert (ended(sessions, job_id), bool(saved)) == (("succeeded", None), saves)
@@ -249,7 +250,7 @@ def until_requeued(sessions):
     """Sweep until the lease has run out."""
     while True:
         with sessions.begin() as session:
-            if JobRepository(session).requeue_expired_leases(RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
+            if attempts.requeue_expired_leases(session, RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
                 return
 
 

@@ -10,8 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import delete, func, select, update
 
-from jobs.queue import idempotency
-from jobs.queue.repository import JobRepository
+from jobs.queue import idempotency, jobs
 from jobs.storage.objects import job_prefix
 from jobs.tables import Artifact, IdempotencyKey, Job
 from tests.services.jobs import DOCUMENT, add_job
@@ -171,7 +170,7 @@ def test_what_is_just_being_deleted_cannot_be_gone_on_from(client, sessions, run
     runner.run_next()
     with ThreadPoolExecutor(1) as pool:
         with sessions.begin() as deleting:
-            JobRepository(deleting).get("default", UUID(parent), lock=True)
+            jobs.get(deleting, "default", UUID(parent), lock=True)
             child = pool.submit(post, client, "child", {"model": "tiny", "source": {"job": parent}})
             time.sleep(0.3)
             deleting.execute(delete(Job).where(Job.id == UUID(parent)))

@@ -25,8 +25,8 @@ from engine.media.overlay import draw_overlay
 from engine.media.provenance import DigitalSourceType, embed, xmp_packet
 from engine.media.renderer import Drawing, Painter
 from jobs.models.manifest import ModelEntry
-from jobs.queue.repository import StoredObject
 from jobs.spec.job_spec import JobSpec
+from jobs.storage.artifacts import StoredObject
 from worker.edit.drag import model_points
 from worker.edit.inputs import EditStart
 

@@ -18,11 +18,14 @@ from engine.networks.stylegan2 import Generator
 from jobs.database import Sessions
 from jobs.errors import ObjectMissing
 from jobs.models.manifest import ModelEntry, ModelManifest
-from jobs.queue.repository import Ancestry, JobRepository, JobRequests, StoredObject
+from jobs.queue import attempts, jobs
+from jobs.queue.attempts import JobRequests
+from jobs.queue.jobs import Ancestry
 from jobs.settings import Settings
 from jobs.spec.crop_transform import CropTransform
 from jobs.spec.job_spec import Crop, JobSpec
 from jobs.spec.movable_mask import movable_mask
+from jobs.storage.artifacts import StoredObject
 from jobs.storage.objects import Storage, upload_key
 from jobs.tables import Job
 from worker.edit.artifacts import GROUP, TUNED, ArtifactWriter, PendingArtifact, Timings, encode_image, marked
@@ -139,8 +142,7 @@ class Attempt:
 
     def adopt(self, checkpoint: dict[str, Any]) -> list[StoredObject]:
         with self.tools.sessions.begin() as session:
-            jobs = JobRepository(session)
-            return jobs.adopt(self.job.id, self.job.attempt, checkpoint["names"], checkpoint["attempt"])
+            return attempts.adopt_artifacts(session, self.job.id, self.job.attempt, checkpoint["names"], checkpoint["attempt"])
 
     def uploader(self) -> Uploader:
         tools = self.tools
@@ -173,7 +175,7 @@ class Attempt:
 
     def ancestry(self) -> Ancestry:
         with self.tools.sessions() as session:
-            return JobRepository(session).ancestry(self.job)
+            return jobs.get_ancestry(session, self.job)
 
     def photo(self, upload: str, crop: Crop | None, resolution: int) -> Photo:
         return Photo.read(self.fetch(upload_key(self.job.tenant, upload)), crop, resolution)

@@ -11,12 +11,14 @@ from functools import partial
 from typing import Self
 
 import torch
+from sqlalchemy.orm import Session
 
 from jobs.database import MAX_CONNECTIONS, Sessions, make_sessions
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
+from jobs.queue import attempts
+from jobs.queue.attempts import AttemptOutcome, lease_lost
 from jobs.queue.broker import Broker
 from jobs.queue.claims import Claimer, claim, has_claimable, try_to_claim
-from jobs.queue.repository import AttemptOutcome, JobRepository, lease_lost
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.queue.workers import WorkerStatus, remove_worker, report_status
 from jobs.settings import Settings
@@ -161,7 +163,9 @@ class Runner:
         except Exception as error:
             logger.exception("job %s attempt %d broke down", job.id, job.attempt)
             reason = f"{type(error).__name__}: {error}"
-            self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, RetryPolicy.from_settings(self.settings)))
+            self.write(
+                lambda session: attempts.release(session, job.id, job.attempt, reason, RetryPolicy.from_settings(self.settings))
+            )
             if is_device_failure(error):
                 logger.error("the device is of no more use to this process, which ends")
                 os._exit(1)  # Celery forks another
@@ -173,8 +177,8 @@ class Runner:
         """Record the outcome, and delete the checkpoint that nobody needs now. Raises LeaseLost."""
         checkpoint: list[str] = []
 
-        def end(jobs: JobRepository) -> None:
-            checkpoint[:] = jobs.finish(job.id, job.attempt, outcome)
+        def end(session: Session) -> None:
+            checkpoint[:] = attempts.finish(session, job.id, job.attempt, outcome)
 
         self.write(end)
         with suppress(StorageUnavailable):  # the job is tidied later
@@ -182,16 +186,16 @@ class Runner:
 
     def hand_back(self, job: Job) -> None:
         """Give the job to another worker at once. Raises LeaseLost."""
-        self.write(lambda jobs: jobs.hand_back(job.id, job.attempt))
+        self.write(lambda session: attempts.hand_back(session, job.id, job.attempt))
         self.queue.send_wake_up(job.pool)
         logger.info("job %s attempt %d handed back: the worker ends", job.id, job.attempt)
 
-    def write(self, action: Callable[[JobRepository], object]) -> None:
+    def write(self, action: Callable[[Session], object]) -> None:
         """One transaction at an attempt's end; a database that is away is waited for as long as the lease may last."""
 
         def transaction() -> None:
             with self.sessions.begin() as session:
-                action(JobRepository(session))
+                action(session)
 
         retry_while_unavailable(transaction, self.settings.lease_s)
 

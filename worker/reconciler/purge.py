@@ -9,9 +9,9 @@ from jobs.database import Sessions
 from jobs.errors import StorageUnavailable, UploadInUse, UploadNotFound
 from jobs.queue import batches
 from jobs.storage import presigned
+from jobs.storage import uploads as upload_rows
 from jobs.storage.objects import Storage, job_prefix
 from jobs.storage.retention import delete_job, list_expired, list_untidy, lock_expired, lock_needed_keys, mark_tidied
-from jobs.storage.uploads import UploadRepository
 from jobs.tables import Job, PresignedUpload, Upload
 from jobs.tenants import quotas
 
@@ -43,7 +43,7 @@ class Purger:
         """Purge once. Raises OperationalError; the next purge does what was not done."""
         with self.sessions() as session:
             expired, untidy = list_expired(session, CHUNK_ROWS), list_untidy(session, self.tidy_after, CHUNK_ROWS)
-            unused = UploadRepository(session).unused(self.upload_retain, CHUNK_ROWS)
+            unused = upload_rows.unused(session, self.upload_retain, CHUNK_ROWS)
             announced = presigned.past(session, CHUNK_ROWS)
         deleted = [objects for job in expired if (objects := self.skip_unavailable(self.delete_job, job)) is not None]
         tidied = [objects for job in untidy if (objects := self.skip_unavailable(self.tidy_job, job)) is not None]
@@ -67,10 +67,10 @@ class Purger:
         """Delete an upload unless a job needs it; return whether it is gone."""
         try:
             with self.sessions.begin() as session:
-                UploadRepository(session).remove(upload.tenant, upload.sha256, self.storage, self.upload_retain)
+                upload_rows.remove(session, upload.tenant, upload.sha256, self.storage, self.upload_retain)
         except UploadInUse:
             with self.sessions.begin() as session:
-                UploadRepository(session).touch(upload.tenant, upload.sha256)
+                upload_rows.touch(session, upload.tenant, upload.sha256)
             return False
         except (UploadNotFound, StorageUnavailable):
             return False

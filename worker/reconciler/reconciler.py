@@ -15,10 +15,10 @@ from redis import RedisError
 from sqlalchemy import text
 
 from jobs.database import Sessions, make_sessions
+from jobs.queue import attempts, jobs
 from jobs.queue.broker import Broker
 from jobs.queue.claims import count_claimable
 from jobs.queue.idempotency import forget_old
-from jobs.queue.repository import JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.queue.workers import delete_silent_workers
 from jobs.settings import Settings
@@ -59,9 +59,8 @@ class Reconciler:
         with self.sessions.begin() as session:
             if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": SWEEP_LOCK}):
                 return SweepResult()
-            jobs = JobRepository(session)
-            requeued, failed = jobs.requeue_expired_leases(self.retries)
-            expired = jobs.expire()
+            requeued, failed = attempts.requeue_expired_leases(session, self.retries)
+            expired = jobs.expire(session)
             forget_old(session)
             delete_silent_workers(session, timedelta(seconds=SILENT_WORKER_S))
             deliveries.delete_old(session)
@@ -71,8 +70,8 @@ class Reconciler:
     def send_wake_ups(self, waiting: dict[str, int]) -> int:
         """Send each pool one message for every queued job without one; return how many."""
         sent = 0
-        for pool, jobs in waiting.items():
-            missing = max(0, jobs - self.queue.count_messages(pool))
+        for pool, queued in waiting.items():
+            missing = max(0, queued - self.queue.count_messages(pool))
             for _ in range(missing):
                 self.queue.send_wake_up(pool)
             sent += missing

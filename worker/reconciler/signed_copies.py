@@ -16,7 +16,9 @@ from sqlalchemy.orm import Session
 from engine.media.provenance import DigitalSourceType
 from jobs.database import Sessions
 from jobs.errors import ArtifactNotFound, ObjectMissing, StorageUnavailable
-from jobs.queue.repository import JobRepository, StoredObject
+from jobs.queue import jobs as job_rows
+from jobs.storage import artifacts
+from jobs.storage.artifacts import StoredObject
 from jobs.storage.objects import Storage, artifact_key, upload_key
 from jobs.storage.signed_copies import (
     FOLDER,
@@ -107,9 +109,8 @@ class ResultSigner:
 
     def read_origin(self, session: Session, job: Job) -> Origin:
         """Read how a job's pictures came about. Raises Unsignable, ObjectMissing, ArtifactNotFound, StorageUnavailable."""
-        jobs = JobRepository(session)
-        source_type = read_source_type(self.storage.get(jobs.artifact(job, "manifest.json").key))
-        sha256 = jobs.photo_of(job) if source_type == DigitalSourceType.EDITED else None
+        source_type = read_source_type(self.storage.get(artifacts.get(session, job, "manifest.json").key))
+        sha256 = job_rows.find_photo(session, job) if source_type == DigitalSourceType.EDITED else None
         return Origin(source_type=source_type, photo=None if sha256 is None else self.read_photo(job, sha256))
 
     def read_photo(self, job: Job, sha256: str) -> bytes | None:

@@ -17,11 +17,11 @@ from rich.progress import track
 from benchmarks.quality.cases import Case, landmark_cases
 from benchmarks.quality.methods import service_options
 from benchmarks.quality.rulers import LandmarkRuler
-from engine.drag.loop import make_batch, steps, to_points
+from engine.drag.loop import make_batch, steps, stop_reason, to_points
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
 from engine.errors import DragDiverged
-from engine.networks.frozen_synthesis import Precision
+from engine.networks.config import Precision
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
@@ -97,17 +97,18 @@ def in_slots(generator: Generator, cases: list[Case], options: DragOptions, slot
         if not running:
             return
         together = make_batch(list(running.values()))
-        told = together.step()
-        together.differentiate()
-        for index, step in zip(list(running), told, strict=True):
+        computed = zip(list(running), together.step(), together.updates(), strict=True)
+        for index, step, update in computed:
             if isinstance(step, DragDiverged):
                 raise step
-            reason, run = running[index].note(step), running[index]
+            run = running[index]
+            run.record(step)
+            reason = stop_reason(run, step)
             if reason and run.best is not None:
                 yield index, Ending(reason == "reached", run.best.distance_px)
                 del running[index]
             else:
-                run.descend()
+                run.descend(update)
 
 
 def main() -> None:

@@ -227,9 +227,8 @@ def our_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
     together = make_batch(runs)
     while True:
         together.step()
-        together.differentiate()
-        for run in runs:
-            run.descend()
+        for run, update in zip(runs, together.updates(), strict=True):
+            run.descend(update)
         yield
 
 

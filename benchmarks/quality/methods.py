@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.cases import Case
-from engine.drag.batch import DragBatch
 from engine.drag.features import FeatureMap
-from engine.drag.loop import make_batch, steps, to_points
-from engine.drag.options import DragOptions, tracking_pixels
+from engine.drag.loop import DragBatch, SingleStepper, make_batch, steps, to_points
+from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
-from engine.drag.tracking import parabola, square
+from engine.drag.tracking import parabola_vertex, square_offsets, tracking_pixels
 from engine.networks.stylegan2 import Generator, modulate
 from jobs.models.manifest import ModelEntry
 from jobs.spec.job_spec import Drag, JobSpec, Movable, PointPair, Shape, Source
@@ -76,7 +75,7 @@ def dragging(
         handles, targets = to_points(case.handles), to_points(case.targets)
         began = time.perf_counter()
         run = DragRun(generator, case.start, handles, targets, movable, options)
-        *before, result = steps(run, together([run]).advance)
+        *before, result = steps(run, SingleStepper(together([run])))
         return Ending(
             w=result.w,
             handles=result.handles.cpu().numpy().astype(np.float64),
@@ -88,50 +87,58 @@ def dragging(
     return Method(name, drag_case)
 
 
-class Untracked(DragBatch):
-    """Believes that each handle moved by the pixel it was asked to."""
+def untracked(runs: Sequence[DragRun]) -> DragBatch:
+    """Return a batch that believes that each handle moved by the pixel it was asked to."""
+    targets = torch.cat([run.targets for run in runs])
 
-    def follow(self, maps: list[FeatureMap]) -> Tensor:
-        handles = self.handles()
-        way = self.targets - handles
+    def follow_requests(maps: list[FeatureMap], reference: Tensor, handles: Tensor) -> Tensor:
+        way = targets - handles
         moved: Tensor = handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
         return moved
 
+    return DragBatch(runs, tracker=follow_requests)
 
-class BlockMatching(DragBatch):
-    """Follows the pixels around each handle from one picture to the next, as optical flow would."""
 
-    def __init__(self, runs: Sequence[DragRun]) -> None:
-        super().__init__(runs)
-        [self.run] = runs
-        options, resolution = self.run.options, self.run.resolution
-        self.patch_offsets = square(max(2, PATCH_RADIUS * resolution // 128), self.targets).reshape(-1, 2)  # [P, 2]
-        self.search_offsets = square(tracking_pixels(options, resolution) + 1, self.targets).reshape(-1, 2)  # [S, 2]
-        self.patches = self.patches_at(self.handles()[:, None] + self.patch_offsets, self.picture())  # [K, P, 3]
+def block_matching(runs: Sequence[DragRun]) -> DragBatch:
+    """Return a batch of one drag that follows the pixels around each handle, as optical flow would."""
+    [run] = runs
+    return DragBatch(runs, tracker=BlockMatchingTracker(run))
 
-    @torch.no_grad()
-    def picture(self) -> Tensor:
-        synthesis = self.run.trunk.synthesis
-        return synthesis.images(modulate(synthesis.layers(), self.run.latent()))
 
-    def patches_at(self, points: Tensor, picture: Tensor) -> Tensor:
-        grid = (points * (2 / (self.run.resolution - 1)) - 1).reshape(1, 1, -1, 2)
-        found = F.grid_sample(picture, grid, padding_mode="border", align_corners=True)
-        return found[0, :, 0].t().view(*points.shape[:-1], 3)
+class BlockMatchingTracker:
+    """Follows the pixels around each handle from one image to the next."""
 
-    def follow(self, maps: list[FeatureMap]) -> Tensor:
-        before, picture = self.handles(), self.picture()
-        places = before[:, None] + self.search_offsets  # [K, S, 2]
-        found = self.patches_at(places[:, :, None] + self.patch_offsets, picture)  # [K, S, P, 3]
+    def __init__(self, run: DragRun) -> None:
+        self.run = run
+        options, resolution = run.options, run.resolution
+        self.patch_offsets = square_offsets(max(2, PATCH_RADIUS * resolution // 128), run.targets).reshape(-1, 2)  # [P, 2]
+        self.search_offsets = square_offsets(tracking_pixels(options, resolution) + 1, run.targets).reshape(-1, 2)  # [S, 2]
+        self.patches = self.patches_at(run.handles[:, None] + self.patch_offsets, self.image())  # [K, P, 3]
+
+    def __call__(self, maps: list[FeatureMap], reference: Tensor, handles: Tensor) -> Tensor:
+        """Return the handles [K, 2] in the image of the drag's current w."""
+        image = self.image()
+        places = handles[:, None] + self.search_offsets  # [K, S, 2]
+        found = self.patches_at(places[:, :, None] + self.patch_offsets, image)  # [K, S, P, 3]
         side = round(len(self.search_offsets) ** 0.5)
         cost = (found - self.patches[:, None]).square().mean(dim=(2, 3)).view(-1, side, side)
         best = cost[:, 1:-1, 1:-1].flatten(1).argmin(dim=1)
         row, column = best // (side - 2) + 1, best % (side - 2) + 1
         center = torch.stack([column, row], dim=1) - side // 2
-        shift = center + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
-        handles: Tensor = (before + shift).clamp(0, self.run.resolution - 1)
-        self.patches = self.patches_at(handles[:, None] + self.patch_offsets, picture)
-        return handles
+        shift = center + parabola_vertex(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
+        moved: Tensor = (handles + shift).clamp(0, self.run.resolution - 1)
+        self.patches = self.patches_at(moved[:, None] + self.patch_offsets, image)
+        return moved
+
+    @torch.no_grad()
+    def image(self) -> Tensor:
+        network = self.run.synthesis.network
+        return network.images(modulate(network.layers(), self.run.current_w()))
+
+    def patches_at(self, points: Tensor, image: Tensor) -> Tensor:
+        grid = (points * (2 / (self.run.resolution - 1)) - 1).reshape(1, 1, -1, 2)
+        found = F.grid_sample(image, grid, padding_mode="border", align_corners=True)
+        return found[0, :, 0].t().view(*points.shape[:-1], 3)
 
 
 def there_and_back(name: str, forth: Method) -> Method:

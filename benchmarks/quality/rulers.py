@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.faces.detector import detect, load_detector
-from engine.drag.features import FeatureMap, read
-from engine.drag.options import DragOptions, feature_resolution
-from engine.drag.tracking import parabola
+from engine.defaults import default_feature_resolution
+from engine.drag.features import FeatureMap, read_features
+from engine.drag.tracking import parabola_vertex
 from engine.networks.stylegan2 import Generator, modulate
 from jobs.models.manifest import ModelEntry
 
@@ -55,7 +55,7 @@ class FeatureRuler:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self.block = min(2 * feature_resolution(generator, DragOptions()), generator.config.resolution)
+        self.block = min(2 * default_feature_resolution(generator.config.resolution), generator.config.resolution)
         self.name = f"features of block {self.block}"
 
     @torch.no_grad()
@@ -66,13 +66,13 @@ class FeatureRuler:
     def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
         resolution = self.generator.config.resolution
         points = torch.from_numpy(handles).to(start)[:, None]
-        wanted = read([FeatureMap.whole(self.features(start))], points, resolution)[:, 0]  # [K, C]
+        wanted = read_features([FeatureMap.whole(self.features(start))], points, resolution)[:, 0]  # [K, C]
         found = self.features(result)[0]  # [C, f, f]
         cost = torch.stack([(found - one[:, None, None]).square().sum(dim=0) for one in wanted])  # [K, f, f]
         size = cost.shape[-1]
         best = cost[:, 1:-1, 1:-1].flatten(1).argmin(dim=1)
         row, column = best // (size - 2) + 1, best % (size - 2) + 1
-        cells = torch.stack([column, row], dim=1) + parabola(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
+        cells = torch.stack([column, row], dim=1) + parabola_vertex(cost, torch.ones_like(cost, dtype=torch.bool), row, column)
         return ((cells + 0.5) * (resolution / size) - 0.5).cpu().numpy().astype(np.float64)
 
 

@@ -18,14 +18,14 @@ from benchmarks.quality.cases import (
     pair_cases,
 )
 from benchmarks.quality.methods import (
-    BlockMatching,
     Ending,
     Method,
     Together,
-    Untracked,
+    block_matching,
     dragging,
     no_edit,
     there_and_back,
+    untracked,
 )
 from benchmarks.quality.metrics import PerceptualDistance, mse, psnr, ssim
 from benchmarks.quality.rulers import LandmarkRuler, Ruler
@@ -131,8 +131,8 @@ def comparison_methods(bench: Bench) -> list[Method]:
         bench.default,
         bench.drag("fast", preset="fast"),
         bench.drag("w instead of w+", latent_space="w"),
-        bench.drag("no tracking", together=Untracked),
-        bench.drag("block matching", together=BlockMatching),
+        bench.drag("no tracking", together=untracked),
+        bench.drag("block matching", together=block_matching),
     ]
 
 

@@ -13,10 +13,8 @@ from safetensors.numpy import save_file
 
 from engine.checkpoints.layouts import FoundDiscriminator, FoundGenerator, Tensors
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
-from engine.networks.config import Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
+from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
 
-W_AVG_SAMPLES = 10_000
-W_AVG_SEED = 123
 MAX_WIDTH = 4096
 MAX_MAPPING_LAYERS = 64
 
@@ -225,10 +223,10 @@ def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) 
 
 def mean_w(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
     """The mean of w over z's (and classes) of a fixed seed, for files that do not store it."""
-    random = np.random.RandomState(W_AVG_SEED)
-    x = normalize(random.randn(W_AVG_SAMPLES, config.z_dim))
+    random = np.random.RandomState(W_SEED)
+    x = normalize(random.randn(W_SAMPLES, config.z_dim))
     if config.c_dim > 0:
-        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_AVG_SAMPLES)]
+        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_SAMPLES)]
         embedded = labels @ (tensors["mapping.embed.weight"].T / np.sqrt(config.c_dim)) + tensors["mapping.embed.bias"]
         x = np.concatenate([x, normalize(embedded)], axis=1)
     for i in range(config.mapping_layers):

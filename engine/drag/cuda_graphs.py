@@ -1,193 +1,148 @@
-"""Steps recorded once and replayed.
+"""Run iterations as CUDA graphs: record an iteration's operations once, replay them for all drags of the same shape.
 
-On a GPU a step is more than a thousand small operations, which take longer to start than to run. A recording starts all of
-them at once, on the tensors that it was made with: drags of the same shape copy theirs into these, and what comes of it
-out again. Written for CUDA graphs with no GPU at hand: what it gains was not measured.
+On a GPU an iteration is more than a thousand small operations, which take longer to start than to run. A graph starts all of
+them at once, on the tensors that it was recorded with: inputs are copied in, results are copied out. Off unless the device is
+CUDA.
 """
 
-import copy
 import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from engine.drag.batch import DragBatch
-from engine.drag.latent import EachRow
-from engine.drag.mask_term import MaskTerm
-from engine.drag.run import DragRun, Memory
+from engine.drag.iteration_data import Evaluation, StepInputs
+from engine.drag.run import DragRun
 
-RECORDED_AFTER = 3  # steps of one shape: a recording costs as much
-MOST = 32  # shapes of a trunk's recordings
+RECORDED_AFTER = 3  # iterations of one shape: a recording costs as much
+MOST_GRAPHS = 32  # of one synthesis network
 logger = logging.getLogger(__name__)
 
+Evaluate = Callable[[StepInputs], Evaluation]
 
-class Outcome(NamedTuple):
-    """What a step leaves of its drags."""
 
-    handles: Tensor  # [K, 2] xy pixels, of all of them
-    losses: Tensor  # [drags]
+class GraphOutputs(NamedTuple):
+    """What a recorded iteration leaves in its tensors."""
+
+    handles: Tensor  # [K, 2] xy pixels
+    losses: Tensor  # [N]
     gradients: list[Tensor]  # of each loss along that drag's w+, [1, L, D]
 
 
-See = Callable[[], Outcome]
-Record = Callable[[See], See]  # what was done once can be done again, on the same tensors
+Program = Callable[[], GraphOutputs]
+Record = Callable[[Program], Program]  # returns a program that does once more, on the same tensors, what the given one does
 
 
-@cache
-def pool() -> Any:
-    """Of memory, for all recordings: they are replayed one after another, and what comes of them is copied."""
-    return torch.cuda.graph_pool_handle()
-
-
-def cuda_graph(see: See) -> See:
+def record_cuda_graph(program: Program) -> Program:
+    """Record a program as a CUDA graph, and return the program that replays the graph."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs lack it
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        see()  # what libraries do at their first call cannot be recorded
+        program()  # what libraries do at their first call cannot be recorded
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local"):  # other threads draw frames background_thread
-        outcome = see()
+    with torch.cuda.graph(graph, pool=memory_pool(), capture_error_mode="thread_local"):  # other threads render meanwhile
+        outputs = program()
 
-    def replay() -> Outcome:
+    def replay() -> GraphOutputs:
         graph.replay()
-        return outcome
+        return outputs
 
     return replay
 
 
-class RecordedStep:
-    """Of drags of one shape, made with the tensors of others that stand in for them."""
-
-    def __init__(self, runs: Sequence[DragRun], ws: Sequence[Tensor], record: Record) -> None:
-        self.runs = [stand_in(run, w) for run, w in zip(runs, ws, strict=True)]
-        self.handles = [run.handles for run in self.runs]
-        self.inputs = [tensor for run in self.runs for tensor in inputs(run, run.variable)]
-        self.batch = DragBatch(self.runs)
-        self.replay = record(self.see)
-
-    def see(self) -> Outcome:
-        """Everything here is made of the inputs, each time."""
-        for run, handles in zip(self.runs, self.handles, strict=True):
-            run.handles, run.followed = handles, run.iteration - 1
-        self.batch.targets, self.batch.memory = torch.cat([run.targets for run in self.runs]), None
-        self.batch.supervise()
-        self.batch.differentiate()
-        gradients = [run.gradient for run in self.runs if isinstance(run.gradient, Tensor)]
-        return Outcome(self.batch.handles(), torch.stack([run.loss.detach() for run in self.runs]), gradients)
-
-    @torch.no_grad()
-    def of(self, runs: Sequence[DragRun], ws: Sequence[Tensor]) -> Outcome:
-        """These drags' step; w+ [1, L, D] of each."""
-        theirs = [tensor for run, w in zip(runs, ws, strict=True) for tensor in inputs(run, w)]
-        torch._foreach_copy_(self.inputs, theirs)
-        handles, losses, gradients = self.replay()
-        return Outcome(handles.clone(), losses.clone(), [gradient.clone() for gradient in gradients])
+@cache
+def memory_pool() -> Any:
+    """Return the memory of all graphs: they are replayed one after another, and their outputs are copied."""
+    return torch.cuda.graph_pool_handle()
 
 
-class ReplayedBatch(DragBatch):
-    """Adam's drags, whose steps are recorded once several of the same shape have come."""
+class CudaGraphExecutor:
+    """Replays iterations of drags once several of the same shape have come; evaluates the others one operation at a time."""
 
-    def __init__(self, runs: Sequence[DragRun], record: Record = cuda_graph) -> None:
-        super().__init__(runs)
+    def __init__(self, runs: Sequence[DragRun], record: Record = record_cuda_graph) -> None:
+        """Create the executor of a batch of these drags."""
         self.record = record
-        self.shape = runs[0].kind, max(run.watched.whole for run in runs), tuple(shape(run) for run in runs)
+        self.shape = runs[0].kind, max(run.plan.whole for run in runs), tuple(run_shape(run) for run in runs)
+        self.graphs: GraphCache = runs[0].synthesis.caches.setdefault("cuda_graphs", GraphCache())
 
-    def supervise(self) -> None:
-        recordings: Recordings = self.runs[0].trunk.beside.setdefault("recordings", Recordings())
-        with recordings.lock:
-            self.supervise_with(recordings)
-
-    def supervise_with(self, recordings: "Recordings") -> None:
-        recorded: RecordedStep | None = None
-        if all(run.memory is not None and run.iteration > run.followed for run in self.runs):  # none of them begins
-            recorded = recordings.get(self.shape, self.make)
-        if recorded is None:
-            super().supervise()
-        else:
-            self.take(recorded)
-
-    def make(self) -> RecordedStep:
-        return RecordedStep(self.runs, [run.latent().detach() for run in self.runs], self.record)
-
-    def take(self, recorded: RecordedStep) -> None:
-        """A step that is a replay."""
-        ws = [run.latents() for run in self.runs]
-        outcome = recorded.of(self.runs, [w.detach() for w in ws])
-        found = torch.split(outcome.handles, self.counts)
-        for run, w, handles, loss, gradient in zip(self.runs, ws, found, outcome.losses.unbind(), outcome.gradients, strict=True):
-            run.handles, run.followed, run.loss = handles, run.iteration, loss
-            [run.gradient], run.differentiate = torch.autograd.grad(w, run.varied, gradient), None
-
-    def differentiate(self) -> None:
-        if any(run.gradient is None for run in self.runs):
-            super().differentiate()
+    def __call__(self, evaluate: Evaluate, inputs: StepInputs) -> Evaluation:
+        if inputs.joined is None or not all(inputs.moved):  # some drag starts
+            return evaluate(inputs)
+        with self.graphs.lock:
+            step = self.graphs.get(self.shape, lambda: RecordedStep(evaluate, inputs, self.record))
+            return evaluate(inputs) if step is None else step.replay(inputs)
 
 
-def can_replay(runs: Sequence[DragRun]) -> bool:
-    """Where starting operations is what costs, and the points and the mask are all that is descended."""
-    return runs[0].start.is_cuda and all(run.options.latent_weight == 0 for run in runs)
+class RecordedStep:
+    """An iteration of drags of one shape, recorded on tensors of its own."""
+
+    def __init__(self, evaluate: Evaluate, inputs: StepInputs, record: Record) -> None:
+        own = inputs.clone()
+        self.tensors = own.tensors()
+        self.evaluate = evaluate  # a graph reads memory by its address: what the iteration refers to must live as long
+
+        def program() -> GraphOutputs:
+            evaluation = evaluate(own)
+            gradients = torch.autograd.grad(evaluation.losses, own.ws)
+            losses = torch.stack([loss.detach() for loss in evaluation.losses])
+            return GraphOutputs(evaluation.handles, losses, list(gradients))
+
+        self.program = record(program)
+
+    def replay(self, inputs: StepInputs) -> Evaluation:
+        """Return the evaluation of other inputs of the same shape, with its gradients."""
+        assert inputs.joined is not None
+        with torch.no_grad():
+            torch._foreach_copy_(self.tensors, inputs.tensors())
+            outputs = self.program()
+        return Evaluation(
+            handles=outputs.handles.clone(),
+            references=[reference for reference in inputs.references if reference is not None],
+            joined=inputs.joined,
+            losses=list(outputs.losses.clone().unbind()),
+            gradients=[gradient.clone() for gradient in outputs.gradients],
+        )
 
 
-class Recordings:
-    """Of one trunk's drags, by shape, the least recently used let go first."""
+class GraphCache:
+    """The recorded steps of one synthesis network by shape; the least recently used is let go first."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # of their tensors
+        self.lock = threading.Lock()  # of the recorded steps' tensors
         self.seen: Counter[Hashable] = Counter()
-        self.made: OrderedDict[Hashable, RecordedStep | None] = OrderedDict()  # None: it cannot be made
+        self.steps: OrderedDict[Hashable, RecordedStep | None] = OrderedDict()  # None: recording failed
 
-    def get(self, shape: Hashable, make: Callable[[], RecordedStep]) -> RecordedStep | None:
-        """None for shapes that have not come often, and where recording fails."""
-        if shape in self.made:
-            self.made.move_to_end(shape)
-            return self.made[shape]
+    def get(self, shape: Hashable, record: Callable[[], RecordedStep]) -> RecordedStep | None:
+        """Return the recorded step of a shape; None for a shape that has not come often, and where recording fails."""
+        if shape in self.steps:
+            self.steps.move_to_end(shape)
+            return self.steps[shape]
         self.seen[shape] += 1
         if self.seen[shape] <= RECORDED_AFTER:
             return None
         try:
-            self.made[shape] = make()
+            self.steps[shape] = record()
         except Exception:
-            logger.warning("steps are made one operation at a time: they could not be recorded", exc_info=True)
-            self.made.clear()  # it may be for their memory
-            self.made[shape] = None
-        if len(self.made) > MOST:
-            self.seen[self.made.popitem(last=False)[0]] = 0
-        return self.made[shape]
+            logger.warning("iterations run one operation at a time: they could not be recorded", exc_info=True)
+            self.steps.clear()  # memory may be what was lacking
+            self.steps[shape] = None
+        if len(self.steps) > MOST_GRAPHS:
+            self.seen[self.steps.popitem(last=False)[0]] = 0
+        return self.steps[shape]
 
 
-def shape(run: DragRun) -> tuple[int, float, float, tuple[object, ...]]:
-    """What is fixed in a recording, beside its drags' kind; drags can be sorted by it."""
-    how, mask = run.options, run.mask
+def can_use_cuda_graphs(runs: Sequence[DragRun]) -> bool:
+    """Return whether the drags are on a GPU, and their loss depends on nothing but a step's inputs."""
+    return runs[0].start.is_cuda and all(run.options.solver == "adam" and run.options.latent_weight == 0 for run in runs)
+
+
+def run_shape(run: DragRun) -> tuple[int, float, float, tuple[object, ...]]:
+    """Return what a recording fixes of a drag beside its kind. Drags can be sorted by it."""
+    options, mask = run.options, run.mask
     held = () if mask is None else (mask.early, mask.metric, mask.weight)
-    return len(run.handles), how.anchor_distance, how.stop_distance, held
-
-
-def inputs(run: DragRun, w: Tensor) -> list[Tensor]:
-    """All that a step of it is made of; w+ [1, L, D]."""
-    assert run.memory is not None
-    own = [w, run.handles, run.centers, run.targets, run.memory.reference, run.memory.discs, *run.memory.held]
-    return own if run.mask is None else [*own, *run.mask.shares]
-
-
-def stand_in(run: DragRun, w: Tensor) -> DragRun:
-    """A drag of the same shape with tensors of its own, which may change all of w+ [1, L, D]."""
-    assert run.memory is not None
-    other = copy.copy(run)
-    other.options = replace(run.options, trainable_layers=w.shape[1])
-    other.start, other.region, other.variable = w.clone(), EachRow(w), w.clone().requires_grad_()
-    other.varied = other.variable
-    other.handles, other.centers, other.targets = run.handles.clone(), run.centers.clone(), run.targets.clone()
-    memory, mask = run.memory, run.mask
-    other.memory = Memory(memory.reference.clone(), memory.discs.clone(), [one.clone() for one in memory.held])
-    if isinstance(mask, MaskTerm):
-        other.mask = replace(mask, shares=[share.clone() for share in mask.shares])
-    other.solver = None  # type: ignore[assignment]  # nothing of the job's stays in memory
-    other.best, other.loss, other.gradient, other.differentiate = None, run.loss.detach(), None, None
-    return other
+    return len(run.handles), options.anchor_distance, options.stop_distance, held

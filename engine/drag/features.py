@@ -1,9 +1,9 @@
-"""Reading feature maps at points of the image.
+"""Read feature maps at points of the image.
 
 A block's output has its native size f; pixel x of the R-pixel image is feature coordinate (x + 0.5) f / R - 0.5. Points
 are (x, y) in pixels of the image, pixel centers at integers; beyond the border the border's features count. At integer
-pixels the native map is read bilinearly; between them the four neighboring pixels are blended, as on a bilinear map of the
-image's size: reading the native map there directly would turn the gradient by up to 15 %.
+pixels the native map is read bilinearly. Between integer pixels the four neighboring pixels are blended, as on a bilinear map
+of the image's size: reading the native map there directly would turn the gradient by up to 15 %.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ class FeatureMap:
 
     @classmethod
     def whole(cls, values: Tensor, owner: Tensor | None = None) -> "FeatureMap":
-        """Of a block's output [B, C, f, f]."""
+        """Return the map of a block's output [B, C, f, f]."""
         return cls(values, values.new_zeros(1, 2, dtype=torch.long), values.shape[-1], owner)
 
     def of_points(self) -> Tensor:
-        """[K or 1, C, n, n]"""
+        """Return the values of each point, [K or 1, C, n, n]."""
         return self.values if self.owner is None else self.values.index_select(0, self.owner)
 
     def detach(self) -> "FeatureMap":
         return replace(self, values=self.values.detach())
 
     def weights(self, points: Tensor, resolution: int) -> Tensor:
-        """How much each column and each row of a window counts at points [K, P, 2]: [K, P, 2, n]."""
+        """Return how much each column and each row of a window counts at points [K, P, 2]: [K, P, 2, n]."""
         before = points.floor()
         share = (points - before)[..., None]
         here, next_one = self.bilinear(torch.stack([before, before + 1]), resolution)
@@ -43,34 +43,41 @@ class FeatureMap:
         return weights
 
     def bilinear(self, pixels: Tensor, resolution: int) -> Tensor:
-        """The same at integer pixels [..., K, P, 2]: the two nearest cells count, each the more the nearer it is."""
+        """Return the weights at integer pixels [..., K, P, 2]: the two nearest cells count, each the more the nearer it is."""
         cells = ((pixels.clamp(0, resolution - 1) + 0.5) * (self.size / resolution) - 0.5).clamp(0, self.size - 1)
         places = torch.arange(self.values.shape[-1], device=pixels.device) + self.corner[..., None]  # [K or 1, 2, n]
         weights: Tensor = (1 - (cells[..., None] - places[:, None]).abs()).clamp(min=0)
         return weights
 
 
-def read(maps: Sequence[FeatureMap], points: Tensor, resolution: int) -> Tensor:
-    """Features of all maps at points [K, P, 2]: [K, P, sum of C]."""
+def read_features(maps: Sequence[FeatureMap], points: Tensor, resolution: int) -> Tensor:
+    """Return the features of all maps at points [K, P, 2]: [K, P, sum of C]."""
     found = []
-    for one in maps:
-        x, y = one.weights(points, resolution).unbind(dim=2)
+    for each in maps:
+        x, y = each.weights(points, resolution).unbind(dim=2)
         weights = y[..., :, None] * x[..., None, :]  # [K, P, n, n]
-        found.append(weights.flatten(2) @ one.of_points().to(weights.dtype).flatten(2).transpose(1, 2))
+        found.append(weights.flatten(2) @ each.of_points().to(weights.dtype).flatten(2).transpose(1, 2))
     return torch.cat(found, dim=2)
 
 
 def read_grid(maps: Sequence[FeatureMap], ticks: Tensor, resolution: int) -> Tensor:
-    """Features of all maps where S columns and S rows of each point cross, ticks [K, S, 2]: [K, sum of C, S (y), S (x)]."""
+    """Return the features of all maps where S columns and S rows of each point cross.
+
+    Args:
+        ticks: [K, S, 2], x of the columns and y of the rows, pixels.
+
+    Returns:
+        [K, sum of C, S (y), S (x)].
+    """
     found = []
-    for one in maps:
-        across, down = one.weights(ticks, resolution).unbind(dim=2)
-        found.append(down[:, None] @ one.of_points().to(down.dtype) @ across[:, None].transpose(2, 3))
+    for each in maps:
+        across, down = each.weights(ticks, resolution).unbind(dim=2)
+        found.append(down[:, None] @ each.of_points().to(down.dtype) @ across[:, None].transpose(2, 3))
     return torch.cat(found, dim=1)
 
 
-def disc(radius: float, scale: float, like: Tensor) -> Tensor:
-    """Integer offsets nearer than radius, times scale: [P, 2] pixels."""
+def disc_offsets(radius: float, scale: float, like: Tensor) -> Tensor:
+    """Return the integer offsets nearer than radius, times scale: [P, 2] pixels."""
     span = torch.arange(-int(radius), int(radius) + 1, device=like.device, dtype=like.dtype)
     offsets = torch.cartesian_prod(span, span)
     return offsets[offsets.norm(dim=1) < radius] * scale

@@ -1,28 +1,26 @@
-"""One drag between its steps: where it is, what it remembers, when it ends."""
+"""One drag between its iterations: where it is, what it started from, what it needs to go on."""
 
-import collections.abc
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from engine.drag.feature_pass import watch
-from engine.drag.features import FeatureMap, disc, read
-from engine.drag.gauss_newton import SPACING, Evidence, GaussNewton, GaussNewtonState
-from engine.drag.latent import choose_region, deviations
-from engine.drag.mask_term import MaskTerm, early_shares, paper_shares
-from engine.drag.options import REFERENCE_RESOLUTION, DragOptions, check_arguments, feature_resolution, watched
-from engine.networks.frozen_synthesis import trunk_of
+from engine.drag.arguments import check_arguments
+from engine.drag.feature_pass import compute_features, plan_features
+from engine.drag.features import disc_offsets
+from engine.drag.iteration_data import Reference, capture_references
+from engine.drag.latent import parameterize
+from engine.drag.mask_term import MaskTerm, early_shares, feature_block_shares
+from engine.drag.options import REFERENCE_RESOLUTION, DragOptions
+from engine.drag.solvers import SOLVERS, SolverState, read_solver_state
+from engine.networks.frozen_synthesis import frozen_synthesis
 from engine.networks.stylegan2 import Generator
-from engine.resumable_adam import Descent, DescentState
 
 StopReason = Literal["reached", "max_iterations", "stalled", "stopped"]
-CONTEXT_STRENGTH = 0.5  # of the features of coarser blocks beside those of the feature block
 STALLED_GAIN = 0.1  # pixels at 512
-STALLED_ITERATIONS = {"adam": 30, "gauss-newton": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +31,25 @@ class DragStep:
     w: Tensor  # [1, L, D]
     handles: Tensor  # [K, 2] xy pixels, on the CPU
     distance_px: float  # largest distance of a handle to its target
-    mean_distance_px: float  # of all handles; what the best step is chosen by, since one lost handle says little
+    mean_distance_px: float  # of all handles; the best step has the least, since one lost handle says little
     loss: float
     stop_reason: StopReason | None = None  # set on the result, which comes last
 
 
-Steps = collections.abc.Generator[DragStep, None, None]
-
-
 @dataclass(frozen=True, kw_only=True)
 class DragState:
-    """A copy of what a drag's next steps depend on beside its arguments, taken at a step."""
+    """A copy of what a drag's next iterations depend on beside its arguments, taken at a step."""
 
     iteration: int
     handles: Tensor  # [K, 2] xy pixels, at that step
-    centers: Tensor  # [K, 2] xy pixels, around which it was looked for them
+    centers: Tensor  # [K, 2] xy pixels, around which that step computed features
     best: DragStep  # so far
-    mark_px: float  # the record that makes it stall
+    mark_px: float  # the mean distance that the stall detector compares with
     since: int  # the iteration that set it
-    solver: DescentState | GaussNewtonState
+    solver: SolverState
 
     def tensors(self) -> dict[str, Tensor]:
-        """By names that `read` understands."""
+        """Return the tensors by names that `read` understands."""
         best, numbers = self.best, (self.best.distance_px, self.best.mean_distance_px, self.best.loss, self.mark_px)
         return self.solver.tensors() | {
             "handles": self.handles, "centers": self.centers.clone(), "best.w": best.w, "best.handles": best.handles.clone(),
@@ -64,22 +59,27 @@ class DragState:
 
     @classmethod
     def read(cls, tensors: dict[str, Tensor]) -> "DragState":
-        """Raises KeyError."""
+        """Return the state of such tensors. Raises KeyError."""
         iteration, best_iteration, since = tensors["iterations"].tolist()
         distance_px, mean_distance_px, loss, mark_px = tensors["numbers"].tolist()
         best = DragStep(
             iteration=best_iteration, w=tensors["best.w"], handles=tensors["best.handles"], distance_px=distance_px,
             mean_distance_px=mean_distance_px, loss=loss,
         )  # fmt: skip
-        solver = (GaussNewtonState if "jacobian" in tensors else DescentState).read(tensors)
         points = {name: tensors[name] for name in ("handles", "centers")}
-        return cls(iteration=iteration, **points, best=best, mark_px=mark_px, since=since, solver=solver)
+        return cls(iteration=iteration, **points, best=best, mark_px=mark_px, since=since, solver=read_solver_state(tensors))
 
 
-class Record:
-    """How long the best mean distance has stood."""
+class StallDetector:
+    """How long the best mean distance has not improved by more than a gain."""
 
     def __init__(self, gain_px: float, patience: int) -> None:
+        """Create the detector.
+
+        Args:
+            gain_px: pixels of the image by which the mean distance must improve to count.
+            patience: iterations without such a gain after which the drag is stalled.
+        """
         self.gain_px, self.patience = gain_px, patience
         self.mark_px = math.inf
         self.since = 0
@@ -91,189 +91,122 @@ class Record:
     def stalled(self, iteration: int) -> bool:
         return iteration - self.since >= self.patience
 
+    def restore(self, mark_px: float, since: int) -> None:
+        self.mark_px, self.since = mark_px, since
+
 
 class DragRun:
-    """The state of one drag between iterations; see `engine.drag.loop`."""
+    """The state of one drag between iterations; `engine.drag.loop` iterates it. Only its own methods change it."""
 
     def __init__(
         self, generator: Generator, w: Tensor, handles: Tensor, targets: Tensor, movable: Tensor | None, options: DragOptions
     ) -> None:
-        """Raises InvalidEdit."""
-        check_arguments(generator, w, handles, targets, movable, options)
+        """Prepare a drag; the arguments are those of `engine.drag.loop.drag`. Raises InvalidEdit."""
+        config, masked = generator.config, movable is not None
+        check_arguments(config, w, handles, targets, movable, options)
         self.options = options
-        self.resolution = generator.config.resolution
+        self.resolution = config.resolution
         self.scale = self.resolution / REFERENCE_RESOLUTION
-        early = movable is not None and options.mask_term == "early"
-        self.trunk = trunk_of(
-            generator, feature_resolution(generator, options), rgb=early, precision=options.precision,
-            windowed=movable is None or early,
-        )  # fmt: skip
-        self.watched = watched(generator, options, len(handles), movable is not None)
+        self.plan = plan_features(config, options, len(handles), masked)
+        early = masked and options.mask_term == "early"
+        self.synthesis = frozen_synthesis(
+            generator, self.plan.until, rgb=early, precision=options.precision, windowed=not masked or early
+        )
         like = generator.mapping.w_avg  # its device and floating type
         self.handles, self.targets = handles.to(like), targets.to(like)
-        self.centers = self.handles  # where the next feature pass looks
+        self.centers = self.handles  # around which the next feature pass computes features
         self.start = w.to(like).detach()
-        self.mask = None if movable is None else self.mask_term(movable, early)
-        self.region = choose_region(generator, self.start[:, : options.trainable_layers], options.latent_space)
-        self.variable = self.region.origin.clone()
-        self.solver = self.choose_solver(generator)
-        self.varied = self.variable  # what gradients are of
-        sparse = options.solver == "gauss-newton"  # slopes need not be known at every pixel
-        spacing = min(SPACING, options.motion_radius / 3) if sparse else 1.0
-        self.offsets = disc(options.motion_radius / spacing, spacing * self.scale, self.handles)  # [P, 2]
-        self.memory: Memory | None = None  # from the first step on
+        self.mask = None if movable is None else self.make_mask_term(movable, early=early)
+        self.latents = parameterize(generator, self.start[:, : options.trainable_layers], options.latent_space)
+        kind = SOLVERS[options.solver]
+        self.solver = kind.create(generator, self.latents, options, len(handles), self.scale)
+        spacing = kind.disc_spacing(options)
+        self.offsets = disc_offsets(options.motion_radius / spacing, spacing * self.scale, self.handles)  # [P, 2]
+        self.reference: Reference | None = None  # from the first iteration on
         self.iteration = 0
-        self.followed = 0  # the iteration whose handles are known
-        self.loss = torch.zeros([])  # of the last step
-        self.gradient: Tensor | Evidence | None = None  # what its solver takes, where that is known already
-        self.differentiate: Callable[[], None] | None = None  # makes it known
+        self.tracked = 0  # the iteration whose handles are known
         self.best: DragStep | None = None
-        self.record = Record(STALLED_GAIN * self.scale, STALLED_ITERATIONS[options.solver])
+        self.stall = StallDetector(STALLED_GAIN * self.scale, kind.patience)
+
+    def make_mask_term(self, movable: Tensor, *, early: bool) -> MaskTerm:
+        like = self.start
+        shares = early_shares(movable, like) if early else feature_block_shares(movable, self.plan.until, like)
+        return MaskTerm(self.synthesis.network, shares, early, self.options.mask_metric, self.options.mask_weight)
 
     @property
     def kind(self) -> Hashable:
-        """Drags of one kind can share their steps."""
-        how = self.options
-        tracking = how.tracking_radius, how.tracking_metric, how.subpixel
-        watched = self.watched.until, self.watched.context, self.watched.reach  # how much whole is a matter of cost
-        return self.trunk, *watched, self.mask is None, how.motion_radius, *tracking, how.overstep, how.solver
+        """Drags of one kind can share their iterations; how much a plan computes whole is a matter of cost only."""
+        options, plan = self.options, self.plan
+        watched = plan.until, plan.context, plan.reach
+        tracking = options.tracking_radius, options.tracking_metric, options.subpixel
+        return self.synthesis, *watched, self.mask is None, options.motion_radius, *tracking, options.overstep, options.solver
 
-    def note(self, step: DragStep) -> StopReason | None:
-        """A step that was made; whether it is the last."""
+    @property
+    def moved(self) -> bool:
+        """Whether the variable has taken a step since the handles were tracked."""
+        return self.iteration > self.tracked
+
+    def w_plus(self, variable: Tensor) -> Tensor:
+        """Return the w+ [k, L, D] that a variable [k, R, V] stands for."""
+        fixed = self.start[:, self.options.trainable_layers :]
+        return torch.cat([self.latents.rows(variable), fixed.expand(len(variable), -1, -1)], dim=1)  # [k, L, D]
+
+    def current_w(self) -> Tensor:
+        """Return w+ [1, L, D] as it is now, without its graph."""
+        return self.w_plus(self.solver.variable).detach()
+
+    def latent_term(self) -> Tensor | None:
+        """Return the penalty on the mean change of the trainable rows; None where it has no weight."""
+        if self.options.latent_weight == 0:
+            return None
+        change = self.latents.rows(self.solver.variable) - self.start[:, : self.options.trainable_layers]
+        return change.abs().mean() * self.options.latent_weight
+
+    def observe(self, reference: Reference, handles: Tensor) -> None:
+        """Take over what an iteration found: the drag's look at its start, and its handles [K, 2]."""
+        self.reference = self.reference or reference
+        if self.moved:
+            self.solver.observe(handles - self.handles)
+            self.handles, self.tracked = handles, self.iteration
+
+    def record(self, step: DragStep) -> None:
+        """Note a step that was made, which may be the best so far."""
         if self.best is None or step.mean_distance_px <= self.best.mean_distance_px:
             self.best = step
-        self.record.add(step)
-        return stop_reason(step, self.record, self.options)
+        self.stall.add(step)
 
-    def choose_solver(self, generator: Generator) -> Descent | GaussNewton:
-        if self.options.solver == "adam":
-            return Descent([self.variable.requires_grad_()], self.options.learning_rate, fused=True)
-        return GaussNewton(self.variable, deviations(generator, self.region), len(self.handles), self.scale)
-
-    def forget_step(self) -> None:
-        """Give back what the last step keeps in memory; it can be made again."""
-        self.loss, self.gradient, self.differentiate, self.varied = self.loss.detach(), None, None, self.variable
-
-    def descend(self) -> None:
-        """One step of the solver."""
-        if self.gradient is None:
-            assert self.differentiate is not None
-            self.differentiate()
-        if isinstance(self.solver, Descent):
-            assert isinstance(self.gradient, Tensor)
-            self.solver.take([self.gradient])
-        else:
-            assert isinstance(self.gradient, Evidence)
-            moves = self.solver.take(self.gradient)
-            self.handles = self.handles + torch.where(moves.isfinite(), moves, 0.0)  # until they are found
-        self.gradient = self.differentiate = None
+    def descend(self, update: Any) -> None:
+        """Let the solver take one step by what its objective computed."""
+        moves = self.solver.step(update)
+        if moves is not None:
+            self.handles = self.handles + torch.where(moves.isfinite(), moves, 0.0)  # until they are tracked
         self.centers = self.handles.clamp(0, self.resolution - 1)
         self.iteration += 1
 
     def state(self) -> DragState:
-        """At the step just noted."""
+        """Return the state at the step that was recorded last."""
         assert self.best is not None
         return DragState(
             iteration=self.iteration, handles=self.handles, centers=self.centers, best=self.best,
-            mark_px=self.record.mark_px, since=self.record.since, solver=self.solver.state(),
+            mark_px=self.stall.mark_px, since=self.stall.since, solver=self.solver.state(),
         )  # fmt: skip
 
     def restore(self, state: DragState) -> None:
         """Go on from a state of a drag with the same arguments; its step comes once more."""
-        with torch.no_grad():
-            [self.memory] = memories([self], look([self]))
-        self.forget_step()
-        self.solver.restore(state.solver)  # type: ignore[arg-type]  # the same arguments chose the same solver
-        self.iteration = self.followed = state.iteration
+        self.reference = self.capture_reference()  # at the start, where this drag still is
+        self.solver.restore(state.solver)
+        self.iteration = self.tracked = state.iteration
         self.handles, self.centers = state.handles.to(self.start), state.centers.to(self.start)
         self.best = replace(state.best, w=state.best.w.to(self.start), handles=state.best.handles)
-        self.record.mark_px, self.record.since = state.mark_px, state.since
+        self.stall.restore(state.mark_px, state.since)
 
-    def latent(self) -> Tensor:
-        """w+ as it is now, [1, L, D]."""
-        return self.whole(self.variable)
-
-    def latents(self) -> Tensor:
-        """The same for a feature pass; [K, L, D], one for each point, where each shall tell how it moves with w."""
-        if isinstance(self.solver, GaussNewton):
-            self.varied = self.solver.copies()
-        return self.whole(self.varied)
-
-    def whole(self, variable: Tensor) -> Tensor:
-        fixed = self.start[:, self.options.trainable_layers :]
-        return torch.cat([self.region.rows(variable), fixed.expand(len(variable), -1, -1)], dim=1)
-
-    def mask_term(self, movable: Tensor, early: bool) -> MaskTerm:
-        like = self.start
-        shares = early_shares(movable, like) if early else paper_shares(movable, self.watched.until, like)
-        return MaskTerm(self.trunk.synthesis, shares, early, self.options.mask_metric, self.options.mask_weight)
-
-    def other_losses(self, held: list[Tensor]) -> Tensor:
-        """Beside the motion of its points; held are the maps that the mask holds, now."""
-        loss = self.start.new_zeros([])
-        if self.mask is not None and self.memory is not None:
-            loss = self.mask.loss(held, self.memory.held)
-        if self.options.latent_weight == 0:
-            return loss
-        change = self.region.rows(self.variable) - self.start[:, : self.options.trainable_layers]
-        return loss + change.abs().mean() * self.options.latent_weight
-
-
-@dataclass(frozen=True, eq=False)
-class Memory:
-    """What everything looked like at the start of a drag."""
-
-    reference: Tensor  # [K, C], each handle's look
-    discs: Tensor  # [K, P, C], what was around it
-    held: list[Tensor]  # what the mask penalizes the change of
-
-
-class Look(NamedTuple):
-    """What one feature pass of several drags shows."""
-
-    maps: list[FeatureMap]  # around all their handles: the feature block, then coarser ones
-    held: list[Tensor]  # what masks penalize the change of, [drags, ...]
-
-
-def look(runs: Sequence[DragRun]) -> Look:
-    """What is watched around the handles, and what the masks hold, of drags of one kind.
-
-    One block's features are alike all along an edge, where points would slide; coarser ones know the place. Not with
-    a mask: what it fixes holds the coarser features of a whole neighborhood, and with them the points.
-    """
-    one = max(runs, key=lambda run: run.watched.whole)  # where many points make whole maps cheaper
-    modulations = one.trunk.modulations(torch.cat([run.latents() for run in runs]))
-    centers = torch.cat([run.centers for run in runs])
-    (fine, *coarse), blocks = watch(one.trunk.synthesis, modulations, one.watched, centers, one.resolution, owners(runs))
-    maps = [fine, *(replace(other, values=other.values * CONTEXT_STRENGTH) for other in coarse)]
-    return Look(maps, [] if one.mask is None else one.mask.held(blocks, modulations))
-
-
-def owners(runs: Sequence[DragRun]) -> Tensor | None:
-    """[K], which latent of their feature pass each of all their points belongs to; None: there is only one."""
-    like, latents = runs[0].handles, 0
-    found = []
-    for run in runs:
-        copies, points = len(run.varied), len(run.handles)
-        first = like.new_full((points,), latents, dtype=torch.long)  # made where it is needed: nothing waits for the host
-        found.append(first + torch.arange(points, device=like.device) if copies == points else first)
-        latents += copies
-    return None if latents == 1 else torch.cat(found)
-
-
-def stop_reason(step: DragStep, record: Record, options: DragOptions) -> StopReason | None:
-    if step.distance_px <= options.stop_distance:
-        return "reached"
-    if step.iteration >= options.max_iterations:
-        return "max_iterations"
-    return "stalled" if record.stalled(step.iteration) else None
-
-
-def memories(runs: Sequence[DragRun], seen: Look) -> list[Memory]:
-    """What each of these drags would remember of a look: copies, which keep nothing of the others in memory."""
-    one, maps = runs[0], [each.detach() for each in seen.maps]
-    handles, counts = torch.cat([run.handles for run in runs])[:, None], [len(run.handles) for run in runs]
-    looks = torch.split(read(maps, handles, one.resolution)[:, 0], counts)
-    discs = torch.split(read(maps, handles + one.offsets, one.resolution), counts)
-    held = [[each[k : k + 1].detach().clone() for each in seen.held] for k in range(len(runs))]
-    return [Memory(look.clone(), disc.clone(), kept) for look, disc, kept in zip(looks, discs, held, strict=True)]
+    @torch.no_grad()
+    def capture_reference(self) -> Reference:
+        """Return what the drag looks like now."""
+        variables = self.solver.pass_variables()
+        copies, points = len(variables), len(self.handles)
+        owner = torch.arange(points, device=self.start.device) if copies > 1 else None
+        features = compute_features(self.synthesis, self.plan, self.w_plus(variables), self.centers, self.resolution, owner)
+        held = [] if self.mask is None else self.mask.held_maps(features.blocks, features.modulations)
+        [reference] = capture_references(features.maps, held, self.handles, [points], self.offsets, self.resolution)
+        return reference

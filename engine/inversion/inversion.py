@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.drag.latent import latent_statistics
 from engine.errors import InvalidEdit, InversionDiverged
 from engine.inversion.losses import Similarity, pixel_loss
+from engine.networks.latent_statistics import latent_statistics
 from engine.networks.stylegan2 import Generator
 from engine.resumable_adam import Descent, DescentState
 

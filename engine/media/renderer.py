@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.networks.frozen_synthesis import trunk_of
+from engine.networks.frozen_synthesis import frozen_synthesis
 from engine.networks.stylegan2 import Generator, to_bytes
 
 
@@ -41,7 +41,7 @@ def stream_of(device: torch.device) -> torch.cuda.Stream:
 
 class Painter:
     def __init__(self, generator: Generator) -> None:
-        self.trunk = trunk_of(generator, generator.config.resolution, rgb=True, precision="float32", windowed=False)
+        self.trunk = frozen_synthesis(generator, generator.config.resolution, rgb=True, precision="float32", windowed=False)
         self.stream = stream_of(generator.device) if generator.device.type == "cuda" else None
 
     @torch.no_grad()
@@ -51,5 +51,5 @@ class Painter:
             self.stream.wait_stream(torch.cuda.current_stream(ws.device))
             ws.record_stream(self.stream)  # its memory is not used again before
         with torch.cuda.stream(self.stream):
-            images = self.trunk.synthesis.images(self.trunk.modulations(ws))
+            images = self.trunk.network.images(self.trunk.modulations(ws))
             return Drawing(to_bytes(images))

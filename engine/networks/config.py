@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 # how blocks make the image: the sum of every block's ToRGB; or the last block's alone, with or without residual blocks
 Architecture = Literal["skip", "orig", "resnet"]
+Precision = Literal["float32", "bfloat16"]  # of the convolutions that a drag runs through
+W_SAMPLES, W_SEED = 10_000, 123  # samples of z from which statistics of w are computed, and their seed
 
 
 @dataclass(frozen=True, kw_only=True)

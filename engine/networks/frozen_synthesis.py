@@ -1,14 +1,15 @@
-"""The part of a frozen generator that drags run through, made once for all of them."""
+"""The part of a frozen synthesis network that drags run through, prepared once for all drags of a generator."""
 
 import copy
 import threading
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor, nn
 
+from engine.networks.config import Precision
 from engine.networks.conv_kernels import Packed, Plain, Way, can_pack
 from engine.networks.stylegan2 import (
     FullyConnectedLayer,
@@ -21,71 +22,72 @@ from engine.networks.stylegan2 import (
     modulate,
 )  # fmt: skip
 
-Precision = Literal["float32", "bfloat16"]
-
 
 @dataclass(frozen=True, eq=False)
-class Trunk:
-    synthesis: SynthesisNetwork
-    layers: list[ModulatedLayer]  # those that a drag needs
-    styles: dict[str, Style]  # of each layer
-    beside: dict[str, Any] = field(default_factory=dict)  # what lives as long as it does
+class FrozenSynthesis:
+    """A synthesis network up to one block, whose weights nobody changes any more."""
+
+    network: SynthesisNetwork
+    layers: list[ModulatedLayer]  # up to that block
+    styles: dict[str, Style]  # of each layer, by its name
+    caches: dict[str, Any] = field(default_factory=dict)  # of others, by their name; they live as long as this object
 
     def modulations(self, ws: Tensor) -> Modulations:
-        """Of w+ [B, L, D]."""
+        """Return how w+ [B, L, D] modulates each layer."""
         return modulate(self.layers, ws, self.styles)
 
 
-known: WeakKeyDictionary[Generator, dict[tuple[int, bool, Precision, bool], Trunk]] = WeakKeyDictionary()
-making = threading.Lock()
+prepared: WeakKeyDictionary[Generator, dict[tuple[int, bool, Precision, bool], FrozenSynthesis]] = WeakKeyDictionary()
+preparing = threading.Lock()
 
 
-def trunk_of(generator: Generator, until: int, *, rgb: bool, precision: Precision, windowed: bool) -> Trunk:
-    """Up to the block of resolution `until`; the same object each time, of weights that nobody changes any more.
+def frozen_synthesis(generator: Generator, until: int, *, rgb: bool, precision: Precision, windowed: bool) -> FrozenSynthesis:
+    """Return the synthesis network up to the block of resolution `until`: the same object for equal arguments.
 
     Args:
-        rgb: with the ToRGB layers.
+        generator: frozen; what is made of its weights is kept as long as the generator.
+        rgb: include the ToRGB layers.
         precision: of the convolutions.
-        windowed: whether maps are small: then packed weights are worth their memory, else what large maps keep counts.
+        windowed: maps are small windows. Packed weights are worth their memory then; for whole maps memory counts more.
     """
     key = (until, rgb, precision, windowed)
-    with making:
-        made = known.setdefault(generator, {})
-        if key not in made:
-            made[key] = make(generator.synthesis, until, rgb, precision, windowed)
-            finalize(generator, made[key].beside.clear)  # which may know the trunk: nothing else would end such a circle soon
-        return made[key]
+    with preparing:
+        known = prepared.setdefault(generator, {})
+        if key not in known:
+            known[key] = prepare(generator.synthesis, until, rgb, precision, windowed)
+            finalize(generator, known[key].caches.clear)  # a cache may refer to this object: break the circle at once
+        return known[key]
 
 
 @torch.no_grad()
-def make(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precision, windowed: bool) -> Trunk:
-    synthesis = copied(synthesis, torch.bfloat16 if precision == "bfloat16" else None, until)
-    layers = synthesis.layers(until=until, rgb=rgb)
+def prepare(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Precision, windowed: bool) -> FrozenSynthesis:
+    network = copy_in_dtype(synthesis, torch.bfloat16 if precision == "bfloat16" else None, until)
+    layers = network.layers(until=until, rgb=rgb)
     styles = {name: layer.style() for name, _, layer in layers}
     for layer in (layer for _, _, layer in layers if isinstance(layer, SynthesisLayer)):
-        layer.frozen = small_maps(layer) if windowed else Plain.of(layer.weight, layer.up)
-    return Trunk(synthesis, layers, styles)
+        layer.frozen = kernel_for_windows(layer) if windowed else Plain.of(layer.weight, layer.up)
+    return FrozenSynthesis(network, layers, styles)
 
 
-def small_maps(layer: SynthesisLayer) -> Way | None:
-    """How their convolutions are fastest; on a CPU those of few weights are so without us, and keep little."""
+def kernel_for_windows(layer: SynthesisLayer) -> Way | None:
+    """Return the fastest kernel for small maps; None on a CPU with few weights, where PyTorch's own is as fast."""
     if layer.weight.device.type != "cpu":
         return Plain.of(layer.weight, layer.up)
     return Packed(layer.weight, layer.up) if can_pack(layer.weight) else None
 
 
-def copied(synthesis: SynthesisNetwork, dtype: torch.dtype | None, until: int) -> SynthesisNetwork:
-    """The same network, its convolutions up to the block `until` in another floating type; all else is shared."""
+def copy_in_dtype(synthesis: SynthesisNetwork, dtype: torch.dtype | None, until: int) -> SynthesisNetwork:
+    """Return a copy whose convolutions up to the block `until` have another floating type; all other tensors are shared."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*synthesis.parameters(), *synthesis.buffers())}
-    copy_ = copy.deepcopy(synthesis, shared)
-    for resolution in copy_.resolutions(until) if dtype is not None else ():
-        for module in copy_.block(resolution).modules():
-            lower(module, dtype)
-    return copy_
+    network = copy.deepcopy(synthesis, shared)
+    for resolution in network.resolutions(until) if dtype is not None else ():
+        for module in network.block(resolution).modules():
+            cast_weights(module, dtype)
+    return network
 
 
-def lower(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Of a block: what is convolved, but not what modulates it."""
+def cast_weights(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Cast what is convolved, but not the affine layers that modulate it."""
     for name in ("weight", "const"):
         tensor = getattr(module, name, None)
         if isinstance(tensor, nn.Parameter) and not isinstance(module, FullyConnectedLayer):

@@ -9,11 +9,11 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tomlkit.items import InlineTable
 
+from engine.defaults import has_early_mask
 from jobs.errors import InvalidJob, ManifestInvalid, Problem
 from jobs.tables import DEFAULT_POOL, POOL_PATTERN
 
 MANIFEST = "manifest.toml"
-EARLY_ROWS, EARLY_SIZE = 6, 32  # of the early mask term: rows of w+, pixels of a block
 
 
 class ModelDefaults(BaseModel):
@@ -70,8 +70,7 @@ class ModelEntry(BaseModel):
 
     def has_early_mask(self, trainable_layers: int, feature_resolution: int) -> bool:
         """Return whether `drag.mask_term: early` covers everything that such a drag can change; see engine.drag.mask_term."""
-        drawn_in_steps = self.architecture in (None, "skip") and self.resolution >= 2 * EARLY_SIZE
-        return drawn_in_steps and trainable_layers <= EARLY_ROWS and feature_resolution >= EARLY_SIZE
+        return has_early_mask(self.architecture, self.resolution, trainable_layers, feature_resolution)
 
 
 class PublicModel(BaseModel):

@@ -83,9 +83,7 @@ def lease_lost(job_id: UUID, attempt: int) -> LeaseLost:
     return LeaseLost(f"attempt {attempt} of job {job_id} does not hold the lease")
 
 
-def renew(
-    session: Session, job_id: UUID, attempt: int, lease: timedelta, progress: dict[str, Any] | None = None
-) -> JobRequests:
+def renew(session: Session, job_id: UUID, attempt: int, lease: timedelta, progress: dict[str, Any] | None = None) -> JobRequests:
     """Renew the lease and store the attempt's progress; return what clients have asked of the job.
 
     Args:

@@ -6,16 +6,17 @@ A field left out takes the model's default from its manifest entry, else the pre
 """
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+from engine.defaults import default_feature_resolution, preset_options
 from jobs.models.manifest import ModelEntry
 
 MAX_POINTS = 64
-MANY_POINTS = 16  # from here on the default preset drags in w instead of w+
 MAX_SHAPES = 64
 MAX_METADATA_BYTES = 16 * 2**10
 Coordinate = Annotated[float, Field(ge=-65536, le=65536)]
@@ -201,9 +202,10 @@ class JobSpec(Strict):
     def resolved(self, model: ModelEntry) -> "JobSpec":
         """The same job with nothing left to defaults: client's value, else the model's, else the preset's."""
         chosen = self.drag.model_dump(exclude_none=True)
-        preset = PRESETS[self.drag.preset](len(self.points), self.movable is not None)
-        options = preset | model.defaults.drag(self.drag.preset) | chosen
-        options.setdefault("feature_resolution", min(128, model.resolution // 2))
+        preset = asdict(preset_options(self.drag.preset, len(self.points), self.movable is not None))
+        settable = {name: value for name, value in preset.items() if name in Drag.model_fields and value is not None}
+        options = settable | model.defaults.drag(self.drag.preset) | chosen
+        options.setdefault("feature_resolution", default_feature_resolution(model.resolution))
         if self.drag.mask_term is None and not model.has_early_mask(options["trainable_layers"], options["feature_resolution"]):
             options["mask_term"] = "paper"
         update: dict[str, object] = {"drag": Drag.model_validate(options)}
@@ -212,36 +214,3 @@ class JobSpec(Strict):
         if self.source.upload is not None:
             update["inversion"] = (self.inversion or Inversion()).resolved(model)
         return self.model_copy(update=update)
-
-
-def default_preset(points: int, masked: bool) -> dict[str, Any]:
-    """A point that nothing holds is pulled by a larger disc.
-
-    Many points say what the whole picture should be: the rows of w+ then move as one, and wrong points outweigh less.
-    """
-    return BASE | {
-        "motion_radius": 12.0 if points == 1 and not masked else 3.0,
-        "latent_space": "w" if points >= MANY_POINTS else "w+",
-    }
-
-
-def fast_preset(points: int, masked: bool) -> dict[str, Any]:
-    """The default in shorter numbers; what a mask holds is looked for where it is cheap, if the model lets it.
-
-    Without a mask the points go as far as they should at once (`engine.drag.gauss_newton`), each by a large disc.
-    """
-    radius = {} if masked else {"motion_radius": 12.0}
-    return default_preset(points, masked) | radius | {"preset": "fast", "precision": "bfloat16", "mask_term": "early"}
-
-
-def paper_preset(points: int, masked: bool) -> dict[str, Any]:
-    """As the paper states it: up to 300 iterations, 1 px for at most five points, else 2 px."""
-    return BASE | {"preset": "paper", "max_iterations": 300, "stop_distance": 1.0 if points <= 5 else 2.0}
-
-
-BASE: dict[str, Any] = {
-    "preset": "default", "max_iterations": 200, "learning_rate": 0.002, "mask_weight": 20.0, "motion_radius": 3.0,
-    "tracking_radius": 12.0, "latent_space": "w+", "trainable_layers": 6, "stop_distance": 1.0, "latent_weight": 0.0,
-    "mask_term": "paper", "precision": "float32",
-}  # fmt: skip
-PRESETS = {"default": default_preset, "fast": fast_preset, "paper": paper_preset}

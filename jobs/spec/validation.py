@@ -9,8 +9,9 @@ from uuid import UUID
 import numpy as np
 from pydantic import ValidationError
 
+from engine.defaults import EARLY_RESOLUTION, EARLY_ROWS
 from jobs.errors import InvalidJob, JobNotFound, ParentUnusable, Problem, UploadNotFound
-from jobs.models.manifest import EARLY_ROWS, EARLY_SIZE, ModelEntry, ModelManifest
+from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.spec.crop_transform import CropTransform
 from jobs.spec.job_spec import JobSpec, Movable
 from jobs.spec.movable_mask import movable_mask, uploaded_mask
@@ -216,7 +217,7 @@ def drag_problems(spec: JobSpec, model: ModelEntry) -> list[Problem]:
     if spec.drag.mask_term == "early" and not model.has_early_mask(
         resolved.trainable_layers or 0, resolved.feature_resolution or 0
     ):
-        needed = f"a skip generator of at least {2 * EARLY_SIZE} px, at most {EARLY_ROWS} trainable_layers"
-        message = f"early needs {needed} and a feature_resolution of at least {EARLY_SIZE}"
+        needed = f"a skip generator of at least {2 * EARLY_RESOLUTION} px, at most {EARLY_ROWS} trainable_layers"
+        message = f"early needs {needed} and a feature_resolution of at least {EARLY_RESOLUTION}"
         problems.append(Problem(field="drag.mask_term", message=message))
     return problems

@@ -170,7 +170,7 @@ def test_a_claim_reads_few_rows_however_many_there_are(sessions, many, analyzed)
     with sessions.begin() as session:
         session.execute(text(many))
         session.execute(text("ANALYZE jobs, tenants" if analyzed else "SELECT 1"))
-    claimer = vars(Claimer(worker="w", lease=LEASE)) | {"warm": ["third", "tiny"], "most_passed_over": MAX_PASSED_OVER}
+    claimer = vars(Claimer(worker="w", lease=LEASE)) | {"warm": ["third", "tiny"], "max_passed_over": MAX_PASSED_OVER}
     with sessions() as session:
         plan = session.scalar(EXPLAIN, claimer)[0]["Plan"]
     assert max(rows_read(plan)) < FEW_ROWS

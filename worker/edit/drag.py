@@ -1,12 +1,12 @@
 """From a job's spec to the engine's arguments."""
 
 from dataclasses import fields, replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from engine.checkpoints.load import load_generator
+from engine.defaults import preset_options
 from engine.drag.loop import to_points
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
@@ -14,7 +14,7 @@ from engine.errors import CheckpointDamaged
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.spec.crop_transform import CropTransform
-from jobs.spec.job_spec import MANY_POINTS, JobSpec
+from jobs.spec.job_spec import JobSpec
 from worker.edit.inputs import EditStart
 
 
@@ -46,34 +46,11 @@ def model_points(spec: JobSpec, framing: CropTransform) -> tuple[np.ndarray, np.
 
 
 def drag_options(spec: JobSpec) -> DragOptions:
-    """Of a resolved spec."""
+    """Return the options of a resolved spec; what a job cannot set, its preset chooses."""
     names = {field.name for field in fields(DragOptions)}
     given = {name: value for name, value in spec.drag.model_dump(exclude_none=True).items() if name in names}
-    options = DragOptions(**PRESETS[spec.drag.preset](len(spec.points), spec.movable is not None), **given)
-    return replace(options, solver="adam") if options.latent_weight > 0 else options  # the other goes by points alone
-
-
-# What the presets say beyond the fields of a job, found by `dragqueue eval` (docs/quality.md).
-
-
-def default_preset(points: int, masked: bool) -> dict[str, Any]:
-    held = 12.0 if points < MANY_POINTS else 0.0  # several points hold each other, and so does a mask
-    anchor = 24.0 if points == 1 and not masked else held
-    return {"anchor_distance": anchor, "overstep": False, "context_blocks": 2, "mask_metric": "l2"}
-
-
-def fast_preset(points: int, masked: bool) -> dict[str, Any]:
-    """A mask needs a gradient of its own."""
-    default = default_preset(points, masked)
-    return default if masked else default | {"anchor_distance": 12.0, "solver": "gauss-newton"}
-
-
-def paper_preset(points: int, masked: bool) -> dict[str, Any]:
-    """Handles on whole pixels, found in L1."""
-    return {"subpixel": False, "tracking_metric": "l1"}
-
-
-PRESETS = {"default": default_preset, "fast": fast_preset, "paper": paper_preset}
+    options = replace(preset_options(spec.drag.preset, len(spec.points), spec.movable is not None), **given)
+    return replace(options, solver="adam") if options.latent_weight > 0 else options  # Gauss-Newton goes by points alone
 
 
 def choose_device(wanted: str) -> torch.device:

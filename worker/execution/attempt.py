@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.drag.loop import steps
-from engine.drag.run import DragRun, DragStep, Steps
+from engine.drag.loop import Steps, steps
+from engine.drag.run import DragRun, DragStep
 from engine.errors import InversionDiverged
 from engine.inversion.inversion import Inversion, InversionStep
 from engine.media.provenance import DigitalSourceType
@@ -68,7 +68,7 @@ class Tools:
     @property
     def turn(self) -> AbstractContextManager[None]:
         """Held while rendering, and whatever else computes beside the steps."""
-        return nullcontext() if self.meeting is None else self.meeting.turn
+        return nullcontext() if self.meeting is None else self.meeting.render_lock
 
 
 class Attempt:

@@ -60,7 +60,7 @@ class Slots:
         self.begin(first)
         with ExitStack() as serving:
             for meeting in self.meetings:
-                serving.enter_context(meeting.served())
+                serving.enter_context(meeting.serving())
             while self.taken:
                 if time.monotonic() < until and not self.ending():
                     self.refill()
@@ -85,7 +85,7 @@ class Slots:
 
     def is_room(self) -> bool:
         """For as many again as have made a step together: what that takes is known then."""
-        running, made = len(self.taken), sum(meeting.made for meeting in self.meetings)
+        running, made = len(self.taken), sum(meeting.most_served for meeting in self.meetings)
         return running < min(self.count, max(2, 2 * made)) and self.fits(running)
 
     def begin(self, job: Job) -> None:
@@ -100,7 +100,7 @@ class Slots:
 
     def share(self, number: int) -> int:
         """Threads for the next step of a meeting; the first of those with drags take what is over."""
-        busy = [meeting.under_way > 0 for meeting in self.meetings]
+        busy = [meeting.active > 0 for meeting in self.meetings]
         each, over = divmod(self.threads, max(1, sum(busy)))
         return max(1, each + (sum(busy[:number]) < over))
 

@@ -1,12 +1,12 @@
 """Drags that make their steps together go as each would alone."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from engine.drag.batch import DragBatch
-from engine.drag.loop import drag, make_batch, to_points
+from engine.drag.loop import DragBatch, SingleStepper, drag, make_batch, to_points
 from engine.drag.loop import steps as steps_of
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
@@ -33,16 +33,20 @@ def arguments(generator, slot, **options):
     return generator, generator.map(seed=slot), to_points(HANDLES[points]), to_points(TARGETS[points]), movable, how
 
 
-def advance(runs, count):
-    together = make_batch(runs)
+def iterate(runs, count):
+    """The batch after so many whole iterations."""
+    batch = make_batch(runs)
     for _ in range(count):
-        told = together.step()
-        for run, step in zip(runs, told, strict=True):
-            run.note(step)
-        together.differentiate()
-        for run in runs:
-            run.descend()
-    return together.step()
+        for run, step in zip(runs, batch.step(), strict=True):
+            run.record(step)
+        for run, update in zip(runs, batch.updates(), strict=True):
+            run.descend(update)
+    return batch
+
+
+def advance(runs, count):
+    """The steps that follow after so many whole iterations."""
+    return iterate(runs, count).step()
 
 
 def alone(run, iteration):
@@ -77,8 +81,7 @@ def test_in_float64_each_agrees_with_itself_alone(exact, masked, options):
 
 def test_one_that_comes_later_goes_as_it_would_alone(exact):
     first, second = (DragRun(*arguments(exact, slot)) for slot in (0, 1))
-    advance([first], 4)
-    first.descend()
+    iterate([first], 5)
     early, late = advance([first, second], 3)
     assert (early.iteration, late.iteration) == (8, 3)
     torch.testing.assert_close(early.w, alone(DragRun(*arguments(exact, 0)), 8).w, atol=1e-9, rtol=0)
@@ -93,9 +96,7 @@ def test_jacobians_are_made_anew_for_some_while_others_learn(exact):
         return DragRun(generator, w, handles, targets, None, options)
 
     early = [run(slot) for slot in range(3)]
-    advance(early, 2)
-    for each in early:
-        each.descend()
+    iterate(early, 3)
     *steps, late = advance([*early, run(3)], 4)
     for slot, step in enumerate([*steps, late]):
         expected = alone(run(slot), step.iteration)
@@ -108,22 +109,27 @@ def test_jacobians_are_made_anew_for_some_while_others_learn(exact):
 def test_a_drag_that_is_over_keeps_nothing_in_memory(exact, solver):
     generator, w, handles, targets, _, options = arguments(exact, 0, **DEFAULT, solver=solver, max_iterations=2)
     run = DragRun(generator, w, handles, targets, None, options)
-    assert [step.iteration for step in steps_of(run)] == [0, 1, 2, 2]
-    assert (run.loss.grad_fn, run.gradient, run.differentiate, run.varied is run.variable) == (None, None, None, True)
+    batch = make_batch([run])
+    assert [step.iteration for step in steps_of(run, SingleStepper(batch))] == [0, 1, 2, 2]
+    _, evaluation = batch.computed
+    loss = weakref.ref(evaluation.losses[0])
+    del batch, evaluation, _
+    assert loss() is None
+    kept = [value for part in (run, run.solver, run.reference) for value in vars(part).values()]
+    assert [value.grad_fn for value in kept if isinstance(value, torch.Tensor) and value.grad_fn is not None] == []
 
 
 def test_one_that_diverges_harms_no_other(exact):
     good, bad = (DragRun(*arguments(exact, slot)) for slot in (0, 1))
     with torch.no_grad():
-        bad.variable.fill_(float("nan"))
+        bad.solver.variable.fill_(float("nan"))
     together = DragBatch([good, bad])
     told = together.step()
-    together.differentiate()
-    good.descend()
+    good.descend(together.updates()[0])
     assert isinstance(told[1], DragDiverged)
     expected = DragRun(*arguments(exact, 0))
     alone(expected, 1)
-    torch.testing.assert_close(good.latent(), expected.latent(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(good.current_w(), expected.current_w(), atol=1e-9, rtol=0)
 
 
 def test_drags_of_different_kinds_do_not_mix(exact):
@@ -137,7 +143,7 @@ def test_a_generators_drags_share_what_is_made_of_its_weights():
     generator = tiny_generator()
     points = to_points([[5, 5]]), to_points([[9, 9]])
     one, other = (DragRun(generator, generator.map(seed=seed), *points, None, DragOptions()) for seed in (1, 2))
-    assert one.trunk is other.trunk
+    assert one.synthesis is other.synthesis
     assert one.kind == other.kind
 
 

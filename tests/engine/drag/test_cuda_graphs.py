@@ -8,9 +8,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.drag.batch import DragBatch
-from engine.drag.cuda_graphs import RECORDED_AFTER, Outcome, RecordedStep, ReplayedBatch
-from engine.drag.loop import to_points
+from engine.drag.cuda_graphs import RECORDED_AFTER, CudaGraphExecutor, GraphOutputs, RecordedStep
+from engine.drag.loop import DragBatch, to_points
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
 from tests.generators import reference_generator, some_w
@@ -57,7 +56,7 @@ def operations(see):
     def replay():
         with torch.no_grad():
             handles, losses, *gradients = program()
-        return Outcome(handles, losses, gradients)
+        return GraphOutputs(handles, losses, gradients)
 
     return replay
 
@@ -70,24 +69,28 @@ def advance(batch, steps):
     """w+ of each drag after so many steps, all of which must be numbers."""
     for _ in range(steps):
         batch.step()
-        batch.differentiate()
-        for run in batch.runs:
-            run.descend()
-    return torch.cat([run.latent().detach() for run in batch.runs])
+        for run, update in zip(batch.runs, batch.updates(), strict=True):
+            run.descend(update)
+    return torch.cat([run.current_w() for run in batch.runs])
+
+
+def recorded_batch(runs, record=None):
+    """A batch that records its iterations, as operations where nothing else is said."""
+    return DragBatch(runs, executor=CudaGraphExecutor(runs, record or operations))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_replayed_steps_are_the_steps(exact, case):
     options, movable = CASES[case]
     expected = advance(DragBatch(drags(exact, options, movable)), 9)
-    batch = ReplayedBatch(drags(exact, options, movable), operations)
+    batch = recorded_batch(drags(exact, options, movable))
     found = advance(batch, 9)
-    assert isinstance(batch.runs[0].trunk.beside["recordings"].made[batch.shape], RecordedStep)
+    assert isinstance(batch.executor.graphs.steps[batch.executor.shape], RecordedStep)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_others_of_the_same_shape_use_the_same_recording(exact):
-    advance(ReplayedBatch(drags(exact, OPTIONS, None), operations), RECORDED_AFTER + 2)
+    advance(recorded_batch(drags(exact, OPTIONS, None)), RECORDED_AFTER + 2)
     recorded = []
 
     def refuse(see):
@@ -96,7 +99,7 @@ def test_others_of_the_same_shape_use_the_same_recording(exact):
 
     others = [replace_w(run, exact) for run in drags(exact, OPTIONS, None)]
     same = [replace_w(run, exact) for run in drags(exact, OPTIONS, None)]
-    found, expected = advance(ReplayedBatch(others, refuse), 6), advance(DragBatch(same), 6)
+    found, expected = advance(recorded_batch(others, refuse), 6), advance(DragBatch(same), 6)
     assert not recorded
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
@@ -113,7 +116,7 @@ def test_where_recording_fails_steps_are_made_one_by_one(exact, caplog):
 
     options = replace(OPTIONS, learning_rate=0.03, motion_radius=4.0)
     expected = advance(DragBatch(drags(exact, options, None)), 7)
-    found = advance(ReplayedBatch(drags(exact, options, None), fail), 7)
+    found = advance(recorded_batch(drags(exact, options, None), fail), 7)
     assert torch.equal(found, expected)
     assert caplog.text.count("could not be recorded") == 1
 
@@ -127,9 +130,9 @@ def test_a_recorded_step_neither_waits_for_the_host_nor_takes_anything_from_it(e
             outcome = see()
         return lambda: outcome
 
-    runs = drags(exact, options, movable)
-    advance(DragBatch(runs), 1)
-    RecordedStep(runs, [run.latent().detach() for run in runs], see_blind)
+    batch = DragBatch(drags(exact, options, movable))
+    advance(batch, 1)
+    RecordedStep(batch.iteration.evaluate, batch.inputs(), see_blind)
 
 
 def test_the_test_of_waiting_sees_one_that_waits():
@@ -140,16 +143,29 @@ def test_the_test_of_waiting_sees_one_that_waits():
         numbers[chosen]
 
 
+def test_a_recording_keeps_alive_what_its_operations_read(exact):
+    """A graph reads memory by its address; a freed tensor's memory may be another's by the time of a replay."""
+    options = replace(OPTIONS, motion_radius=5.0)
+    batch = recorded_batch(drags(exact, options, None))
+    advance(batch, RECORDED_AFTER + 2)
+    step = batch.executor.graphs.steps[batch.executor.shape]
+    constants = weakref.ref(batch.iteration.anchor_px)
+    del batch
+    gc.collect()
+    assert step is not None
+    assert constants() is not None
+
+
 def test_a_model_that_is_let_go_takes_its_recordings_along():
     generator = reference_generator().double()
     runs = drags(generator, OPTIONS, None)
-    advance(ReplayedBatch(runs, operations), RECORDED_AFTER + 2)
-    trunk = weakref.ref(runs[0].trunk)
+    advance(recorded_batch(runs), RECORDED_AFTER + 2)
+    synthesis = weakref.ref(runs[0].synthesis)
     gc.collect()
     gc.disable()  # nothing comes to clear a circle up
     try:
         del runs, generator
-        assert trunk() is None
+        assert synthesis() is None
     finally:
         gc.enable()
 
@@ -186,9 +202,9 @@ class Blind(TorchDispatchMode):
 
 def test_a_drag_that_begins_makes_its_first_step_by_itself(exact):
     options = replace(OPTIONS, anchor_distance=5.0)
-    advance(ReplayedBatch(drags(exact, options, None), operations), RECORDED_AFTER + 2)
+    advance(recorded_batch(drags(exact, options, None)), RECORDED_AFTER + 2)
     late, early = drags(exact, options, None)
-    advance(ReplayedBatch([early], operations), 2)
-    advance(ReplayedBatch([late, early], operations), 4)
+    advance(recorded_batch([early]), 2)
+    advance(recorded_batch([late, early]), 4)
     alone = [advance(DragBatch([run]), steps) for run, steps in zip(drags(exact, options, None), (4, 6), strict=True)]
-    torch.testing.assert_close(torch.cat([late.latent(), early.latent()]), torch.cat(alone), atol=1e-9, rtol=0)
+    torch.testing.assert_close(torch.cat([late.current_w(), early.current_w()]), torch.cat(alone), atol=1e-9, rtol=0)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag.features import FeatureMap, disc
-from engine.drag.gauss_newton import RENEWED_EVERY, Evidence, GaussNewton, surroundings
+from engine.drag.feature_pass import compute_features
+from engine.drag.features import FeatureMap, disc_offsets
+from engine.drag.gauss_newton import RENEWED_EVERY, GaussNewton, PointEvidence, read_surroundings
+from engine.drag.iteration_data import Points
 from engine.drag.loop import drag, make_batch, steps, to_points
 from engine.drag.options import DragOptions
-from engine.drag.run import DragRun, DragState, look
+from engine.drag.run import DragRun, DragState
 from engine.errors import DragDiverged, InvalidEdit
 from tests.generators import reference_generator
 
@@ -35,16 +37,25 @@ def waves(shift):
     )
 
 
+def points_at(handles, offsets):
+    """Points of an image of 64 px."""
+    return Points(
+        handles=handles, targets=handles, anchored=torch.zeros(len(handles), dtype=torch.bool),
+        stop_px=torch.zeros(len(handles)), reference=None, offsets=offsets, resolution=64, counts=[len(handles)],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("shift", [(0.3, 0.0), (-0.2, 0.5)])
 def test_surroundings_tell_how_far_they_have_moved(shift):
-    points, offsets = to_points([[30, 31]]), disc(12.0, 0.25, HANDLES)
-    before, after = (surroundings([waves(by)], points, offsets, 64) for by in ((0, 0), shift))
+    points = points_at(to_points([[30, 31]]), disc_offsets(12.0, 0.25, HANDLES))
+    before, after = (read_surroundings([waves(by)], points) for by in ((0, 0), shift))
     assert after.shift(after.features - before.features)[0].tolist() == pytest.approx(shift, abs=0.02)
 
 
 def test_a_point_on_an_edge_is_doubted_along_it():
     x = torch.arange(32, dtype=torch.float64).expand(1, 1, 32, 32)
-    [[across, _], [_, along]] = surroundings([FeatureMap.whole(x)], to_points([[30, 31]]), disc(12.0, 0.25, HANDLES), 64).doubt[0]
+    points = points_at(to_points([[30, 31]]), disc_offsets(12.0, 0.25, HANDLES))
+    [[across, _], [_, along]] = read_surroundings([FeatureMap.whole(x)], points).covariance[0]
     assert (across.item(), along.item() > 100) == (pytest.approx(0.5, rel=0.01), True)
 
 
@@ -53,14 +64,15 @@ def test_the_jacobian_is_how_surroundings_move_with_the_variable(exact, latent_s
     run = DragRun(exact, exact.map(seed=3), HANDLES, TARGETS, None, replace(OPTIONS, latent_space=latent_space))
     batch = make_batch([run])
     batch.step()
-    around = batch.around
-    batch.differentiate()
-    direction = torch.randn_like(run.variable) * 1e-6
-    run.variable += direction
+    around = batch.iteration.objective.surroundings
+    [evidence] = batch.updates()
+    direction = torch.randn_like(run.solver.variable) * 1e-6
+    run.solver.variable += direction
     with torch.no_grad():
-        after = surroundings(look([run]).maps, run.handles, run.offsets, run.resolution)
+        features = compute_features(run.synthesis, run.plan, run.current_w(), run.centers, run.resolution)
+        after = read_surroundings(features.maps, points_at(run.handles, run.offsets))
     moved = around.shift(after.features - around.features)
-    expected = run.gradient.jacobian.flatten(1) @ direction.flatten()
+    expected = evidence.jacobian.flatten(1) @ direction.flatten()
     torch.testing.assert_close(moved.flatten(), expected, rtol=1e-3, atol=1e-12)
 
 
@@ -69,7 +81,7 @@ def test_a_step_goes_where_the_points_should_be_and_no_farther_in_w_than_it_must
     solver = GaussNewton(variable, torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, 1 / 4)
     solver.noise_px = 1e-3
     rest, doubt = torch.tensor([[0.5, 0.0], [0.0, -1.0]]), torch.eye(2).expand(2, 2, 2)
-    moves = solver.take(Evidence(rest, doubt, jacobian))
+    moves = solver.step(PointEvidence(rest, doubt, jacobian))
     torch.testing.assert_close(moves, rest, atol=1e-3, rtol=0)
     torch.testing.assert_close((jacobian.flatten(1) @ variable.flatten()).view(2, 2), rest, atol=1e-3, rtol=0)
     spread = jacobian.flatten(1) * torch.tensor([3.0, 2.0, 1.0] * 2)
@@ -81,17 +93,17 @@ def test_no_point_is_asked_to_go_too_far_at_once():
     solver = GaussNewton(torch.zeros(1, 1, 4), torch.eye(4), 2, 1 / 4)
     solver.noise_px = 1e-6
     rest = torch.tensor([[30.0, 0.0], [0.0, 1.0]])
-    moves = solver.take(Evidence(rest, torch.eye(2).expand(2, 2, 2), torch.eye(4).view(4, 1, 4)))
+    moves = solver.step(PointEvidence(rest, torch.eye(2).expand(2, 2, 2), torch.eye(4).view(4, 1, 4)))
     torch.testing.assert_close(moves, torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
 
 
 def test_between_two_jacobians_it_learns_from_how_the_points_moved():
     solver = GaussNewton(torch.zeros(1, 1, 4), torch.eye(4), 1, 1.0)
-    moves = solver.take(Evidence(torch.tensor([[2.0, 1.0]]), torch.eye(2)[None], torch.eye(4)[:2].view(2, 1, 4)))
+    moves = solver.step(PointEvidence(torch.tensor([[2.0, 1.0]]), torch.eye(2)[None], torch.eye(4)[:2].view(2, 1, 4)))
     surprise = torch.tensor([[0.5, -0.25]])
-    solver.learn(surprise)
+    solver.observe(surprise)
     torch.testing.assert_close(solver.jacobian @ solver.last, (moves + surprise).flatten())
-    assert [len(solver.copies()), solver.copies().requires_grad] == [1, False]
+    assert [len(solver.pass_variables()), solver.pass_variables().requires_grad] == [1, False]
 
 
 def test_only_the_trainable_rows_move(exact):
@@ -104,7 +116,7 @@ def test_only_the_trainable_rows_move(exact):
 def test_a_step_of_almost_nothing_teaches_little():
     solver = GaussNewton(torch.zeros(1, 1, 4), torch.eye(4), 1, 1.0)
     solver.last = torch.full((4,), 1e-20)
-    solver.learn(torch.tensor([[0.3, 0.3]]))
+    solver.observe(torch.tensor([[0.3, 0.3]]))
     assert solver.jacobian.abs().max() < 1e-9
 
 
@@ -112,10 +124,9 @@ def test_a_step_that_is_no_number_ends_as_one(exact):
     good, bad = (DragRun(exact, exact.map(seed=seed), HANDLES, TARGETS, None, OPTIONS) for seed in (3, 4))
     batch = make_batch([good, bad])
     batch.step()
-    batch.differentiate()
-    bad.gradient = replace(bad.gradient, jacobian=bad.gradient.jacobian * float("nan"))
-    for run in (good, bad):
-        run.descend()
+    fine, broken = batch.updates()
+    good.descend(fine)
+    bad.descend(replace(broken, jacobian=broken.jacobian * float("nan")))
     step, error = batch.step()
     assert (step.iteration, type(error)) == (1, DragDiverged)
     assert step.w.isfinite().all()
@@ -126,10 +137,9 @@ def test_a_point_that_should_have_left_the_image_is_no_surprise(exact):
     run = DragRun(exact, exact.map(seed=3), to_points([[0.2, 30.0]]), to_points([[0.0, 30.0]]), None, OPTIONS)
     batch = make_batch([run])
     batch.step()
-    batch.differentiate()
-    run.gradient = replace(run.gradient, rest=torch.tensor([[-2.0, 0.0]], dtype=torch.float64))
+    [evidence] = batch.updates()
     before = run.handles
-    run.descend()
+    run.descend(replace(evidence, remaining=torch.tensor([[-2.0, 0.0]], dtype=torch.float64)))
     moved = (run.solver.jacobian @ run.solver.last).view(1, 2)
     assert run.handles[0, 0] < 0 == run.centers[0, 0]
     torch.testing.assert_close(run.handles - before, moved)

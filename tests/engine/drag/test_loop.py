@@ -6,15 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag.batch import DragBatch
 from engine.drag.features import FeatureMap
-from engine.drag.latent import latent_statistics
-from engine.drag.loop import drag, steps, to_points
-from engine.drag.mask_term import early_shares, paper_shares
+from engine.drag.loop import DragBatch, drag, steps, to_points
+from engine.drag.mask_term import early_shares, feature_block_shares
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun, DragState
-from engine.drag.tracking import track
+from engine.drag.tracking import track_points
 from engine.errors import DragDiverged, InvalidEdit
+from engine.networks.latent_statistics import latent_statistics
 from engine.networks.stylegan2 import modulate
 from tests.engine.drag.plain import plain_drag, plain_features
 from tests.generators import reference_generator, some_w, tiny_generator
@@ -55,9 +54,10 @@ def test_the_gradient_in_float32_is_that_of_float64(exact):
 
     def gradient(generator):
         run = DragRun(generator, w, to_points(HANDLES), to_points(TARGETS), None, DragOptions())
-        DragBatch([run]).step()
-        run.descend()
-        return run.variable.grad.double()
+        batch = DragBatch([run])
+        batch.step()
+        [gradient] = batch.updates()
+        return gradient.double()
 
     expected = gradient(exact)
     assert (gradient(reference_generator()) - expected).norm() / expected.norm() < 1e-4
@@ -102,7 +102,7 @@ def test_the_mask_holds_what_is_fixed(exact, term):
 def test_a_fixed_cell_weighs_its_share():
     movable = torch.ones(8, 8, dtype=torch.bool)
     movable[0, 0:3] = False
-    assert paper_shares(movable, 4, like=torch.zeros(1))[0].flatten()[:3].tolist() == [0.5, 0.25, 0.0]
+    assert feature_block_shares(movable, 4, like=torch.zeros(1))[0].flatten()[:3].tolist() == [0.5, 0.25, 0.0]
 
 
 def test_an_early_cell_weighs_the_share_of_its_field():
@@ -136,19 +136,19 @@ def blob(x: float, y: float, size: int = 64) -> FeatureMap:
 @pytest.mark.parametrize("metric", ["l1", "l2"])
 def test_tracking_finds_a_shifted_blob(metric):
     reference = blob(20, 30).values[:, :, 30, 20]
-    found = track([blob(25, 27)], reference, to_points([[20, 30]]), 64, radius=6, metric=metric, subpixel=False)
+    found = track_points([blob(25, 27)], reference, to_points([[20, 30]]), 64, radius=6, metric=metric, subpixel=False)
     assert found.tolist() == [[25, 27]]
 
 
 def test_tracking_finds_a_shift_below_the_pixel():
     reference = blob(20, 30).values[:, :, 30, 20]
-    found = track([blob(21.3, 29.6)], reference, to_points([[20, 30]]), 64, radius=6)
+    found = track_points([blob(21.3, 29.6)], reference, to_points([[20, 30]]), 64, radius=6)
     assert (found - to_points([[21.3, 29.6]])).abs().max() < 0.15
 
 
 def test_tracking_stays_in_the_image():
     reference = blob(1, 62).values[:, :, 62, 1]
-    found = track([blob(-2, 66)], reference, to_points([[1, 62]]), 64, radius=6)
+    found = track_points([blob(-2, 66)], reference, to_points([[1, 62]]), 64, radius=6)
     assert found.tolist() == [[0, 63]]
 
 

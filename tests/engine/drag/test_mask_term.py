@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.drag.mask_term import DEAD_ZONE, USUAL_CHANGE, BeyondNoise, Squares
+from engine.drag.mask_term import DEAD_ZONE, USUAL_CHANGE, AbsoluteChange, SquaredChange
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def share():
 
 def test_the_penalties_are_what_they_say(change, share):
     beyond = (change.abs() - DEAD_ZONE).clamp(min=0) * share
-    torch.testing.assert_close(BeyondNoise.apply(change, share), beyond.mean())
-    torch.testing.assert_close(Squares.apply(change, share), (change.square() / USUAL_CHANGE * share).mean())
+    torch.testing.assert_close(AbsoluteChange.apply(change, share), beyond.mean())
+    torch.testing.assert_close(SquaredChange.apply(change, share), (change.square() / USUAL_CHANGE * share).mean())
 
 
-@pytest.mark.parametrize("penalty", [BeyondNoise, Squares])
+@pytest.mark.parametrize("penalty", [AbsoluteChange, SquaredChange])
 def test_their_gradients_are_those_of_what_they_compute(penalty, change, share):
     assert torch.autograd.gradcheck(lambda change: penalty.apply(change, share), change, eps=1e-7, atol=1e-6)

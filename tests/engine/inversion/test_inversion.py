@@ -2,7 +2,6 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from engine.drag.latent import latent_statistics
 from engine.errors import InvalidEdit, InversionDiverged
 from engine.inversion.inversion import (
     Inversion,
@@ -17,6 +16,7 @@ from engine.inversion.inversion import (
 from engine.inversion.losses import DiscriminatorLoss, Lpips, load_lpips, pixel_loss
 from engine.networks.config import DiscriminatorConfig
 from engine.networks.discriminator import Discriminator
+from engine.networks.latent_statistics import latent_statistics
 from tests.generators import reference_generator, tiny_generator
 
 SHORT = InversionOptions(steps=60, tuning_steps=40, learning_rate=0.05)

@@ -1,10 +1,8 @@
 import pytest
 import torch
 
-from engine.drag import mask_term
 from engine.drag.options import DragOptions
 from engine.errors import CheckpointDamaged, EngineError
-from jobs.models import manifest as checkpoints
 from jobs.models.manifest import ModelManifest
 from jobs.spec.validation import check_submission
 from tests.manifests import TINY, write_tiny_checkpoints
@@ -52,10 +50,6 @@ def test_the_fast_preset_goes_as_far_as_the_points_should_where_nothing_else_pul
     assert [one.solver for one in options] == ["gauss-newton", "adam", "adam"]
     assert [one.precision for one in options] == ["bfloat16"] * 3
     assert [one.motion_radius for one in options] == [12, 3, 12]
-
-
-def test_submission_and_engine_agree_on_what_the_early_mask_term_needs():
-    assert (checkpoints.EARLY_ROWS, checkpoints.EARLY_SIZE) == (mask_term.EARLY_ROWS, mask_term.EARLY_SIZE)
 
 
 def test_what_the_client_chose_reaches_the_engine():

@@ -50,21 +50,21 @@ class Filled:
 @pytest.mark.parametrize(("made", "taken"), [(0, 2), (2, 4), (3, 6), (4, 8), (8, 8)])
 def test_jobs_take_as_many_slots_again_as_have_made_a_step(made, taken):
     filled = Filled()
-    filled.slots.meetings[0].made = made
+    filled.slots.meetings[0].most_served = made
     with filled.running():
         assert len(filled.begun) == taken
 
 
 def test_jobs_take_no_more_slots_than_fit():
     filled = Filled(fits=lambda running: running < 3)
-    filled.slots.meetings[0].made = 8
+    filled.slots.meetings[0].most_served = 8
     with filled.running():
         assert len(filled.begun) == 3
 
 
 def test_jobs_are_spread_over_the_meetings():
     filled = Filled(meetings=2)
-    filled.slots.meetings[0].made = filled.slots.meetings[1].made = 2
+    filled.slots.meetings[0].most_served = filled.slots.meetings[1].most_served = 2
     with filled.running():
         assert [filled.begun.count(meeting) for meeting in filled.slots.meetings] == [4, 4]
 

@@ -13,9 +13,8 @@ from jobs.tables import Artifact, Job
 
 MAX_TRIES = 3
 FOLDER = "signed/"
-SUCCEEDED: ColumnElement[str] = literal_column(
-    f"'{JobState.SUCCEEDED}'"
-)  # no parameter, because the partial index is of this state alone
+# A literal and no parameter, because the partial index is of this state alone.
+SUCCEEDED: ColumnElement[str] = literal_column(f"'{JobState.SUCCEEDED}'")
 
 
 def list_unsigned(session: Session, limit: int) -> list[UUID]:

@@ -60,16 +60,16 @@ def test_a_canceled_job_keeps_nothing(purge, sessions, storage, done):
 
 def test_a_job_past_its_retention_goes_with_everything(purge, sessions, storage, done):
     let_expire(sessions, done)
-    assert purge.purge().forgotten == 1
+    assert purge.purge().deleted == 1
     assert (read_job(sessions, done), keys(storage, done)) == (None, set())
 
 
 def test_a_job_stays_while_another_that_has_not_ended_goes_on_from_it(purge, client, sessions, done):
     child = client.post("/v1/jobs", json={"model": "tiny", "source": {"job": str(done)}}).json()["id"]
     let_expire(sessions, done)
-    assert purge.purge().forgotten == 0
+    assert purge.purge().deleted == 0
     client.post(f"/v1/jobs/{child}/cancel")
-    assert purge.purge().forgotten == 1
+    assert purge.purge().deleted == 1
 
 
 class Locked:
@@ -93,7 +93,7 @@ def test_a_job_that_cannot_be_deleted_holds_up_no_other(settings, sessions, stor
     Runner(settings, sessions, storage, queue).run_next()
     for job_id in (done, other):
         let_expire(sessions, job_id)
-    assert Purger(sessions, Locked(storage, done), tidy_after_s=600, upload_retain_s=3600).purge().forgotten == 1
+    assert Purger(sessions, Locked(storage, done), tidy_after_s=600, upload_retain_s=3600).purge().deleted == 1
     assert (read_job(sessions, done) is None, read_job(sessions, other) is None) == (False, True)
 
 

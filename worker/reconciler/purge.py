@@ -24,7 +24,7 @@ class PurgeResult:
     """What one purge deleted."""
 
     tidied: int = 0  # ended jobs that now have nothing but their result
-    forgotten: int = 0  # jobs past their retention
+    deleted: int = 0  # jobs past their retention
     uploads: int = 0  # that no submission has named for long
     presigned: int = 0  # announced files past their time; their objects are not counted
     objects: int = 0  # of jobs and uploads
@@ -51,7 +51,7 @@ class Purger:
         files = sum(map(self.delete_announced, announced))
         self.update_sums()
         objects = sum(deleted + tidied) + uploads
-        return PurgeResult(tidied=len(tidied), forgotten=len(deleted), uploads=uploads, presigned=files, objects=objects)
+        return PurgeResult(tidied=len(tidied), deleted=len(deleted), uploads=uploads, presigned=files, objects=objects)
 
     def update_sums(self) -> None:
         """Delete empty batches and measure tenants, each in its own transaction, so that none holds up the others."""

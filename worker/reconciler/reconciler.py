@@ -1,4 +1,4 @@
-"""The reconciler: repair what no process reports, such as silent workers, lost messages and jobs that started too late.
+"""The reconciler: it repairs what no process reports, such as silent workers, lost messages and jobs that should have started.
 
 Any number of reconcilers may run; an advisory lock lets one sweep at a time.
 """
@@ -15,10 +15,9 @@ from redis import RedisError
 from sqlalchemy import text
 
 from jobs.database import Sessions, make_sessions
-from jobs.queue import attempts, jobs
+from jobs.queue import attempts, idempotency, jobs
 from jobs.queue.broker import Broker
 from jobs.queue.claims import count_claimable
-from jobs.queue.idempotency import forget_old
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.queue.workers import delete_silent_workers
 from jobs.settings import Settings
@@ -49,9 +48,9 @@ class SweepResult:
 class Reconciler:
     """The repairs of the queue itself."""
 
-    def __init__(self, sessions: Sessions, queue: Broker, retries: RetryPolicy) -> None:
+    def __init__(self, sessions: Sessions, broker: Broker, retries: RetryPolicy) -> None:
         self.sessions = sessions
-        self.queue = queue
+        self.broker = broker
         self.retries = retries
 
     def sweep(self) -> SweepResult:
@@ -61,7 +60,7 @@ class Reconciler:
                 return SweepResult()
             requeued, failed = attempts.requeue_expired_leases(session, self.retries)
             expired = jobs.expire(session)
-            forget_old(session)
+            idempotency.forget_old(session)
             delete_silent_workers(session, timedelta(seconds=SILENT_WORKER_S))
             deliveries.delete_old(session)
             waiting = count_claimable(session, MAX_MESSAGES)
@@ -71,9 +70,9 @@ class Reconciler:
         """Send each pool one message for every queued job without one; return how many."""
         sent = 0
         for pool, queued in waiting.items():
-            missing = max(0, queued - self.queue.count_messages(pool))
+            missing = max(0, queued - self.broker.count_messages(pool))
             for _ in range(missing):
-                self.queue.send_wake_up(pool)
+                self.broker.send_wake_up(pool)
             sent += missing
         return sent
 

@@ -11,7 +11,6 @@ RUN apt-get update \
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY api api
-COPY benchmarks benchmarks
 COPY cli cli
 COPY client client
 COPY embedded embedded

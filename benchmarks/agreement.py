@@ -1,4 +1,4 @@
-"""Whether drags that make their steps together, or in bfloat16, end as they do alone in float32.
+"""Measures whether drags that make their steps together, or in bfloat16, end as they do alone in float32.
 
 python -m benchmarks.agreement --drags 100 --slots 16
 """
@@ -31,14 +31,16 @@ MODEL = "demo-faces"
 
 
 @dataclass(frozen=True)
-class Ending:
+class FinalDistance:
+    """How a drag ended."""
+
     reached: bool
     distance_px: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of many drags made in two ways; pixels as the tracker sees them."""
+    """The figures of many drags, each made alone in float32 and in another way; pixels as the tracker sees them."""
 
     drags: int
     slots: int
@@ -50,25 +52,28 @@ class Agreement:
 
 
 def compare(count: int, slots: int, preset: str, precision: Precision, seed: int, console: Console) -> Agreement:
-    """Drags of one landmark each, as a job of the preset makes them."""
+    """Drag one landmark in each case with the options of the preset's jobs: alone in float32, then in slots in a precision."""
     manifest = ModelManifest.load(REPOSITORY / "checkpoints")
     model = manifest.get(MODEL)
     generator = open_generator(manifest, model, choose_device("auto"))
     cases = list(landmark_cases(LandmarkRuler(generator), model.defaults.truncation_psi, count, 1, seed))
     options = replace(service_options(model, 1, preset=preset), max_iterations=100, precision="float32")
     began = time.perf_counter()
-    plain = [alone(generator, case, options) for case in track(cases, "alone, in float32", console=console)]
+    plain = [drag_alone(generator, case, options) for case in track(cases, "alone, in float32", console=console)]
     between = time.perf_counter()
     changed = replace(options, precision=precision)
-    others = dict(track(in_slots(generator, cases, changed, slots), f"in {slots} slots, in {precision}", count, console=console))
+    others = dict(
+        track(drag_in_slots(generator, cases, changed, slots), f"in {slots} slots, in {precision}", count, console=console)
+    )
     seconds = between - began, time.perf_counter() - between
-    return summary(plain, [others[case.index] for case in cases], slots, precision, seconds)
+    return summarize(plain, [others[case.index] for case in cases], slots, precision, seconds)
 
 
-def summary(
-    plain: list[Ending], others: list[Ending], slots: int, precision: Precision, seconds: tuple[float, float]
+def summarize(
+    plain: list[FinalDistance], others: list[FinalDistance], slots: int, precision: Precision, seconds: tuple[float, float]
 ) -> Agreement:
-    both = [[ending.distance_px for ending in endings] for endings in (plain, others)]
+    """Compare the drags of the two ways pair by pair."""
+    both = [[one.distance_px for one in distances] for distances in (plain, others)]
     (median, other_median), (p95, other_p95) = ([float(np.percentile(one, at)) for one in both] for at in (50, 95))
     agree = [one.reached == other.reached for one, other in zip(plain, others, strict=True)]
     return Agreement(
@@ -77,21 +82,25 @@ def summary(
     )  # fmt: skip
 
 
-def run_of(generator: Generator, case: Case, options: DragOptions) -> DragRun:
+def start_drag(generator: Generator, case: Case, options: DragOptions) -> DragRun:
+    """Return a case's drag before its first step."""
     return DragRun(generator, case.start, to_points(case.handles), to_points(case.targets), None, options)
 
 
-def alone(generator: Generator, case: Case, options: DragOptions) -> Ending:
-    *_, result = steps(run_of(generator, case, options))
-    return Ending(result.stop_reason == "reached", result.distance_px)
+def drag_alone(generator: Generator, case: Case, options: DragOptions) -> FinalDistance:
+    """Drag one case by itself."""
+    *_, result = steps(start_drag(generator, case, options))
+    return FinalDistance(result.stop_reason == "reached", result.distance_px)
 
 
-def in_slots(generator: Generator, cases: list[Case], options: DragOptions, slots: int) -> Iterator[tuple[int, Ending]]:
-    """Cases by their index as they end; the next one takes the slot."""
+def drag_in_slots(
+    generator: Generator, cases: list[Case], options: DragOptions, slots: int
+) -> Iterator[tuple[int, FinalDistance]]:
+    """Drag cases together and yield each one's index and end; the next case takes its slot."""
     waiting, running = iter(cases), dict[int, DragRun]()
     while True:
         for case in waiting:
-            running[case.index] = run_of(generator, case, options)
+            running[case.index] = start_drag(generator, case, options)
             if len(running) == slots:
                 break
         if not running:
@@ -105,20 +114,26 @@ def in_slots(generator: Generator, cases: list[Case], options: DragOptions, slot
             run.record(step)
             reason = stop_reason(run, step)
             if reason and run.best is not None:
-                yield index, Ending(reason == "reached", run.best.distance_px)
+                yield index, FinalDistance(reason == "reached", run.best.distance_px)
                 del running[index]
             else:
                 run.descend(update)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.agreement", description=__doc__)
     parser.add_argument("--drags", type=int, default=100)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--preset", choices=["default", "fast", "paper"], default="default")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Compare the drags and print the figures as JSON."""
+    given = make_parser().parse_args()
     found = compare(given.drags, given.slots, given.preset, given.precision, given.seed, Console(stderr=True))
     print(json.dumps(asdict(found) | {"threads": torch.get_num_threads()}))
 

@@ -1,27 +1,21 @@
-"""What the API does a second: submissions beside a bare route with one INSERT, polls of many clients, events to many streams.
-
-Run as a program it serves the bare route: `python -m benchmarks.api_speed PORT`, with the stack's environment.
-"""
+"""Measures what the API does in a second: submissions beside a bare route, polls of many clients, events to many streams."""
 
 import asyncio
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 import psutil
-import uvicorn
-from fastapi import Body, FastAPI
 from sqlalchemy import insert, text, update
 
-from cli.keys import local_key
-from cli.settings import read_settings
+from benchmarks.child_programs import checkout_environment, module_command
+from embedded.keys import local_key
 from embedded.processes import Child, start
 from embedded.servers import free_port, speaks_http
 from embedded.service import START_LIMIT_S, prepare, start_part
@@ -31,17 +25,26 @@ from jobs.tables import DEFAULT_TENANT, Job, Webhook
 
 JOB = {"model": "demo-faces", "source": {"seed": 3}, "points": [{"handle": [75, 80], "target": [59, 80]}]}
 CLIENTS = 16  # that submit, each the next job once the last was accepted
-ROUNDS, ROUND_S = 3, 4.0  # of submissions and of the bare route in turn
-POLLERS, EVERY_S = 64, 0.5
+POLLERS, POLL_INTERVAL_S = 64, 0.5
 STREAMS = 200
-CHANGES = 10  # of the job that they follow
+WARM_UP_S = 2.0  # of polls that are not measured
 UNLIMITED = {
     f"DRAGQUEUE_{name}": "100000000" for name in ("REQUESTS_PER_MINUTE", "SUBMITS_PER_MINUTE", "MAX_QUEUED", "MAX_STREAMS")
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApiLoad:
+    """How much is asked of the API."""
+
+    poll_s: float  # duration of the polls
+    rounds: int  # of submissions and of the bare route in turn
+    round_s: float
+    changes: int  # of the job that the streams follow
+
+
 class Connection:
-    """One keep-alive connection that costs its process as little as it can."""
+    """A keep-alive HTTP connection that costs this process as little as it can."""
 
     def __init__(self, port: int, key: str) -> None:
         self.port = port
@@ -54,61 +57,67 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         self.writer.close()
 
-    async def ask(self, method: str, path: str, body: bytes = b"", more: str = "") -> tuple[int, bytes]:
-        """Status and body of an answer that says how long it is."""
+    async def request(self, method: str, path: str, body: bytes = b"", more: str = "") -> tuple[int, bytes]:
+        """Send a request and return status and body of an answer that has a Content-Length."""
         self.writer.write(f"{method} {path} HTTP/1.1\r\n{self.head}{more}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         return int(head[9:12]), await self.reader.readexactly(length)
 
-    async def lines(self, path: str) -> Any:
-        """Of a stream of events, as they come."""
+    async def stream_lines(self, path: str) -> Any:
+        """Yield the lines of a stream of events as they come."""
         self.writer.write(f"GET {path} HTTP/1.1\r\n{self.head}\r\n".encode())
         while line := await self.reader.readline():
             yield line
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Requests a second, of each round."""
+class RequestRates:
+    """The requests a second of each round."""
 
     rounds: list[float]
 
     @property
     def median(self) -> float:
+        """Return the rate of the round in the middle."""
         return statistics.median(self.rounds)
 
 
 @dataclass(frozen=True)
 class Polls:
+    """The latencies of polls at fixed times."""
+
     latencies_s: list[float]
-    grown_bytes: int  # of the API's memory background_thread
+    grown_bytes: int  # by which the API's memory grew meanwhile
 
     def percentile_ms(self, percent: int) -> float:
+        """Return the latency that so many percent do not exceed."""
         return 1000 * statistics.quantiles(self.latencies_s, n=100, method="inclusive")[percent - 1]
 
 
 @dataclass(frozen=True)
 class FanOut:
-    """From the commit of a change until every stream has it, of each change."""
+    """The time from the commit of each change until every stream has it."""
 
     seconds: list[float]
 
 
 @dataclass(frozen=True)
-class Figures:
-    bare: Speed
-    submits: Speed
+class ApiFigures:
+    """Everything that was measured of the API."""
+
+    bare: RequestRates
+    submits: RequestRates
     polls: Polls
     fan_out: FanOut
 
     @property
     def share(self) -> float:
-        """Of the bare route's rate."""
-        return statistics.median(mine / theirs for mine, theirs in zip(self.submits.rounds, self.bare.rounds, strict=True))
+        """Return the rate of submissions as a part of the bare route's, by rounds."""
+        return statistics.median(submits / bare for submits, bare in zip(self.submits.rounds, self.bare.rounds, strict=True))
 
 
-class Site:
+class MeasuredServers:
     """The API and the bare route on real servers, without workers."""
 
     def __init__(self, stack: Stack, cleanup: ExitStack) -> None:
@@ -118,7 +127,7 @@ class Site:
         self.key = local_key(stack)
         self.api_port, self.bare_port = free_port(), free_port()
         self.api = start_part(stack, "api", ["--port", str(self.api_port)], cleanup)
-        self.bare = start_bare(stack, self.bare_port, cleanup)
+        self.bare = start_bare_route(stack, self.bare_port, cleanup)
         for child, port in ((self.api, self.api_port), (self.bare, self.bare_port)):
             child.wait_until(lambda port=port: speaks_http(f"http://127.0.0.1:{port}/healthz"), START_LIMIT_S)  # type: ignore[misc]
         with self.sessions.begin() as session:  # so that every event has a delivery
@@ -135,49 +144,51 @@ class Site:
             )
 
     async def submit(self, connection: Connection) -> UUID:
+        """Submit a job and return its id."""
         body = json.dumps(JOB).encode()
-        status, answer = await connection.ask("POST", "/v1/jobs", body, f"Idempotency-Key: {uuid4()}\r\n")
+        status, answer = await connection.request("POST", "/v1/jobs", body, f"Idempotency-Key: {uuid4()}\r\n")
         assert status == 202, answer
         return UUID(json.loads(answer)["id"])
 
     async def insert(self, connection: Connection) -> None:
-        status, answer = await connection.ask("POST", "/", json.dumps(JOB).encode())
+        """Ask the bare route for one INSERT."""
+        status, answer = await connection.request("POST", "/", json.dumps(JOB).encode())
         assert status == 200, answer
 
 
-def start_bare(stack: Stack, port: int, cleanup: ExitStack) -> Child:
-    command = [sys.executable, "-m", "benchmarks.api_speed", str(port)]
-    child = start("bare route", command, log=stack.logs / "bare.log", environment=stack.environment)
+def start_bare_route(stack: Stack, port: int, cleanup: ExitStack) -> Child:
+    """Start the server of the bare route; `cleanup` stops it."""
+    command, environment = module_command("benchmarks.bare_route", str(port)), checkout_environment(stack.environment)
+    child = start("bare route", command, log=stack.logs / "bare.log", environment=environment)
     cleanup.callback(child.stop)
     return child
 
 
-def measure(seconds: float, seen: Callable[[str], None]) -> Figures:
-    """Args:
-    seconds: of the polls.
-    """
+def measure_api(load: ApiLoad, report_phase: Callable[[str], None]) -> ApiFigures:
+    """Measure everything on servers of our own; report each phase as it begins."""
     with local_stack(environment=os.environ | UNLIMITED) as stack, ExitStack() as cleanup:
-        site = Site(stack, cleanup)
-        speeds: tuple[list[float], list[float]] = [], []
-        for number in range(ROUNDS):
-            seen(f"submissions beside a bare INSERT, round {number + 1} of {ROUNDS}")
-            speeds[0].append(asyncio.run(rate(site.bare_port, site.key, site.insert)))
-            speeds[1].append(asyncio.run(rate(site.api_port, site.key, site.submit)))
-        seen(f"{POLLERS} clients that poll every {EVERY_S:g} s")
-        polls = asyncio.run(poll(site, seconds))
-        seen(f"{STREAMS} streams of events")
-        return Figures(Speed(speeds[0]), Speed(speeds[1]), polls, asyncio.run(fan_out(site)))
+        servers = MeasuredServers(stack, cleanup)
+        bare: list[float] = []
+        submits: list[float] = []
+        for number in range(load.rounds):
+            report_phase(f"submissions beside a bare INSERT, round {number + 1} of {load.rounds}")
+            bare.append(asyncio.run(measure_rate(servers.bare_port, servers.key, servers.insert, load.round_s)))
+            submits.append(asyncio.run(measure_rate(servers.api_port, servers.key, servers.submit, load.round_s)))
+        report_phase(f"{POLLERS} clients that poll every {POLL_INTERVAL_S:g} s")
+        polls = asyncio.run(measure_polls(servers, load.poll_s))
+        report_phase(f"{STREAMS} streams of events")
+        return ApiFigures(RequestRates(bare), RequestRates(submits), polls, asyncio.run(measure_fan_out(servers, load.changes)))
 
 
-async def rate(port: int, key: str, act: Callable[[Connection], Any]) -> float:
-    """Requests a second of clients that wait for their answers."""
-    until, count = time.monotonic() + ROUND_S, 0
+async def measure_rate(port: int, key: str, send: Callable[[Connection], Any], seconds: float) -> float:
+    """Return the requests a second of clients that send the next request once the last is answered."""
+    until, count = time.monotonic() + seconds, 0
 
     async def client() -> None:
         nonlocal count
         async with Connection(port, key) as connection:
             while time.monotonic() < until:
-                await act(connection)
+                await send(connection)
                 count += 1
 
     began = time.monotonic()
@@ -185,87 +196,70 @@ async def rate(port: int, key: str, act: Callable[[Connection], Any]) -> float:
     return count / (time.monotonic() - began)
 
 
-async def poll(site: Site, seconds: float) -> Polls:
-    """An open load: clients look at their job at fixed times, whether the last answer has come or not. The jobs run."""
+async def measure_polls(servers: MeasuredServers, seconds: float) -> Polls:
+    """Let clients poll running jobs at fixed times, whether the last answer has come or not (an open load)."""
     latencies: list[float] = []
-    process = psutil.Process(site.api.process.pid)
+    process = psutil.Process(servers.api.process.pid)
 
     async def client(number: int, began: float, least_s: float) -> None:
-        async with Connection(site.api_port, site.key) as connection:
-            job_id = await site.submit(connection)
-            run(site, job_id, {"iteration": 1})
-            for due in times(began + EVERY_S * number / POLLERS, began + least_s):
+        async with Connection(servers.api_port, servers.key) as connection:
+            job_id = await servers.submit(connection)
+            set_progress(servers, job_id, {"iteration": 1})
+            for due in poll_times(began + POLL_INTERVAL_S * number / POLLERS, began + least_s):
                 await asyncio.sleep(due - time.monotonic())
-                status, _ = await connection.ask("GET", f"/v1/jobs/{job_id}")
+                status, _ = await connection.request("GET", f"/v1/jobs/{job_id}")
                 assert status == 200
                 latencies.append(time.monotonic() - due)
 
-    await asyncio.gather(*(client(number, time.monotonic() + 2, 2.0) for number in range(POLLERS)))  # to warm up
+    await asyncio.gather(*(client(number, time.monotonic() + 2, WARM_UP_S) for number in range(POLLERS)))
     latencies.clear()
     before = process.memory_info().rss
     await asyncio.gather(*(client(number, time.monotonic() + 2, seconds) for number in range(POLLERS)))
     return Polls(latencies, process.memory_info().rss - before)
 
 
-def times(begin: float, end: float) -> Iterator[float]:
+def poll_times(begin: float, end: float) -> Iterator[float]:
+    """Yield the times of a client's polls."""
     while begin < end:
         yield begin
-        begin += EVERY_S
+        begin += POLL_INTERVAL_S
 
 
-def run(site: Site, job_id: UUID, progress: dict[str, Any]) -> None:
-    """As a worker would write it."""
-    with site.sessions.begin() as session:
+def set_progress(servers: MeasuredServers, job_id: UUID, progress: dict[str, Any]) -> None:
+    """Write a job's progress as a worker would."""
+    with servers.sessions.begin() as session:
         lease = text("now() + interval '1 hour'")
         session.execute(
             update(Job).where(Job.id == job_id).values(state="running", attempt=1, lease_expires_at=lease, progress=progress)
         )
 
 
-async def fan_out(site: Site) -> FanOut:
-    """One job whose progress changes, and everybody who follows it."""
-    async with Connection(site.api_port, site.key) as connection:
-        job_id = await site.submit(connection)
-    heard = [asyncio.Queue[int]() for _ in range(STREAMS)]
+async def measure_fan_out(servers: MeasuredServers, changes: int) -> FanOut:
+    """Change the progress of one job that all streams follow, and wait each time until every stream has the change."""
+    async with Connection(servers.api_port, servers.key) as connection:
+        job_id = await servers.submit(connection)
+    iterations = [asyncio.Queue[int]() for _ in range(STREAMS)]
 
-    async def follow(told: asyncio.Queue[int]) -> None:
-        async with Connection(site.api_port, site.key) as connection:
-            async for line in connection.lines(f"/v1/jobs/{job_id}/events"):
+    async def follow(received: asyncio.Queue[int]) -> None:
+        async with Connection(servers.api_port, servers.key) as connection:
+            async for line in connection.stream_lines(f"/v1/jobs/{job_id}/events"):
                 if b'"iteration":' in line:
-                    told.put_nowait(int(line.split(b'"iteration":')[1].split(b"}")[0].split(b",")[0]))
+                    received.put_nowait(int(line.split(b'"iteration":')[1].split(b"}")[0].split(b",")[0]))
 
-    followers = [asyncio.create_task(follow(told)) for told in heard]
+    followers = [asyncio.create_task(follow(received)) for received in iterations]
     waits = []
-    for iteration in range(CHANGES):
+    for iteration in range(changes):
         await asyncio.sleep(1)
-        run(site, job_id, {"iteration": iteration})
+        set_progress(servers, job_id, {"iteration": iteration})
         began = time.monotonic()
-        await asyncio.gather(*(until(told, iteration) for told in heard))
+        await asyncio.gather(*(wait_for_iteration(received, iteration) for received in iterations))
         waits.append(time.monotonic() - began)
     for follower in followers:
         follower.cancel()
     return FanOut(waits[1:])  # the first comes with the connections
 
 
-async def until(told: asyncio.Queue[int], iteration: int) -> None:
-    while await told.get() != iteration:
+async def wait_for_iteration(received: asyncio.Queue[int], iteration: int) -> None:
+    """Wait until a stream has received this iteration."""
+    while await received.get() != iteration:
         pass
-
-
-def bare_app(database_url: str) -> FastAPI:
-    app, sessions = FastAPI(), make_sessions(database_url)
-    statement = text("INSERT INTO bare (id, document) VALUES (:id, CAST(:document AS jsonb))")
-
-    @app.post("/")
-    def one_insert(document: Annotated[dict[str, Any], Body()]) -> dict[str, str]:
-        key = uuid4()
-        with sessions.begin() as session:
-            session.execute(statement, {"id": key, "document": json.dumps(document)})
-        return {"id": str(key)}
-
-    return app
-
-
-if __name__ == "__main__":
-    settings = read_settings(os.environ)
-    uvicorn.run(bare_app(settings.database_url), host="127.0.0.1", port=int(sys.argv[1]), log_level="info")

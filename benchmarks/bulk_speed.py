@@ -1,4 +1,4 @@
-"""Many edits of one model through the local stack: one at a time, and several in one process."""
+"""Measures many edits of one model through the local stack: one at a time, and several in one process."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LIMIT_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class BulkTime:
-    """Of jobs on one worker with all cores, the model in its memory."""
+    """The time of many jobs on one worker that has all cores and the model in its memory."""
 
     preset: str
     slots: int
@@ -31,22 +31,25 @@ class BulkTime:
 
     @property
     def edits_per_hour(self) -> float:
+        """Return the rate of the whole run."""
         return 3600 * self.jobs / self.seconds
 
     def cost(self, hourly: float) -> float:
-        """Of 1,000 edits on a machine with this price for an hour."""
+        """Return the price of 1,000 edits on a machine with this price for an hour."""
         return hourly * 1000 / self.edits_per_hour
 
 
-def measure(preset: str, slots: int, jobs: int, frames_every: int, seen: Callable[[int], None]) -> BulkTime:
-    """Args:
-    seen: called with how many have ended.
-    """
+def measure_bulk(preset: str, slots: int, jobs: int, frames_every: int, report_ended: Callable[[int], None]) -> BulkTime:
+    """Run a batch on a warm worker; report how many jobs have succeeded whenever it looks. Raises RuntimeError, TimeoutError."""
     environment = dict(os.environ) | {"DRAGQUEUE_SLOTS": str(slots)}
-    with local_stack(environment=environment) as stack, running_service(stack, workers=1) as service, service.client() as client:
-        client.wait(client.submit(edit(0, preset, frames_every)).id, limit_s=LIMIT_S)
-        lines = [json.dumps({"job": edit(k, preset, frames_every)}) for k in range(jobs)]
-        batch = wait(client, client.submit_batch("\n".join(lines).encode()), seen)
+    with (
+        local_stack(environment=environment) as stack,
+        running_service(stack, workers=1) as service,
+        Client(service.url, service.key) as client,
+    ):
+        client.wait(client.submit(edit_document(0, preset, frames_every)).id, timeout_s=LIMIT_S)
+        lines = [json.dumps({"job": edit_document(k, preset, frames_every)}) for k in range(jobs)]
+        batch = wait_for_batch(client, client.submit_batch("\n".join(lines).encode()), report_ended)
         done = [job for job in client.jobs(batch=batch.id) if job.state == "succeeded"]
     if len(done) != jobs:
         raise RuntimeError(f"{jobs - len(done)} of {jobs} jobs did not succeed")
@@ -56,20 +59,21 @@ def measure(preset: str, slots: int, jobs: int, frames_every: int, seen: Callabl
     return BulkTime(preset=preset, slots=slots, jobs=jobs, frames_every=frames_every, seconds=seconds)
 
 
-def edit(number: int, preset: str, frames_every: int) -> dict[str, object]:
-    """One point of another face each time."""
+def edit_document(number: int, preset: str, frames_every: int) -> dict[str, object]:
+    """Return the JSON of an edit of one point; every number has another face."""
     (x, y), (dx, dy) = LANDMARKS[number % len(LANDMARKS)], SHIFTS[number // len(LANDMARKS) % len(SHIFTS)]
     points = [{"handle": [x, y], "target": [x + dx, y + dy]}]
-    how = {"drag": {"preset": preset}, "output": {"frames_every": frames_every}}
-    return {"model": MODEL, "source": {"seed": number}, "points": points} | how
+    options = {"drag": {"preset": preset}, "output": {"frames_every": frames_every}}
+    return {"model": MODEL, "source": {"seed": number}, "points": points} | options
 
 
-def wait(client: Client, batch: Batch, seen: Callable[[int], None]) -> Batch:
+def wait_for_batch(client: Client, batch: Batch, report_ended: Callable[[int], None]) -> Batch:
+    """Poll a batch until it has ended. Raises TimeoutError."""
     until = time.monotonic() + LIMIT_S
     while batch.finished_at is None:
         if time.monotonic() > until:
             raise TimeoutError(f"the batch did not end within {LIMIT_S:g} s")
         time.sleep(POLL_S)
         batch = client.batch(batch.id)
-        seen(batch.counts.succeeded)
+        report_ended(batch.counts.succeeded)
     return batch

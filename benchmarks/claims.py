@@ -1,4 +1,4 @@
-"""How many claims a second Postgres serves when many workers claim at once from a long queue."""
+"""Measures how many claims a second Postgres serves when many workers claim at once from a long queue."""
 
 import multiprocessing
 import time
@@ -24,12 +24,12 @@ FILL = text("""
 """)
 EMPTY = ("TRUNCATE jobs CASCADE", "DELETE FROM tenants WHERE id LIKE 'tenant-%'")
 
-gate: Barrier  # of a process of the pool
+start_barrier: Barrier  # of a process of the pool: its claimers begin with all others
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """A queue and who claims from it."""
+class QueueLoad:
+    """A queue of waiting jobs and the claimers that take from it."""
 
     tenants: int
     rows: int = 100_000
@@ -40,35 +40,39 @@ class Load:
     analyzed: bool = True  # whether Postgres knows how long the queue is
 
 
-# those without statistics first: TRUNCATE keeps them
-LOADS = [Load(tenants=tenants, analyzed=analyzed) for analyzed in (False, True) for tenants in (1, 2, 20)]
+def claim_loads(tenants: Sequence[int], rows: int, seconds: float) -> list[QueueLoad]:
+    """Return two queues for each number of tenants; those without statistics come first, since TRUNCATE keeps statistics."""
+    return [QueueLoad(tenants=n, rows=rows, seconds=seconds, analyzed=analyzed) for analyzed in (False, True) for n in tenants]
 
 
 @dataclass
 class Claims:
-    """What claimers got."""
+    """The jobs that one claimer got."""
 
     ids: list[UUID] = field(default_factory=list)
-    empty: int = 0  # answers, while jobs waited
-    seconds: float = 0.0  # of the slowest claimer
+    empty: int = 0  # answers without a job, while jobs waited
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimRate:
-    load: Load
+    """The claims of all claimers of one queue."""
+
+    load: QueueLoad
     claims: int
     seconds: float
     twice: int  # jobs that two claimers got
-    empty: int  # answers, while jobs waited
+    empty: int  # answers without a job, while jobs waited
 
     @property
     def per_second(self) -> float:
+        """Return the claims in a second."""
         return self.claims / self.seconds
 
 
-def measure_claims(database_url: str, load: Load) -> ClaimRate:
+def measure_claims(database_url: str, load: QueueLoad) -> ClaimRate:
     """Fill the queue, claim from it for a while, empty it."""
-    fill(database_url, load)
+    fill_queue(database_url, load)
     try:
         parts = claim_in_processes(database_url, load)
     finally:
@@ -81,7 +85,8 @@ def measure_claims(database_url: str, load: Load) -> ClaimRate:
 
 
 @contextmanager
-def connected(database_url: str) -> Iterator[Sessions]:
+def open_sessions(database_url: str) -> Iterator[Sessions]:
+    """Open a session factory and close its connections afterwards."""
     sessions = make_sessions(database_url)
     try:
         yield sessions
@@ -89,8 +94,9 @@ def connected(database_url: str) -> Iterator[Sessions]:
         sessions.kw["bind"].dispose()
 
 
-def fill(database_url: str, load: Load) -> None:
-    with connected(database_url) as sessions, sessions.begin() as session:
+def fill_queue(database_url: str, load: QueueLoad) -> None:
+    """Add the tenants and their waiting jobs."""
+    with open_sessions(database_url) as sessions, sessions.begin() as session:
         for number in range(load.tenants):
             session.execute(text("INSERT INTO tenants (id) VALUES (:id)"), {"id": f"tenant-{number}"})
         session.execute(FILL, {"tenants": load.tenants, "models": load.models, "rows": load.rows})
@@ -99,43 +105,47 @@ def fill(database_url: str, load: Load) -> None:
 
 
 def run_statements(database_url: str, statements: Sequence[str]) -> None:
-    with connected(database_url) as sessions, sessions.begin() as session:
+    """Run statements in one transaction."""
+    with open_sessions(database_url) as sessions, sessions.begin() as session:
         for statement in statements:
             session.execute(text(statement))
 
 
-def claim_in_processes(database_url: str, load: Load) -> list[Claims]:
+def claim_in_processes(database_url: str, load: QueueLoad) -> list[Claims]:
+    """Share the claimers among processes that begin together; return what each claimer got."""
     context = multiprocessing.get_context("spawn")
     shares = [range(part, load.claimers, load.processes) for part in range(load.processes)]
-    gate = context.Barrier(load.claimers)
-    with ProcessPoolExecutor(load.processes, context, hold_at, (gate,)) as pool:
+    barrier = context.Barrier(load.claimers)
+    with ProcessPoolExecutor(load.processes, context, set_start_barrier, (barrier,)) as pool:
         work = [pool.submit(claim_in_threads, database_url, load, share) for share in shares]
         return [claims for done in work for claims in done.result()]
 
 
-def hold_at(barrier: Barrier) -> None:
-    """Remember, in a process of the pool, where its claimers wait for all others."""
-    global gate
-    gate = barrier
+def set_start_barrier(barrier: Barrier) -> None:
+    """Keep the barrier in a process of the pool: it cannot travel with the work."""
+    global start_barrier
+    start_barrier = barrier
 
 
-def claim_in_threads(database_url: str, load: Load, numbers: range) -> list[Claims]:
+def claim_in_threads(database_url: str, load: QueueLoad, numbers: range) -> list[Claims]:
+    """Run the claimers of one process, each in a thread."""
     with ThreadPoolExecutor(len(numbers)) as pool:
-        return list(pool.map(lambda number: claim_alone(database_url, load, number), numbers))
+        return list(pool.map(lambda number: claim_with_own_connection(database_url, load, number), numbers))
 
 
-def claim_alone(database_url: str, load: Load, number: int) -> Claims:
-    with connected(database_url) as sessions:
-        return claim_for_a_while(sessions, load, number)
+def claim_with_own_connection(database_url: str, load: QueueLoad, number: int) -> Claims:
+    """Run one claimer on a connection of its own."""
+    with open_sessions(database_url) as sessions:
+        return claim_until_time_is_up(sessions, load, number)
 
 
-def claim_for_a_while(sessions: Sessions, load: Load, number: int) -> Claims:
-    """One claimer: a transaction for each claim, as a worker makes it."""
+def claim_until_time_is_up(sessions: Sessions, load: QueueLoad, number: int) -> Claims:
+    """Claim in a transaction each, as a worker does, until the load's seconds are over."""
     claims = Claims()
     claimer = Claimer(worker=f"claimer-{number}", lease=LEASE, warm=[f"model-{number % load.models}"])
     with sessions() as session:
         session.execute(text("SELECT 1"))
-    gate.wait(CONNECT_LIMIT_S)
+    start_barrier.wait(CONNECT_LIMIT_S)
     began = time.monotonic()
     while time.monotonic() - began < load.seconds:
         with sessions.begin() as session:

@@ -1,4 +1,4 @@
-"""What a large checkpoint costs: its import in time and memory, a worker its reading. A random one is written first."""
+"""Measures what a large checkpoint costs: the time and memory of its import, the time in which a worker loads it."""
 
 import hashlib
 import re
@@ -9,16 +9,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.child_programs import checkout_environment, module_command
 from engine.checkpoints.canonical import write_networks
 from engine.checkpoints.layouts import read_generator_file
 from engine.checkpoints.load import load_generator
 from engine.networks.config import GeneratorConfig
 
-FULL = GeneratorConfig(resolution=1024)  # 30 million parameters
-
 
 @dataclass(frozen=True)
 class ImportCost:
+    """The cost of one checkpoint's import."""
+
     layout: str
     file_bytes: int
     seconds: float
@@ -27,25 +28,28 @@ class ImportCost:
 
     @property
     def memory_ratio(self) -> float:
+        """Return the peak memory in units of the file's size."""
         return self.peak_bytes / self.file_bytes
 
 
-def measure_import(layout: str, config: GeneratorConfig = FULL) -> ImportCost:
-    """Import a random network of this layout in a process of its own."""
+def measure_import(layout: str, resolution: int) -> ImportCost:
+    """Write a random network in this layout and import it in a process of its own."""
     from benchmarks.writers import WRITERS
     from engine.networks.stylegan2 import Generator
 
     with tempfile.TemporaryDirectory(prefix="dragqueue-") as folder:
         file = Path(folder) / "random"
-        WRITERS[layout](Generator(config).requires_grad_(False), file)
+        WRITERS[layout](Generator(GeneratorConfig(resolution=resolution)).requires_grad_(False), file)
         began = time.perf_counter()
-        answer = subprocess.run([sys.executable, "-m", __name__, str(file)], check=True, capture_output=True, text=True)
+        command = module_command(__name__, str(file))
+        answer = subprocess.run(command, check=True, capture_output=True, text=True, env=checkout_environment())
         seconds = time.perf_counter() - began
         load_s = measure_load(file.with_suffix(".safetensors"))
         return ImportCost(layout, file.stat().st_size, seconds, int(answer.stdout), load_s)
 
 
 def measure_load(checkpoint: Path) -> float:
+    """Return the seconds in which a worker loads a checkpoint and verifies its hash."""
     with checkpoint.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     began = time.perf_counter()

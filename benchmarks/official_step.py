@@ -1,4 +1,4 @@
-"""DragGAN's step the way its published program takes it, to measure against: written from the paper and a description.
+"""DragGAN's step as its published program makes it, to compare with; written from the paper and a description.
 
 Every step draws the whole picture with gradients for every weight, enlarges the feature block to the size of the picture,
 searches and pulls there on whole pixels, and compares the whole enlarged map where the mask is fixed.
@@ -15,7 +15,12 @@ MASK_WEIGHT = 20.0
 
 
 class OfficialDrag:
-    """Handles and targets [K, 2] (x, y) pixels; fixed [R, R], 1 where the picture must stay."""
+    """A drag that makes the published program's steps.
+
+    Args:
+        handles, targets: [K, 2] xy pixels.
+        fixed: [R, R], 1 where the picture must stay; None: everything may change.
+    """
 
     def __init__(
         self,
@@ -37,14 +42,14 @@ class OfficialDrag:
         self.reference: Tensor | None = None  # [K, C]
 
     def step(self) -> float:
-        """Draw, track, pull; the loss."""
+        """Draw, track the handles, descend; return the loss."""
         features = self.draw()
         if self.first is None or self.reference is None:
             self.first = features.detach()
             self.reference = torch.stack([self.first[0, :, int(y), int(x)] for x, y in self.handles])
         else:
-            self.handles = self.track(features.detach(), self.reference)
-        loss = self.pull(features)
+            self.handles = self.track_handles(features.detach(), self.reference)
+        loss = self.motion_loss(features)
         if self.fixed is not None:
             loss = loss + MASK_WEIGHT * F.l1_loss(features * self.fixed, self.first * self.fixed)
         self.adam.zero_grad()
@@ -53,14 +58,15 @@ class OfficialDrag:
         return loss.item()
 
     def draw(self) -> Tensor:
-        """The 128 block's features, enlarged to the picture's size: [1, C, R, R]."""
+        """Draw the picture and return the features [1, C, R, R] of block 128, enlarged to the picture's size."""
         ws = torch.cat([self.variable[:, :ROWS], self.start[:, ROWS:]], dim=1)
         modulations, synthesis = modulate(self.layers, ws), self.generator.synthesis
         blocks = dict(synthesis.blocks(modulations, None, "const"))
         self.image = synthesis.sum_rgb(blocks.items(), modulations)
         return F.interpolate(blocks[min(128, self.size)], size=(self.size, self.size), mode="bilinear", align_corners=False)
 
-    def track(self, features: Tensor, reference: Tensor) -> Tensor:
+    def track_handles(self, features: Tensor, reference: Tensor) -> Tensor:
+        """Return the pixels [K, 2] around the handles whose features are nearest to the reference [K, C]."""
         radius = round(12 / 512 * self.size)
         found = []
         for (x, y), wanted in zip(self.handles.int().tolist(), reference, strict=True):
@@ -70,16 +76,17 @@ class OfficialDrag:
             found.append((left + best % patch.shape[2], top + best // patch.shape[2]))
         return torch.tensor(found).to(self.handles)
 
-    def pull(self, features: Tensor) -> Tensor:
+    def motion_loss(self, features: Tensor) -> Tensor:
+        """Return the loss of motion supervision: features [1, C, R, R] a pixel ahead shall be as those at the handle."""
         radius, loss = round(3 / 512 * self.size), features.new_zeros([])
         rows, columns = torch.meshgrid(*[torch.arange(self.size, device=features.device)] * 2, indexing="ij")
         for handle, target in zip(self.handles, self.targets, strict=True):
-            way = target - handle
-            if way.norm() <= 1:
+            motion = target - handle
+            if motion.norm() <= 1:
                 continue
             near = (columns - handle[0]) ** 2 + (rows - handle[1]) ** 2 < radius**2
             pixels = torch.stack([columns[near], rows[near]], dim=1).to(features)  # [P, 2]
-            grid = (pixels + way / (way.norm() + 1e-7)) / (self.size - 1) * 2 - 1
+            grid = (pixels + motion / (motion.norm() + 1e-7)) / (self.size - 1) * 2 - 1
             there = F.grid_sample(features, grid[None, None], align_corners=True)[0, :, 0]  # [C, P]
             loss = loss + F.l1_loss(there, features[0, :, near].detach())
         return loss

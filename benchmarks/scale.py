@@ -1,31 +1,32 @@
-"""Whether twice the workers do twice the work, and what the queue adds to a job.
+"""Measures how throughput grows with the number of workers, and what the queue adds to a job.
 
-The workers are real processes with real servers; only their engine is a stand-in that sleeps, so that two cores suffice for
-eight of them: `python -m benchmarks.scale NAME` is such a worker. No reconciler runs: it would hide lost messages.
+The workers are real processes with real servers (scale_worker); only their engine sleeps, so that two cores suffice for eight of
+them. No reconciler runs: it would hide lost messages.
 """
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 from dragqueue_client import Client
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, select, text, update
 
-from cli.errors import CommandError
-from cli.keys import local_key
-from cli.settings import PREFIX, read_settings
+from benchmarks.child_programs import checkout_environment, module_command
+from benchmarks.synthetic_work import SyntheticWork
+from embedded.errors import StackError
+from embedded.keys import local_key
 from embedded.processes import start
 from embedded.servers import free_port, speaks_http
 from embedded.service import prepare, start_part
 from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
+from jobs.environment import ENV_PREFIX
 from jobs.models.manifest import ModelManifest
 from jobs.queue import jobs as job_rows
 from jobs.queue.broker import Broker
@@ -33,11 +34,6 @@ from jobs.settings import Settings
 from jobs.spec.validation import check_submission
 from jobs.states import JobState
 from jobs.tables import DEFAULT_TENANT, Job, Worker
-from worker.app import main as serve
-from worker.execution.drain import Drain
-
-if TYPE_CHECKING:
-    from worker.execution.runner import Runner
 
 MODEL = "demo-faces"
 START_LIMIT_S = 180.0  # eight workers import PyTorch at a time
@@ -61,17 +57,8 @@ FIGURES = text("""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What the stand-in does for one job."""
-
-    seconds: float = 2.0
-    steps: int = 20
-    objects: int = 10
-
-
-@dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """One run of the same jobs; times are the database's, from the first claim to the last end."""
+    """The figures of one run of equal jobs; times are the database's, from the first claim to the last end."""
 
     workers: int
     jobs: int
@@ -83,103 +70,122 @@ class Throughput:
 
     @property
     def per_second(self) -> float:
+        """Return the jobs that ended in a second."""
         return self.jobs / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delay:
-    """From a submission to its start on an idle worker; one clock, of this machine."""
+    """The time from a submission to its start on an idle worker, by this machine's one clock."""
 
     from_request_ms: float  # when the client began to post
     from_row_ms: float  # when the API's transaction began
 
 
-class Bench:
-    """The servers' clients."""
+class ScaleBench:
+    """Submits synthetic jobs straight to the database and waits for the workers that run them."""
 
     def __init__(self, settings: Settings) -> None:
         self.sessions = make_sessions(settings.database_url)
-        self.queue = Broker(settings.redis_url)
+        self.broker = Broker(settings.redis_url)
         self.manifest = ModelManifest.load(settings.checkpoints)
 
-    def submit(self, count: int, work: Work) -> UUID:
-        """Add jobs in one transaction and wake a worker for each; returns their batch."""
-        batch, submission = uuid4(), check_submission(document(work), self.manifest)
+    def submit(self, count: int, work: SyntheticWork) -> UUID:
+        """Add jobs in one transaction and send a wake-up message for each; return their batch."""
+        batch, submission = uuid4(), check_submission(job_document(work), self.manifest)
         with self.sessions.begin() as session:
-            for _ in range(count):
-                job_rows.add(session, uuid4(), DEFAULT_TENANT, submission).batch = batch
+            ids = [job_rows.add(session, uuid4(), DEFAULT_TENANT, submission).id for _ in range(count)]
+            session.execute(update(Job).where(Job.id.in_(ids)).values(batch=batch))
         for _ in range(count):
-            self.queue.send_wake_up(submission.pool)
+            self.broker.send_wake_up(submission.pool)
         return batch
 
-    def wait(self, batch: UUID, count: int, seen: Callable[[int], object]) -> None:
-        """Until all have ended. Raises CommandError when none ends for long."""
+    def wait(self, batch: UUID, count: int, report_ended: Callable[[int], object]) -> None:
+        """Wait until all jobs of the batch have ended, and report how many have whenever that grows.
+
+        Raises:
+            StackError: no job has ended for STANDSTILL_S.
+        """
         ended, since = 0, time.monotonic()
         while ended < count:
             now = self.count(Job.batch == batch, Job.finished_at.is_not(None))
             if now > ended:
                 ended, since = now, time.monotonic()
-                seen(ended)
+                report_ended(ended)
             if time.monotonic() - since > STANDSTILL_S:
-                raise CommandError(f"{count - ended} of {count} jobs wait and none has ended for {STANDSTILL_S:g} s")
+                raise StackError(f"{count - ended} of {count} jobs wait and none has ended for {STANDSTILL_S:g} s")
             time.sleep(POLL_S)
 
     def count(self, *where: Any) -> int:
+        """Return how many rows meet the conditions."""
         with self.sessions() as session:
             return session.scalar(select(func.count()).where(*where)) or 0
 
     def warm_up(self, workers: int) -> None:
-        """Until every worker has said that it is there, has run a job and is idle."""
+        """Wait until every worker has registered, has run a job and is idle. Raises StackError."""
         until = time.monotonic() + START_LIMIT_S
         while self.count(Worker.name.is_not(None)) < workers:
             if time.monotonic() > until:
-                raise CommandError(f"{workers} workers were not ready within {START_LIMIT_S:g} s")
+                raise StackError(f"{workers} workers were not ready within {START_LIMIT_S:g} s")
             time.sleep(POLL_S)
-        self.wait(self.submit(workers, Work(seconds=1)), workers, lambda _: None)
+        self.wait(self.submit(workers, SyntheticWork(seconds=1)), workers, lambda _: None)
         time.sleep(REST_S)
 
-    def figures(self, batch: UUID, jobs: int, work: Work) -> Throughput:
+    def read_throughput(self, batch: UUID, jobs: int, work: SyntheticWork) -> Throughput:
+        """Read a batch's figures from the rows of its jobs."""
         with self.sessions() as session:
             row = session.execute(FIGURES, {"batch": batch, "objects": work.objects}).one()
         return Throughput(jobs=jobs, **row._mapping)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.sessions.kw["bind"].dispose()
+        self.broker.redis.close()
 
-def start_workers(stack: Stack, bench: Bench, count: int, cleanup: ExitStack) -> None:
-    """Returns when all are idle."""
+
+def start_workers(stack: Stack, bench: ScaleBench, count: int, cleanup: ExitStack) -> None:
+    """Start workers that `cleanup` stops, and wait until all are idle."""
     with bench.sessions.begin() as session:
         session.execute(delete(Worker))  # those of an earlier run have ended
+    environment = checkout_environment(stack.environment)
     for number in range(count):
-        name, command = f"stand-in-{number}", [sys.executable, "-m", "benchmarks.scale", str(number)]
-        child = start(name, command, log=stack.logs / f"{name}.log", environment=stack.environment)
+        name, command = f"sleeping-{number}", module_command("benchmarks.scale_worker", str(number))
+        child = start(name, command, log=stack.logs / f"{name}.log", environment=environment)
         cleanup.callback(child.stop)
     bench.warm_up(count)
 
 
 @contextmanager
 def prepared_stack() -> Iterator[Stack]:
-    """Servers of our own, whatever the environment names; they write as durably as those of `dragqueue up`."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    """Run servers of our own, whatever the environment names; they write as durably as those of `dragqueue up`."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     with tempfile.TemporaryDirectory(prefix="dragqueue-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
-        with local_stack(Path(folder), given | {f"{PREFIX}THREADS": "1"}) as stack:
+        with local_stack(Path(folder), given | {f"{ENV_PREFIX}THREADS": "1"}) as stack:
             prepare(stack.settings())
             yield stack
 
 
-def measure_throughput(stack: Stack, workers: int, jobs: int, work: Work, seen: Callable[[int], object]) -> Throughput:
-    bench = Bench(stack.settings())
+def measure_throughput(
+    stack: Stack, workers: int, jobs: int, work: SyntheticWork, report_ended: Callable[[int], object]
+) -> Throughput:
+    """Run jobs on so many workers; report how many have ended whenever that grows."""
     with ExitStack() as cleanup:
+        bench = ScaleBench(stack.settings())
+        cleanup.callback(bench.close)
         start_workers(stack, bench, workers, cleanup)
         batch = bench.submit(jobs, work)
-        bench.wait(batch, jobs, seen)
-    return bench.figures(batch, jobs, work)
+        bench.wait(batch, jobs, report_ended)
+        return bench.read_throughput(batch, jobs, work)
 
 
 def measure_delays(stack: Stack, jobs: int) -> Iterator[Delay]:
     """Post jobs to the API one after another, each when the one worker is idle."""
-    bench, work, port = Bench(stack.settings()), Work(seconds=0, steps=1, objects=0), free_port()
+    work, port = SyntheticWork(seconds=0, steps=1, objects=0), free_port()
     url = f"http://127.0.0.1:{port}"
     with ExitStack() as cleanup:
+        bench = ScaleBench(stack.settings())
+        cleanup.callback(bench.close)
         api = start_part(stack, "api", ["--port", str(port)], cleanup)
         start_workers(stack, bench, 1, cleanup)
         api.wait_until(lambda: speaks_http(f"{url}/healthz"), START_LIMIT_S)
@@ -188,9 +194,10 @@ def measure_delays(stack: Stack, jobs: int) -> Iterator[Delay]:
             yield measure_delay(bench, client, work)
 
 
-def measure_delay(bench: Bench, client: Client, work: Work) -> Delay:
+def measure_delay(bench: ScaleBench, client: Client, work: SyntheticWork) -> Delay:
+    """Post one job and wait until it has succeeded and the worker rests again."""
     began = time.time()
-    job_id = client.submit(document(work)).id
+    job_id = client.submit(job_document(work)).id
     while not bench.count(Job.id == job_id, Job.state == JobState.SUCCEEDED):
         time.sleep(REST_S)
     time.sleep(REST_S)
@@ -201,16 +208,6 @@ def measure_delay(bench: Bench, client: Client, work: Work) -> Delay:
     return Delay(from_request_ms=1000 * (started - began), from_row_ms=1000 * (started - job.created_at.timestamp()))
 
 
-def document(work: Work) -> dict[str, Any]:
+def job_document(work: SyntheticWork) -> dict[str, Any]:
+    """Return the JSON of a job that asks for this work."""
     return {"model": MODEL, "source": {"seed": 0}, "metadata": asdict(work)}
-
-
-def make_stand_in(settings: Settings, drain: Drain) -> "Runner":
-    """Imports PyTorch: to be called in the child."""
-    from benchmarks.stand_in import StandIn
-
-    return StandIn.from_settings(settings, drain)
-
-
-if __name__ == "__main__":
-    serve(read_settings(os.environ), sys.argv[1], make_stand_in)

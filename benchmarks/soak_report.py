@@ -1,6 +1,7 @@
-"""What a soak says: samples on disk, lines through them, what is left in the end, a plot.
+"""The report of a soak: samples on disk, straight lines through them, what is left in the end, a plot.
 
-Judged are straight lines through the last two thirds of the load, and what is left when everything's retention is over.
+A series leaks if the line through the last two thirds of the load rises too much; what is left is counted once every retention
+is over.
 """
 
 import json
@@ -14,15 +15,15 @@ from rich.console import Console
 
 SAMPLES_FILE, SUMMARY_FILE = "samples.jsonl", "summary.json"
 MEMORY_LIMIT = 1.0  # percent that a process may grow in 10 of 60 minutes, or in as large a part of a trial
-FLUCTUATION = 0.1  # what a count's line may rise, as a part of its mean
-SPARE = 5.0  # and at least
+RISE_LIMIT = 0.1  # of a count's line, as a part of its mean
+LEAST_RISE = 5.0  # that a count may rise, however small it is
 BLOCKS = 8  # of a series, whose means tell how uncertain its line is: neighboring samples are alike
 GONE = ("jobs", "artifacts", "attempts", "messages", "job_objects", "job_folders")  # when nothing is retained
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What one process holds."""
+    """The resources of one process."""
 
     pid: int
     memory_bytes: int  # resident; of postgres the private memory of all its processes, without the buffers they share
@@ -33,6 +34,8 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
+    """The state of the service at one time."""
+
     at_s: float  # since the load began
     loaded: bool  # whether the client still submits
     processes: dict[str, Usage]  # by role
@@ -40,19 +43,19 @@ class Sample:
 
 
 @dataclass
-class Tally:
-    """What the client has seen."""
+class ClientRecord:
+    """What the client has counted."""
 
-    states: dict[str, int] = field(default_factory=dict)  # in which jobs ended
-    kinds: dict[str, int] = field(default_factory=dict)  # of jobs submitted
+    states: dict[str, int] = field(default_factory=dict)  # of jobs that have ended
+    kinds: dict[str, int] = field(default_factory=dict)  # of submitted jobs
     statuses: dict[int, int] = field(default_factory=dict)  # of HTTP answers
-    troubles: list[str] = field(default_factory=list)  # what should not have happened
+    troubles: list[str] = field(default_factory=list)  # sentences about what must not happen
     downloaded_bytes: int = 0
     ran_s: float = 0.0  # of all jobs together
 
 
-class Record:
-    """Samples on disk as they are taken, so that a run that is killed leaves them."""
+class SampleFile:
+    """Samples that are written as they are taken, so that a run that is killed leaves them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,43 +64,46 @@ class Record:
         self.samples: list[Sample] = []
 
     def add(self, sample: Sample) -> None:
+        """Keep a sample and append it to the file."""
         self.samples.append(sample)
         with self.path.open("a") as file:
             file.write(json.dumps(asdict(sample)) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TrendLine:
     """A straight line through a series."""
 
-    begin: float  # where the line begins
-    end: float
+    begin: float  # the line's value at the first sample
+    end: float  # and at the last
     minutes: float
     uncertainty: float  # standard error of the growth
 
     @property
     def growth(self) -> float:
+        """Return by how much the line rises."""
         return self.end - self.begin
 
     @property
     def percent_per_10_minutes(self) -> float:
+        """Return the growth in 10 minutes in percent of the begin."""
         return 100 * self.growth / max(abs(self.begin), 1e-9) * 10 / self.minutes
 
 
-def fit(times_s: Sequence[float], values: Sequence[float]) -> Line:
-    """The least-squares line. Raises ValueError for fewer values than BLOCKS."""
+def fit_line(times_s: Sequence[float], values: Sequence[float]) -> TrendLine:
+    """Return the least-squares line. Raises ValueError for fewer values than BLOCKS."""
     if len(values) < BLOCKS:
         raise ValueError(f"a line needs {BLOCKS} samples, there are {len(values)}: let it run for longer")
     slope, intercept = np.polyfit(times_s, values, 1)
     begin, end = (float(intercept + slope * at_s) for at_s in (times_s[0], times_s[-1]))
     means = [np.mean(block) for block in np.array_split(np.asarray(values) - intercept - slope * np.asarray(times_s), BLOCKS)]
     uncertainty = float(np.std(means) * np.sqrt(12 / BLOCKS))  # of evenly spaced means' line, from end to end
-    return Line(begin=begin, end=end, minutes=(times_s[-1] - times_s[0]) / 60, uncertainty=uncertainty)
+    return TrendLine(begin=begin, end=end, minutes=(times_s[-1] - times_s[0]) / 60, uncertainty=uncertainty)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One series of the judged window: it leaks when it grows beyond the limit and beyond twice the uncertainty."""
+class SeriesTrend:
+    """The trend of one series: it leaks if it grows beyond the limit and beyond twice the uncertainty."""
 
     name: str  # such as "api memory_mb"
     begin: float
@@ -108,92 +114,102 @@ class Figure:
     leaks: bool
 
 
-def judge_memory(name: str, line: Line, load_minutes: float) -> Figure:
+def judge_memory(name: str, line: TrendLine, load_minutes: float) -> SeriesTrend:
+    """Compare the growth of a process's memory with the limit for a load of so many minutes."""
     limit = MEMORY_LIMIT * max(1.0, 60 / load_minutes)
-    return figure(name, line, limit, line.percent_per_10_minutes > limit)
+    return make_trend(name, line, limit, line.percent_per_10_minutes > limit)
 
 
-def judge_count(name: str, line: Line) -> Figure:
-    limit = max(SPARE, FLUCTUATION * (line.begin + line.end) / 2)
-    return figure(name, line, limit, line.growth > limit)
+def judge_count(name: str, line: TrendLine) -> SeriesTrend:
+    """Compare the growth of a count with its limit."""
+    limit = max(LEAST_RISE, RISE_LIMIT * (line.begin + line.end) / 2)
+    return make_trend(name, line, limit, line.growth > limit)
 
 
-def figure(name: str, line: Line, limit: float, beyond: bool) -> Figure:
-    return Figure(
+def make_trend(name: str, line: TrendLine, limit: float, beyond: bool) -> SeriesTrend:
+    """Return the trend with rounded figures; `beyond` is whether the line grows beyond the limit."""
+    return SeriesTrend(
         name=name, begin=round(line.begin, 2), end=round(line.end, 2), uncertainty=round(line.uncertainty, 2), limit=limit,
         percent_per_10_minutes=round(line.percent_per_10_minutes, 3), leaks=beyond and line.growth > 2 * line.uncertainty,
     )  # fmt: skip
 
 
-def judged(samples: Sequence[Sample]) -> list[Figure]:
-    """Lines through the last two thirds of the load; what must be gone in the end is judged then."""
+def judge_series(samples: Sequence[Sample]) -> list[SeriesTrend]:
+    """Return the trends over the last two thirds of the load, but for what must be gone in the end."""
     loaded = [sample for sample in samples if sample.loaded]
     minutes = loaded[-1].at_s / 60
     window = [sample for sample in loaded if sample.at_s >= loaded[-1].at_s / 3]
-    figures = []
+    trends = []
     for role in window[-1].processes:
-        seen = [sample for sample in window if role in sample.processes]
-        times = [sample.at_s for sample in seen]
-        figures.append(judge_memory(f"{role} memory_mb", fit(times, series(seen, role, "memory_bytes", 1e-6)), minutes))
+        present = [sample for sample in window if role in sample.processes]
+        times = [sample.at_s for sample in present]
+        trends.append(
+            judge_memory(f"{role} memory_mb", fit_line(times, read_series(present, role, "memory_bytes", 1e-6)), minutes)
+        )
         for what in ("files", "threads", "connections"):
-            figures.append(judge_count(f"{role} {what}", fit(times, series(seen, role, what))))
+            trends.append(judge_count(f"{role} {what}", fit_line(times, read_series(present, role, what))))
     times = [sample.at_s for sample in window]
     for name in sorted(window[-1].counts.keys() - set(GONE)):
-        figures.append(judge_count(name, fit(times, [sample.counts[name] for sample in window])))
-    return figures
+        trends.append(judge_count(name, fit_line(times, [sample.counts[name] for sample in window])))
+    return trends
 
 
-def series(samples: Iterable[Sample], role: str, what: str, unit: float = 1.0) -> list[float]:
+def read_series(samples: Iterable[Sample], role: str, what: str, unit: float = 1.0) -> list[float]:
+    """Return one resource of a process over the samples, times the unit."""
     return [unit * float(getattr(sample.processes[role], what)) for sample in samples]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
+    """The result of a soak."""
+
     minutes: float  # of load
     complete: bool  # not interrupted
-    figures: list[Figure]
-    left: dict[str, float]  # when everything's retention was over
-    replaced: list[str]  # processes that were not the same at the end
-    tally: Tally
+    figures: list[SeriesTrend]
+    left: dict[str, float]  # counts once every retention was over
+    replaced: list[str]  # roles whose process was not the same at the end
+    tally: ClientRecord
     busy_percent: float  # of the time in which the worker ran a job
 
     @property
     def problems(self) -> list[str]:
+        """Return a sentence for everything that is wrong."""
         leaks = [f"{one.name} grew from {one.begin:g} to {one.end:g}" for one in self.figures if one.leaks]
         left = [f"{count:g} {name} left when nothing is retained" for name, count in self.left.items() if count]
         replaced = [f"the {role} ended and was replaced" for role in self.replaced]
         return leaks + left + replaced + self.tally.troubles
 
     def write(self, path: Path) -> None:
+        """Write the summary and its problems as JSON."""
         path.write_text(json.dumps(asdict(self) | {"problems": self.problems}, indent=1))
 
 
-def summarize(samples: Sequence[Sample], tally: Tally, complete: bool) -> Summary:
-    """Raises ValueError when there are too few samples to judge."""
+def summarize(samples: Sequence[Sample], tally: ClientRecord, complete: bool) -> Summary:
+    """Judge the samples of a run. Raises ValueError, IndexError when there are too few."""
     minutes = [sample for sample in samples if sample.loaded][-1].at_s / 60
     pids = [{role: one.pid for role, one in sample.processes.items()} for sample in samples]
     return Summary(
-        minutes=round(minutes, 2), complete=complete, figures=judged(samples), tally=tally,
+        minutes=round(minutes, 2), complete=complete, figures=judge_series(samples), tally=tally,
         left={name: samples[-1].counts[name] for name in GONE} if complete else {},
-        replaced=[role for role in pids[-1] if len({seen[role] for seen in pids if role in seen}) > 1],
+        replaced=[role for role in pids[-1] if len({known[role] for known in pids if role in known}) > 1],
         busy_percent=round(100 * tally.ran_s / (60 * minutes), 1),
     )  # fmt: skip
 
 
 def plot(samples: Sequence[Sample], path: Path) -> None:
-    """Memory by process relative to its value at one third of the load; files; rows and objects."""
+    """Draw each process's memory relative to that at one third of the load, its open files, and all counts."""
     import matplotlib.figure
 
     chart = matplotlib.figure.Figure(figsize=(9, 11), layout="constrained")
     memory, files, counts = chart.subplots(3, 1, sharex=True)
     third_s = [sample for sample in samples if sample.loaded][-1].at_s / 3
     for role in samples[-1].processes:
-        seen = [sample for sample in samples if role in sample.processes]
-        times = [sample.at_s / 60 for sample in seen]
-        base = next(sample for sample in seen if sample.at_s >= third_s).processes[role].memory_bytes
+        present = [sample for sample in samples if role in sample.processes]
+        times = [sample.at_s / 60 for sample in present]
+        base = next(sample for sample in present if sample.at_s >= third_s).processes[role].memory_bytes
         label = f"{role}, {base / 1e6:.0f} MB"
-        memory.plot(times, series(seen, role, "memory_bytes", 100 / base), label=label)
-        files.plot(times, series(seen, role, "files"), label=role)
+        memory.plot(times, read_series(present, role, "memory_bytes", 100 / base), label=label)
+        files.plot(times, read_series(present, role, "files"), label=role)
     for name in samples[-1].counts:
         counts.plot([sample.at_s / 60 for sample in samples], [sample.counts[name] for sample in samples], label=name)
     memory.set(ylabel="memory, % of that at one third", ylim=(80, 120))
@@ -205,7 +221,8 @@ def plot(samples: Sequence[Sample], path: Path) -> None:
     chart.savefig(path, dpi=110)
 
 
-def say(summary: Summary, console: Console) -> None:
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print the growth of memory, the ends of jobs and the problems."""
     for one in summary.figures:
         if one.name.endswith("memory_mb"):
             growth = f"{one.end - one.begin:+.1f} +- {one.uncertainty:.1f} MB"
@@ -220,8 +237,8 @@ def say(summary: Summary, console: Console) -> None:
         console.print(f"problem: {problem}", style="red", highlight=False, soft_wrap=True)
 
 
-def load(folder: Path) -> list[Sample]:
-    """Samples that a run has written; of a killed one the last line may be half."""
+def load_samples(folder: Path) -> list[Sample]:
+    """Read the samples that a run has written; the last line of a killed run may be incomplete."""
     samples: list[Sample] = []
     for line in (folder / SAMPLES_FILE).read_text().splitlines():
         try:
@@ -233,14 +250,14 @@ def load(folder: Path) -> list[Sample]:
     return samples
 
 
-def load_tally(folder: Path) -> Tally:
-    """What the client of an ended run has seen."""
+def load_client_record(folder: Path) -> ClientRecord:
+    """Read what the client of an ended run has counted."""
     path = folder / SUMMARY_FILE
-    return Tally(**json.loads(path.read_text())["tally"]) if path.exists() else Tally()
+    return ClientRecord(**json.loads(path.read_text())["tally"]) if path.exists() else ClientRecord()
 
 
-def judge(samples: Sequence[Sample], tally: Tally, complete: bool, folder: Path, console: Console) -> int:
-    """Write summary and plot, say what they say; returns the exit code."""
+def write_report(samples: Sequence[Sample], tally: ClientRecord, complete: bool, folder: Path, console: Console) -> int:
+    """Write summary and plot, print the summary; return the exit code."""
     try:
         summary = summarize(samples, tally, complete)
     except (IndexError, ValueError) as error:
@@ -248,5 +265,5 @@ def judge(samples: Sequence[Sample], tally: Tally, complete: bool, folder: Path,
         return 1
     summary.write(folder / SUMMARY_FILE)
     plot(samples, folder / "soak.png")
-    say(summary, console)
+    print_summary(summary, console)
     return int(not complete or bool(summary.problems))

@@ -5,7 +5,7 @@ w+ from z and the others from z': the picture to match has the shape and pose of
 quarter is truncated by a random psi, so that the truth behind truncated samples is known too.
 
 The mapping is not learned: w is a rotation of the normalized z, so that every factor has the same share of w. A learned
-one gave the factors that change many pixels a thousand times the variance of brows and lips, which then stayed unlearned.
+mapping gave the factors that change many pixels a thousand times the variance of brows and lips, which then stayed unlearned.
 
     python -m benchmarks.train_demo --out runs/demo --minutes 60            # goes on where runs/demo stands
     python -m benchmarks.train_demo --out runs/demo --init checkpoints/demo-faces.safetensors
@@ -49,12 +49,16 @@ FINEST, FINE, COARSE = 40.0, 20.0, 4.0  # weight of the pixels on landmarks
 
 @dataclass
 class Progress:
+    """How far a training is."""
+
     pictures: int = 0
     seconds: float = 0.0
     loss: float = math.nan
 
 
 class Trainer:
+    """Trains the generator; its state can be saved and loaded."""
+
     def __init__(self, device: str, batch: int, init: Path | None) -> None:
         self.device = torch.device(device)
         self.batch = batch  # of all processes together
@@ -68,7 +72,7 @@ class Trainer:
         self.progress = Progress()
 
     def stage(self) -> tuple[int, int]:
-        """The resolution now and how many pictures its stage has seen."""
+        """Return the current resolution and how many pictures its stage has seen."""
         seen = self.progress.pictures
         for resolution, length in STAGES.items():
             if seen < length or resolution == CONFIG.resolution:
@@ -77,7 +81,7 @@ class Trainer:
         raise AssertionError("the last stage never ends")
 
     def learning_rate(self) -> float:
-        """CachedModel-up at every stage, cosine decay over the last."""
+        """Return the learning rate: a warm-up in every stage, a cosine decay over the last."""
         resolution, seen = self.stage()
         rate = LEARNING_RATE
         if resolution == CONFIG.resolution:
@@ -86,6 +90,7 @@ class Trainer:
         return rate * min(1.0, (seen + self.batch) / 4_000)
 
     def step(self) -> None:
+        """Train on one batch, shared among all processes."""
         started = time.monotonic()
         resolution, _ = self.stage()
         count = self.batch // processes()
@@ -109,6 +114,7 @@ class Trainer:
         self.progress.loss = loss.item()
 
     def sample(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw z [N, Z_DIM], z of the colors [N, Z_DIM] and psi [N, 1]."""
         z = torch.randn(count, Z_DIM, device=self.device)
         mixed = torch.rand(count, 1, device=self.device) < 0.5
         z_color = torch.where(mixed, torch.randn_like(z), z)
@@ -120,17 +126,20 @@ class Trainer:
         )
 
     def paired_images(self, z: Tensor, z_color: Tensor, psi: Tensor, resolution: int) -> Tensor:
+        """Generate pictures [N, 3, R, R] with the shape of z and the colors of z_color."""
         shape, color = (psi * centered_w(self.generator.mapping, part) for part in (z, z_color))
         ws = torch.stack([shape] * SHAPE_ROWS + [color] * (CONFIG.num_ws - SHAPE_ROWS), dim=1)
         return self.generator.images(ws, until=resolution, noise_mode="none")
 
     @torch.no_grad()
     def update_average(self) -> None:
+        """Move the exponential average towards the current weights."""
         decay = 0.5 ** (self.batch / EMA_HALF_LIFE)
         for mean, now in zip(self.average.parameters(), self.generator.parameters(), strict=True):
             mean.lerp_(now, 1 - decay)
 
     def save(self, folder: Path) -> None:
+        """Write the state and export the checkpoint."""
         state = {"generator": self.generator.state_dict(), "average": self.average.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
         torch.save(state, folder / "state.pt.part")
@@ -138,6 +147,7 @@ class Trainer:
         export(uncentered(self.average), folder / "demo-faces.safetensors")
 
     def load(self, folder: Path) -> None:
+        """Continue from a saved state."""
         state = torch.load(folder / "state.pt", weights_only=True, map_location=self.device)
         self.generator.load_state_dict(state["generator"])
         self.average.load_state_dict(state["average"])
@@ -156,14 +166,14 @@ def rotate(mapping: MappingNetwork) -> None:
 
 
 def centered_w(mapping: MappingNetwork, z: Tensor) -> Tensor:
-    """[B, Z_DIM] -> the w that training sees, [B, w_dim]: each number of mean 0 and variance 1."""
+    """Return the w [B, w_dim] that training sees for z [B, Z_DIM]: each number of mean 0 and variance 1."""
     centered: Tensor = (mapping(z) - mapping.w_avg) / math.sqrt(2)
     return centered
 
 
 @torch.no_grad()
 def centered(generator: Generator) -> Generator:
-    """The same synthesis for latents (w - w_avg) / sqrt(2), whose mean does not drown what differs."""
+    """Change the synthesis, in place, to take latents (w - w_avg) / sqrt(2): the mean then hides no difference."""
     for _, _, layer in generator.synthesis.layers():
         affine = layer.affine
         affine.bias.add_(affine.weight @ generator.mapping.w_avg * affine.weight_gain)
@@ -173,7 +183,7 @@ def centered(generator: Generator) -> Generator:
 
 @torch.no_grad()
 def uncentered(generator: Generator) -> Generator:
-    """A copy for w as the mapping gives it: the inverse of `centered`."""
+    """Return a copy that takes w as the mapping gives it: the inverse of `centered`."""
     generator = copy.deepcopy(generator)
     for _, _, layer in generator.synthesis.layers():
         affine = layer.affine
@@ -183,12 +193,14 @@ def uncentered(generator: Generator) -> Generator:
 
 
 def new_generator() -> Generator:
+    """Make an untrained generator with the rotating mapping."""
     generator = Generator(CONFIG)
     rotate(generator.mapping)
     return generator
 
 
 def load_weights(path: Path) -> Generator:
+    """Load a checkpoint to continue from."""
     from engine.checkpoints.load import load_generator
 
     return load_generator(path)
@@ -203,11 +215,12 @@ def export(generator: Generator, path: Path) -> None:
 
 
 def processes() -> int:
+    """Return how many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def average_over_processes(tensors: list[Tensor]) -> None:
-    """Make each tensor the mean of all processes', in place."""
+    """Replace each tensor by its mean over all processes, in place."""
     if processes() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -219,7 +232,7 @@ def average_over_processes(tensors: list[Tensor]) -> None:
 
 
 def reconstruction_loss(images: Tensor, truth: Picture) -> Tensor:
-    """L1 and L2 over a pyramid and L1 of the gradients, weighted around the landmarks."""
+    """Return the loss of pictures [B, 3, S, S]: L1 and L2 over a pyramid, L1 of gradients, weighted around landmarks."""
     target = truth.images
     weight = landmark_weight(truth.landmarks, target.shape[-1])  # [B, 1, S, S]
     loss = images.new_zeros([])
@@ -233,7 +246,7 @@ def reconstruction_loss(images: Tensor, truth: Picture) -> Tensor:
 
 
 def landmark_weight(landmarks: Tensor, size: int) -> Tensor:
-    """[B, 1, S, S]: 1 far from every landmark, more on them, over about 3 % of the width."""
+    """Return weights [B, 1, S, S]: 1 far from every landmark, more within about 3 % of the width around them."""
     line = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype)
     sigma = 0.03 * size
     across = torch.exp(-0.5 * ((line - landmarks[..., :1]) / sigma).square())  # [B, K, S]
@@ -244,7 +257,7 @@ def landmark_weight(landmarks: Tensor, size: int) -> Tensor:
 
 
 def landmark_strength(name: str) -> float:
-    """Thin and pale landmarks cost little when they are missing, and would stay so."""
+    """Return a landmark's weight: thin and pale ones cost little when they are missing, so they weigh more."""
     if name in ("mouth_left", "mouth_right"):
         return FINEST
     return FINE if name.startswith(("mouth", "lip", "brow")) else COARSE
@@ -252,7 +265,7 @@ def landmark_strength(name: str) -> float:
 
 @torch.no_grad()
 def evaluate(generator: Generator, resolution: int, count: int = 128) -> float:
-    """PSNR in dB over held-out z's (images in [0, 1])."""
+    """Return the mean PSNR in dB over held-out z's (images in [0, 1])."""
     z = torch.randn(count, Z_DIM, generator=torch.Generator().manual_seed(123)).to(generator.device)
     truth = render(factors_of(z), resolution).images
     images = [generator.images(generator.broadcast(generator.mapping(part)), until=resolution) for part in torch.split(z, 16)]
@@ -261,8 +274,8 @@ def evaluate(generator: Generator, resolution: int, count: int = 128) -> float:
 
 
 @torch.no_grad()
-def sheet(generator: Generator, resolution: int, path: Path) -> None:
-    """Twelve held-out pairs: the generator's picture above the rendering."""
+def draw_sheet(generator: Generator, resolution: int, path: Path) -> None:
+    """Draw twelve held-out pairs: the generator's picture above the rendering."""
     z = torch.randn(12, Z_DIM, generator=torch.Generator().manual_seed(321)).to(generator.device)
     images = generator.images(generator.broadcast(generator.mapping(z)), until=resolution)
     both = torch.cat([images, render(factors_of(z), resolution).images])
@@ -270,7 +283,8 @@ def sheet(generator: Generator, resolution: int, path: Path) -> None:
     Image.fromarray(rows.reshape(2 * resolution, 12 * resolution, 3)).save(path)
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run goes on")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long to train now")
@@ -279,7 +293,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="of one thread each, on a CPU")
     parser.add_argument("--init", type=Path, help="start a new run from these weights, at full size")
     parser.add_argument("--report-every", type=float, default=60.0, help="seconds between log lines")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Train in one process or in several."""
+    options = make_parser().parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.processes == 1:
         train(0, options)
@@ -288,16 +307,17 @@ def main() -> None:
 
 
 def train_together(rank: int, options: argparse.Namespace) -> None:
-    """One of several processes that learn the same weights from pictures of their own."""
+    """Train in one of several processes, which learn the same weights from different pictures."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    meeting = options.out / f"meeting-{os.getppid()}"
-    distributed.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=options.processes)
+    rendezvous = options.out / f"rendezvous-{os.getppid()}"
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous.resolve()}", rank=rank, world_size=options.processes)
     train(rank, options)
     distributed.destroy_process_group()
 
 
 def train(rank: int, options: argparse.Namespace) -> None:
+    """Train until the minutes are over; the first process reports."""
     torch.manual_seed(0)  # every process begins with the same weights
     trainer = Trainer(options.device, options.batch, options.init)
     if (options.out / "state.pt").exists():
@@ -317,6 +337,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
 
 
 def report(trainer: Trainer, out: Path) -> None:
+    """Save, evaluate, append a line to the log, draw a sheet."""
     resolution, _ = trainer.stage()
     trainer.save(out)
     generator = uncentered(trainer.average)
@@ -325,7 +346,7 @@ def report(trainer: Trainer, out: Path) -> None:
     with (out / "log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line), flush=True)
-    sheet(generator, resolution, out / "sheet.png")
+    draw_sheet(generator, resolution, out / "sheet.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains a small network that reads drawings: what the recipes of the landmark detector and the encoder share."""
+"""Trains a small network on drawings: the part that the recipes of the landmark detector and the encoder share."""
 
 import argparse
 import copy
@@ -24,7 +24,7 @@ WARM_UP = 2_000  # pictures
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawings and what is behind them."""
+    """Drawings and the latents that they were drawn from."""
 
     z: Tensor  # [B, Z_DIM], of the shapes
     psi: Tensor  # [B, 1], truncation
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a network is taught, and how it is judged and kept."""
+    """A network with its loss, its evaluation and its export."""
 
     network: nn.Module
     loss: Callable[[nn.Module, Sample], Tensor]
@@ -45,14 +45,17 @@ class Recipe:
 
 
 class Trainer:
+    """Trains a recipe's network; its state can be saved and loaded."""
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.network = recipe.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
-        self.seen = 0
+        self.seen = 0  # pictures
 
     def step(self) -> float:
+        """Train on one batch and return its loss."""
         sample = draw_faces(BATCH, mixed=self.recipe.mixed)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = self.recipe.loss(self.network, sample)
@@ -69,17 +72,19 @@ class Trainer:
         return loss.item()
 
     def share(self) -> float:
-        """Of the learning rate: a warm-up, then half a cosine."""
+        """Return the part of the learning rate that holds now: a warm-up, then half a cosine."""
         done = min(1.0, self.seen / self.recipe.pictures)
         return min(1.0, (self.seen + BATCH) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def save(self, folder: Path) -> None:
+        """Write the state and export the averaged network."""
         state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         torch.save(state | {"optimizer": self.optimizer.state_dict(), "seen": self.seen}, folder / "state.pt.part")
         (folder / "state.pt.part").rename(folder / "state.pt")
         self.recipe.export(self.average, folder)
 
     def load(self, folder: Path) -> None:
+        """Continue from a saved state."""
         state = torch.load(folder / "state.pt", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -88,7 +93,7 @@ class Trainer:
 
 
 def draw_faces(count: int, *, mixed: bool) -> Sample:
-    """Half of them truncated."""
+    """Draw random faces, half of them truncated; `mixed` takes the colors from another z than the shapes."""
     psi = torch.where(torch.rand(count, 1) < 0.5, torch.empty(count, 1).uniform_(0.4, 1.0), torch.ones(count, 1))
     z = torch.randn(count, Z_DIM)
     z_color = torch.randn(count, Z_DIM) if mixed else z
@@ -96,7 +101,7 @@ def draw_faces(count: int, *, mixed: bool) -> Sample:
 
 
 def worsen(images: Tensor) -> Tensor:
-    """Blur, contrast, brightness and noise of random strength for each picture, so that a network looks for shapes."""
+    """Change each picture by blur, contrast, brightness and noise of random strength, so that a network looks for shapes."""
     count = len(images)
     strength = torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.7)
     images = images + strength * (F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1) - images)
@@ -105,6 +110,7 @@ def worsen(images: Tensor) -> Tensor:
 
 
 def report(trainer: Trainer, seconds: float, loss: float, out: Path) -> None:
+    """Evaluate, append a line to the log, save."""
     line = {"pictures": trainer.seen, "seconds": round(seconds, 1), "loss": round(loss, 4)}
     line |= {name: round(value, 3) for name, value in trainer.recipe.judge(trainer.average).items()}
     with (out / "log.jsonl").open("a") as file:
@@ -113,19 +119,22 @@ def report(trainer: Trainer, seconds: float, loss: float, out: Path) -> None:
     trainer.save(out)
 
 
-def main(description: str | None, pictures: int, build: Callable[[int], Recipe]) -> None:
-    """The command of a recipe.
-
-    Args:
-        pictures: how long to train where the command does not say.
-        build: makes the recipe for a number of pictures.
-    """
+def make_parser(description: str | None, pictures: int) -> argparse.ArgumentParser:
+    """Make the parser of a recipe's command line; `pictures` is the default length of a training."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run goes on")
     parser.add_argument("--minutes", type=float, default=30.0, help="how long to train now")
     parser.add_argument("--pictures", type=int, default=pictures, help="length of the learning rate's decay")
     parser.add_argument("--report-every", type=float, default=60.0, help="seconds between log lines")
-    options = parser.parse_args()
+    return parser
+
+
+def main(options: argparse.Namespace, build: Callable[[int], Recipe]) -> None:
+    """Train as the options of the command line say.
+
+    Args:
+        build: makes the recipe for a number of pictures.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
     trainer, loss = Trainer(build(options.pictures)), math.nan
     if (options.out / "state.pt").exists():

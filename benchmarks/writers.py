@@ -1,6 +1,6 @@
-"""Writes a generator in each public layout, as the tools that own the layouts would, for tests and the import benchmark.
+"""Writes a generator in each public checkpoint layout, for tests and the import benchmark.
 
-Pickles name classes of packages that are not installed here; stand-ins of the same names live while a file is written.
+Pickles name classes of packages that are not installed here; modules of the same names exist while a file is written.
 """
 
 import pickle
@@ -22,17 +22,18 @@ Tensors = dict[str, Tensor]
 
 
 def arrays(generator: Generator) -> dict[str, np.ndarray]:
+    """Return the state dict as arrays."""
     return {name: tensor.numpy() for name, tensor in generator.state_dict().items()}
 
 
 def layer_index(block: int, layer: str) -> int:
-    """b4.conv1 -> 0, b8.conv0 -> 1, b8.conv1 -> 2 ..."""
+    """Return the number of a layer: b4.conv1 is 0, b8.conv0 is 1, b8.conv1 is 2."""
     return 0 if block == 4 else 2 * block.bit_length() - 8 + int(layer[-1]) + 1
 
 
 @contextmanager
-def stand_in(name: str) -> Iterator[ModuleType]:
-    """A module that pickle can name, and the packages it is in; gone afterwards."""
+def temporary_module(name: str) -> Iterator[ModuleType]:
+    """Make a module that pickle can name, with the packages it is in, and remove them afterwards."""
     parts = name.split(".")
     made = {".".join(parts[: k + 1]): ModuleType(parts[k]) for k in range(len(parts))}
     sys.modules.update(made)
@@ -44,7 +45,7 @@ def stand_in(name: str) -> Iterator[ModuleType]:
 
 
 class Persistent:
-    """What torch_utils.persistence makes of a module: a call with everything the object held."""
+    """A module as torch_utils.persistence pickles it: a call with everything the object held."""
 
     function: Callable[[object], None]
 
@@ -56,9 +57,13 @@ class Persistent:
 
 
 def nvidia(generator: Generator, path: Path, *, fp16_blocks: int = 0) -> None:
-    """{"G_ema": ...} of stylegan2-ada-pytorch; the highest blocks compute in half precision, their weights do not."""
+    """Write {"G_ema": ...} of stylegan2-ada-pytorch.
+
+    Args:
+        fp16_blocks: how many of the highest blocks compute in half precision; their weights stay in float32.
+    """
     config = generator.config
-    with stand_in("torch_utils.persistence") as module:
+    with temporary_module("torch_utils.persistence") as module:
 
         def _reconstruct_persistent_obj(meta: object) -> None:
             raise AssertionError("never called")
@@ -75,6 +80,7 @@ def nvidia(generator: Generator, path: Path, *, fp16_blocks: int = 0) -> None:
 def persistent_module(
     module: nn.Module, class_name: str, name: str, clamp: float | None, architecture: str, half: list[int]
 ) -> Persistent:
+    """Return a module and its children as they are pickled; `half` are the resolutions of half precision."""
     children = OrderedDict()
     for child, inner in module.named_children():
         children[child] = persistent_module(inner, type(inner).__name__, f"{name}.{child}", clamp, architecture, half)
@@ -92,21 +98,21 @@ def persistent_module(
 
 
 class Network:
-    """dnnlib.tflib.network.Network: a bag of state."""
+    """The class dnnlib.tflib.network.Network, which holds nothing but its state."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
 
 
 def tensorflow(generator: Generator, path: Path) -> None:
-    """(G, D, Gs) of the TensorFlow code; version 4."""
+    """Write (G, D, Gs) of the TensorFlow code, version 4."""
     config = generator.config
     parts: dict[str, list[tuple[str, np.ndarray]]] = {"mapping": [], "synthesis": []}
     for name, array in arrays(generator).items():
         if renamed := tensorflow_name(name, array):
             part, rest = renamed[0].split("/", 1)
             parts[part].append((rest, renamed[1]))
-    with stand_in("dnnlib.tflib.network") as module:
+    with temporary_module("dnnlib.tflib.network") as module:
         Network.__module__, Network.__qualname__ = "dnnlib.tflib.network", "Network"
         module.__dict__["Network"] = Network
         components = {
@@ -126,6 +132,7 @@ def tensorflow(generator: Generator, path: Path) -> None:
 
 
 def tensorflow_name(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
+    """Return a tensor's name and value in the TensorFlow layout; None if that layout does not store it."""
     part, *way, last = name.split(".")
     if last == "resample_filter" or name == "mapping.w_avg":
         return None
@@ -148,6 +155,7 @@ def tensorflow_name(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | No
 
 
 def rosinality(generator: Generator, path: Path) -> None:
+    """Write rosinality's layout."""
     names = {"weight": "conv.weight", "noise_strength": "noise.weight", "bias": "activate.bias", "rgb.bias": "bias"}
     names |= {"affine.weight": "conv.modulation.weight", "affine.bias": "conv.modulation.bias"}
     state = sequential(generator, names, mapping="style.{}.{}", weight="weight", const="input.input", noise="noises.noise_{}")
@@ -155,6 +163,7 @@ def rosinality(generator: Generator, path: Path) -> None:
 
 
 def mmagic(generator: Generator, path: Path) -> None:
+    """Write MMagic's layout."""
     names = {"weight": "conv.weight_orig", "noise_strength": "noise_injector.weight", "bias": "activate.bias", "rgb.bias": "bias"}
     names |= {"affine.weight": "conv.style_modulation.linear.weight_orig", "affine.bias": "conv.style_modulation.bias"}
     state = sequential(
@@ -166,7 +175,7 @@ def mmagic(generator: Generator, path: Path) -> None:
 
 
 def sequential(generator: Generator, names: dict[str, str], *, mapping: str, weight: str, const: str, noise: str) -> Tensors:
-    """The state dict of the layouts that number their layers: conv1, convs.N, to_rgb1, to_rgbs.N."""
+    """Return the state dict of the layouts that number their layers: conv1, convs.N, to_rgb1, to_rgbs.N."""
     state: Tensors = {}
     for name, array in arrays(generator).items():
         part, *way, last = name.split(".")
@@ -185,6 +194,7 @@ def sequential(generator: Generator, names: dict[str, str], *, mapping: str, wei
 
 
 def numbered_layer(block: int, way: list[str], last: str, value: torch.Tensor, names: dict[str, str]) -> tuple[str, torch.Tensor]:
+    """Return the name and value of a synthesis layer's tensor in a layout that numbers its layers."""
     rgb, k = way[0] == "torgb", block.bit_length() - 4  # 8 -> 0, 16 -> 1
     first, later = ("to_rgb1", f"to_rgbs.{k}") if rgb else ("conv1", f"convs.{2 * k + int(way[0] == 'conv1')}")
     prefix = first if block == 4 else later

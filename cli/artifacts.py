@@ -1,7 +1,9 @@
-"""A folder of one edit's artifacts."""
+"""The folder of one edit's artifacts."""
 
 import shutil
 from pathlib import Path
+
+from engine.atomic_write import atomic_write
 
 NAMES = (
     "result.png", "source.png", "overlay.png", "animation.mp4", "animation.webp", "animation.gif", "latent.safetensors",
@@ -10,7 +12,7 @@ NAMES = (
 
 
 class ArtifactFolder:
-    """Files appear whole or not at all; those of an earlier edit go, other people's stay."""
+    """A folder whose artifacts of an earlier edit are removed; other files stay."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -20,9 +22,9 @@ class ArtifactFolder:
         shutil.rmtree(path / "frames", ignore_errors=True)
 
     def write(self, name: str, data: bytes) -> Path:
+        """Write an artifact, which appears whole or not at all, and return its path."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(data)
-        part.rename(target)
+        with atomic_write(target) as part:
+            part.write_bytes(data)
         return target

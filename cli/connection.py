@@ -1,4 +1,4 @@
-"""Where the service is, for every command that talks to one."""
+"""The options that lead to a service, for every command that talks to one."""
 
 from typing import Annotated
 
@@ -13,7 +13,11 @@ URL, KEY = "http://127.0.0.1:8000", ""
 
 
 def connect(url: str, key: str) -> Client:
-    """Raises CommandError."""
+    """Return a client of the service.
+
+    Raises:
+        CommandError: there is no key.
+    """
     if not key:
         raise CommandError(
             "no key: set DRAGQUEUE_KEY or give --key; `dragqueue up` prints one, `dragqueue keys create` makes one"

@@ -1,4 +1,4 @@
-"""The main job end to end: two edits over HTTP through the real service, everything downloaded."""
+"""`dragqueue demo`: two edits over HTTP through the whole service, and everything downloaded."""
 
 import json
 import math
@@ -36,17 +36,21 @@ EDITS: dict[str, dict[str, Any]] = {
 
 
 def run_demo(out: Path, console: Console) -> None:
-    """Raises CommandError when an edit does not succeed."""
+    """Run the edits and write their artifacts and one overview picture.
+
+    Raises:
+        CommandError: an edit did not succeed.
+    """
     stop_on_signals()
     console.print("starting PostgreSQL, Valkey, S3, API, worker, reconciler")
-    with local_stack() as stack, running_service(stack) as service, service.client() as client:
+    with local_stack() as stack, running_service(stack) as service, Client(service.url, service.key) as client:
         console.print(f"the service answers on {service.url}", highlight=False)
         submitted = {name: client.submit(edit) for name, edit in EDITS.items()}
         for name, job in submitted.items():
             ended = follow(client, name, job, stack, console)
             folder = ArtifactFolder(out / name).path
             count = sum(1 for _ in client.download(job.id, folder))
-            console.print(f"{name}: {outcome(folder)}; {count} artifacts in {folder}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {describe_result(folder)}; {count} artifacts in {folder}", highlight=False, soft_wrap=True)
             if ended.stop_reason != "reached":
                 raise CommandError(f"{name} did not reach its targets")
     draw_overview([out / name for name in EDITS], out / "overview.png")
@@ -54,7 +58,11 @@ def run_demo(out: Path, console: Console) -> None:
 
 
 def follow(client: Client, name: str, job: Job, stack: Stack, console: Console) -> Job:
-    """Show a job's progress until it has succeeded."""
+    """Show a job's progress until it has ended.
+
+    Raises:
+        CommandError: the job did not succeed.
+    """
     columns = (
         TextColumn(f"{name} {{task.description}}"),
         BarColumn(),
@@ -64,20 +72,20 @@ def follow(client: Client, name: str, job: Job, stack: Stack, console: Console) 
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("queued", total=job.spec["drag"]["max_iterations"], distance="")
 
-        def seen(job: Job) -> None:
+        def show(job: Job) -> None:
             stack.check()
             progress = job.progress or {}
             distance = f"{progress['distance_px']:.1f} px left" if "distance_px" in progress else ""
             bar.update(task, description=job.state, completed=progress.get("iteration", 0), distance=distance)
 
-        ended = client.wait(job.id, seen=seen, limit_s=JOB_LIMIT_S)
+        ended = client.wait(job.id, on_change=show, timeout_s=JOB_LIMIT_S)
     if not ended.succeeded:
         raise CommandError(f"{name} ended {ended.state}: {ended.error}")
     return ended
 
 
 def draw_overview(folders: list[Path], path: Path) -> None:
-    """Source, overlay and result of each edit, one row an edit."""
+    """Draw source, overlay and result of each edit in one picture, with one row for each edit."""
     size = 384
     sheet = Image.new("RGB", (3 * size, len(folders) * size))
     for row, folder in enumerate(folders):
@@ -87,13 +95,13 @@ def draw_overview(folders: list[Path], path: Path) -> None:
     sheet.save(path)
 
 
-def outcome(folder: Path) -> str:
-    """How far each handle came, from the downloaded trajectory."""
-    story = json.loads((folder / "trajectory.json").read_text())
-    result = story["steps"][story["result_iteration"]]
-    first = story["steps"][0]["handles"]
+def describe_result(folder: Path) -> str:
+    """Return how far each handle came, read from the downloaded trajectory."""
+    trajectory = json.loads((folder / "trajectory.json").read_text())
+    result = trajectory["steps"][trajectory["result_iteration"]]
+    first = trajectory["steps"][0]["handles"]
     drags = [
         f"{math.dist(start, target):.1f} px drag ends {math.dist(handle, target):.2f} px from its target"
-        for start, handle, target in zip(first, result["handles"], story["targets"], strict=True)
+        for start, handle, target in zip(first, result["handles"], trajectory["targets"], strict=True)
     ]
-    return f"{story['stop_reason']} after {result['iteration']} iterations, " + ", ".join(drags)
+    return f"{trajectory['stop_reason']} after {result['iteration']} iterations, " + ", ".join(drags)

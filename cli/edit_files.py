@@ -1,7 +1,7 @@
 """Files of many edits: JSONL or CSV to read, JSONL to write.
 
-JSONL has {"custom_id": ..., "job": {...}} a line, with "image": PATH for a photo to edit. CSV has a row an edit; its columns are
-custom_id, image, points (X,Y:X,Y; X,Y:X,Y) and any field of a job by its path, such as model, source.seed, drag.max_iterations.
+A line of JSONL is {"custom_id": ..., "job": {...}}, with "image": PATH for a photo to edit. A row of CSV is an edit, with
+the columns custom_id, image, points (X,Y:X,Y; X,Y:X,Y) and any field of a job by its path, such as model or source.seed.
 """
 
 import csv
@@ -22,17 +22,23 @@ MAX_NAME = 200  # characters
 
 @dataclass(frozen=True)
 class Edit:
+    """One edit of a file."""
+
     custom_id: str  # also the name of its folder
     job: dict[str, Any]
     image: Path | None = None
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """Raises CommandError, naming the line."""
+    """Return the edits of a file.
+
+    Raises:
+        CommandError: the file is not valid; the message names the line.
+    """
     rows = read_csv(path) if path.suffix == ".csv" else read_jsonl(path)
     edits: dict[str, Edit] = {}
     for number, row in enumerate(rows, 1):
-        edit = edit_of(row, number, path)
+        edit = parse_edit(row, number, path)
         if edit.custom_id in edits:
             raise CommandError(f"{path}, edit {number}: the custom_id {edit.custom_id!r} is there twice")
         edits[edit.custom_id] = edit
@@ -41,8 +47,8 @@ def read_edits(path: Path) -> list[Edit]:
     return list(edits.values())
 
 
-def edit_of(row: dict[str, Any], number: int, path: Path) -> Edit:
-    """Raises CommandError."""
+def parse_edit(row: dict[str, Any], number: int, path: Path) -> Edit:
+    """Return a row of the file as an edit."""
     custom_id = str(row.get("custom_id") or f"{number:05d}")
     if UNSAFE & set(custom_id) or custom_id.startswith(".") or len(custom_id) > MAX_NAME or not custom_id.isprintable():
         raise CommandError(f"{path}, edit {number}: the custom_id {custom_id!r} cannot be the name of a folder")
@@ -57,6 +63,7 @@ def edit_of(row: dict[str, Any], number: int, path: Path) -> Edit:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a JSONL file."""
     with path.open() as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -71,41 +78,43 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a CSV file as JSONL would have them."""
     with path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file, restkey="more", strict=True), 1):
             if "more" in row or None in row.values():
                 raise CommandError(f"{path}, edit {number}: has not as many fields as the header")
-            yield {"custom_id": row.pop("custom_id", ""), "image": row.pop("image", ""), "job": job_of(row, number, path)}
+            yield {"custom_id": row.pop("custom_id", ""), "image": row.pop("image", ""), "job": parse_job(row, number, path)}
 
 
-def job_of(row: dict[str, str], number: int, path: Path) -> dict[str, Any]:
+def parse_job(row: dict[str, str], number: int, path: Path) -> dict[str, Any]:
+    """Return the columns of a CSV row as a job."""
     job: dict[str, Any] = {}
     for column, text in row.items():
         if text == "":
             continue
         *outer, last = column.strip().split(".")
-        place = job
+        parent = job
         for name in outer:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            parent = parent.setdefault(name, {})
+            if not isinstance(parent, dict):
                 raise CommandError(f"{path}, edit {number}: there are both {name} and {column}")
         try:
-            place[last] = [parse_pair(pair.strip()) for pair in text.split(";")] if column == "points" else value_of(text)
+            parent[last] = [parse_pair(pair.strip()) for pair in text.split(";")] if column == "points" else parse_value(text)
         except CommandError as error:
             raise CommandError(f"{path}, edit {number}, points: {error}") from error
     return job
 
 
-def value_of(text: str) -> Any:
-    """A number, true, a list, ... where it reads as one; else text."""
+def parse_value(text: str) -> Any:
+    """Return the text as JSON if it is JSON, such as a number or true; else as text."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def grid(model: str, seeds: list[int], drags: list[str], template: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A line for each seed and drag, a drag being points as in CSV. Raises CommandError."""
+def make_grid(model: str, seeds: list[int], drags: list[str], template: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a line for each seed and drag; a drag is points as in CSV."""
     for number, drag in enumerate(drags):
         points = [parse_pair(pair.strip()) for pair in drag.split(";")]
         for seed in seeds:
@@ -114,7 +123,7 @@ def grid(model: str, seeds: list[int], drags: list[str], template: dict[str, Any
 
 
 def parse_seeds(text: str) -> list[int]:
-    """1,5,9-12 -> [1, 5, 9, 10, 11, 12]."""
+    """Return the numbers of a text such as 1,5,9-12."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)

@@ -1,4 +1,4 @@
-"""`dragqueue edit` and `dragqueue invert`: the engine alone, the same artifacts as a job's."""
+"""`dragqueue edit` and `dragqueue invert`: edits by the engine alone, with the same artifacts as a job's."""
 
 import json
 import os
@@ -50,8 +50,8 @@ def edit(
     if inversion:
         document["inversion"] = dict(parse_option(text, "--inversion") for text in inversion)
     if movable_circle is not None:
-        document["movable"] = {"shapes": [{"circle": numbers_of(movable_circle, 3, "--movable-circle")}]}
-    run(document, out, as_json, checkpoints, image=image, latent=latent, movable=movable)
+        document["movable"] = {"shapes": [{"circle": parse_numbers(movable_circle, 3, "--movable-circle")}]}
+    run_edit(document, out, as_json, checkpoints, image=image, latent=latent, movable=movable)
 
 
 def invert(
@@ -66,16 +66,17 @@ def invert(
     """Find a photo in the generator: its latent, and the generator tuned to it."""
     document = {"model": model, "source": photo_source(crop)}
     document["inversion"] = dict(parse_option(text, "--inversion") for text in inversion)
-    run(document, out, as_json, checkpoints, image=image)
+    run_edit(document, out, as_json, checkpoints, image=image)
 
 
-def run(document: dict[str, Any], out: Path, as_json: bool, checkpoints: Path, **files: Path | None) -> None:
+def run_edit(document: dict[str, Any], out: Path, as_json: bool, checkpoints: Path, **files: Path | None) -> None:
+    """Run an edit, with a bar for each phase, and print how it ended."""
     from cli.offline import Given, OfflineEdit
 
     lpips = os.environ.get("DRAGQUEUE_LPIPS_FILE")
     ready = OfflineEdit(document, Given(**files), checkpoints, None if lpips is None else Path(lpips))
     with Progress(*BAR, console=console) as bar:
-        result = ready.run(out, Phases(ready, bar).show)
+        result = ready.run(out, PhaseBars(ready, bar).show)
     if as_json:
         typer.echo(ready.summary(result))
     elif result is not None:
@@ -84,8 +85,8 @@ def run(document: dict[str, Any], out: Path, as_json: bool, checkpoints: Path, *
     console.print(f"artifacts in {out}", highlight=False)
 
 
-class Phases:
-    """A bar for each phase of an edit, as it comes."""
+class PhaseBars:
+    """A progress bar for each phase of an edit, added when the phase begins."""
 
     def __init__(self, ready: Any, bar: Progress) -> None:
         self.totals = {"drag": ready.spec.drag.max_iterations}
@@ -95,6 +96,7 @@ class Phases:
         self.tasks: dict[str, Any] = {}
 
     def show(self, step: Any) -> None:
+        """Show a step on the bar of its phase."""
         phase = getattr(step, "phase", "drag")
         if phase not in self.tasks:
             self.tasks[phase] = self.bar.add_task(phase, total=self.totals[phase])
@@ -103,25 +105,31 @@ class Phases:
 
 
 def photo_source(crop: str | None) -> dict[str, Any]:
-    """What --crop says, as a job's source says it."""
+    """Return the value of --crop as a part of a job's source."""
     if crop is None:
         return {}
     if crop == "center":
         return {"crop": crop}
     count = crop.count(",") + 1
     if count == 4:
-        return {"crop": {"box": numbers_of(crop, 4, "--crop")}}
-    numbers = numbers_of(crop, 2 * len(FACE), "--crop")
+        return {"crop": {"box": parse_numbers(crop, 4, "--crop")}}
+    numbers = parse_numbers(crop, 2 * len(FACE), "--crop")
     return {"crop": {"landmarks": {name: numbers[2 * k : 2 * k + 2] for k, name in enumerate(FACE)}}}
 
 
 def parse_pair(text: str) -> dict[str, tuple[float, float]]:
+    """Return X,Y:X,Y as a handle point and its target point, in pixels."""
     handle, _, target = text.partition(":")
-    pair = {"handle": numbers_of(handle, 2, "--point"), "target": numbers_of(target, 2, "--point")}
+    pair = {"handle": parse_numbers(handle, 2, "--point"), "target": parse_numbers(target, 2, "--point")}
     return {name: (x, y) for name, (x, y) in pair.items()}
 
 
-def numbers_of(text: str, count: int, option: str) -> list[float]:
+def parse_numbers(text: str, count: int, option: str) -> list[float]:
+    """Return the numbers of a text that are separated by commas.
+
+    Raises:
+        CommandError: there are not `count` of them; the message names the option.
+    """
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -132,7 +140,7 @@ def numbers_of(text: str, count: int, option: str) -> list[float]:
 
 
 def parse_option(text: str, option: str) -> tuple[str, Any]:
-    """NAME=VALUE; the value as JSON where it is, else as text."""
+    """Return NAME and VALUE of NAME=VALUE; the value as JSON if it is JSON, else as text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise CommandError(f"{option} must be NAME=VALUE, got {text!r}")

@@ -1,9 +1,5 @@
-"""What the command tells its user in one sentence before it exits with a code other than 0."""
+"""Errors of the command; each message is one sentence for people, and the exit code is 1."""
 
 
 class CommandError(Exception):
-    """The command cannot do what was asked; the message is for people."""
-
-
-class ServerFailed(CommandError):
-    """A server of the local stack did not start; the message names its log."""
+    """The command cannot do what was asked."""

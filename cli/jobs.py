@@ -1,4 +1,4 @@
-"""`dragqueue get | list | watch | cancel | stop | retry | download`: jobs of a running service."""
+"""`dragqueue get | list | watch | cancel | stop | retry | download`: the jobs of a running service."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="Of the job.")]
 def get(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False) -> None:
     """Show how a job stands."""
     with connect(url, key) as client:
-        tell(client.get(job_id), as_json)
+        print_job(client.get(job_id), as_json)
 
 
 def list_(
@@ -37,12 +37,13 @@ def list_(
             if as_json:
                 sys.stdout.write(job.model_dump_json() + "\n")
             else:
-                table.add_row(*row(job))
+                table.add_row(*table_row(job))
     if not as_json:
         Console().print(table)
 
 
-def row(job: Job) -> tuple[str, ...]:
+def table_row(job: Job) -> tuple[str, ...]:
+    """Return a job as a row of the list."""
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
     ended = job.stop_reason or (job.error.code if job.error else "")
     shown = "" if took is None else f"{took:.1f}"
@@ -53,28 +54,28 @@ def watch(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False
     """Follow a job until it has ended; exit code 0 when it succeeded."""
     with connect(url, key) as client:
         job = follow(client, job_id)
-    tell(job, as_json)
+    print_job(job, as_json)
     if not job.succeeded:
         raise typer.Exit(1)
 
 
 def follow(client: Client, job_id: str) -> Job:
-    """The job once it has ended, with a bar background_thread."""
+    """Show a progress bar until a job has ended, and return it."""
     with Progress(*BAR, console=console) as bar:
         task = bar.add_task("queued", total=None, now="")
 
-        def seen(job: Job) -> None:
+        def show(job: Job) -> None:
             progress = job.progress or {}
             bar.update(
                 task, description=f"{job.state} {progress.get('phase', '')}", total=progress.get("max_iterations"),
-                completed=progress.get("iteration", 0), now=standing(job),
+                completed=progress.get("iteration", 0), now=describe_progress(job),
             )  # fmt: skip
 
-        return client.wait(job_id, seen=seen, limit_s=float("inf"))
+        return client.wait(job_id, on_change=show, timeout_s=float("inf"))
 
 
-def standing(job: Job) -> str:
-    """How far a job is, in a few words."""
+def describe_progress(job: Job) -> str:
+    """Return how far a job is, in a few words."""
     progress: dict[str, Any] = job.progress or {}
     if job.place is not None:
         wait = f", about {job.place.starts_in_s.p50:.0f} s" if job.place.starts_in_s else ""
@@ -87,13 +88,13 @@ def standing(job: Job) -> str:
 def cancel(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False) -> None:
     """Throw a job away."""
     with connect(url, key) as client:
-        tell(client.cancel(job_id), as_json)
+        print_job(client.cancel(job_id), as_json)
 
 
 def stop(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False) -> None:
     """End a running drag and keep its picture as the result."""
     with connect(url, key) as client:
-        tell(client.stop(job_id), as_json)
+        print_job(client.stop(job_id), as_json)
 
 
 def retry(job_id: JobId, url: Url = URL, key: Key = KEY) -> None:
@@ -117,7 +118,8 @@ def download(
     console.print(f"{count} artifacts in {out}", highlight=False)
 
 
-def tell(job: Job, as_json: bool) -> None:
+def print_job(job: Job, as_json: bool) -> None:
+    """Print a job as JSON, or its state and progress."""
     if as_json:
         sys.stdout.write(job.model_dump_json(indent=1) + "\n")
         return
@@ -125,4 +127,4 @@ def tell(job: Job, as_json: bool) -> None:
     if job.error is not None:
         typer.echo(f"{job.error.code}: {job.error.message}")
     elif not job.ended:
-        typer.echo(standing(job))
+        typer.echo(describe_progress(job))

@@ -1,4 +1,4 @@
-"""`dragqueue keys` and `tenants`: who may use the service, and how much of it. Straight to the database, for operators."""
+"""`dragqueue keys` and `dragqueue tenants`: API keys and quotas, for operators with access to the database."""
 
 import getpass
 import os
@@ -15,18 +15,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from cli.errors import CommandError
-from cli.settings import read_settings
-from embedded.stack import Stack
 from jobs.database import make_sessions
-from jobs.errors import JobError, Unauthorized
+from jobs.environment import read_settings
+from jobs.errors import JobError
 from jobs.tables import DEFAULT_TENANT, Tenant
 from jobs.tenants import audit, keys
 from jobs.tenants.keys import Scope
 
 app = typer.Typer(help="API keys: dq_ID_SECRET. Settings from the environment.", no_args_is_help=True)
 tenants = typer.Typer(help="Tenants and their quotas. Settings from the environment.", no_args_is_help=True)
-ALL_SCOPES = [Scope.READ, Scope.SUBMIT, Scope.ADMIN]
-TEMPORARY = timedelta(days=1)  # of a key for a stack that keeps nothing
 DAY_S = 86_400
 LIMITS = (
     "max_queued",
@@ -50,7 +47,7 @@ def create(
     """Make a key and print it: it is never shown again."""
     with database() as session:
         token = keys.create(session, tenant, name, scope, None if days is None else timedelta(days=days))
-        audit.record(session, tenant, operator(), "key.create", id_of(token))
+        audit.record(session, tenant, operator(), "key.create", key_id_of(token))
     typer.echo(token)
 
 
@@ -83,7 +80,7 @@ def rotate(
     """Make a key that replaces another and print it."""
     with database() as session:
         token = keys.rotate(session, key_id, timedelta(seconds=grace_s))
-        audit.record(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {id_of(token)}")
+        audit.record(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {key_id_of(token)}")
     typer.echo(token)
 
 
@@ -118,25 +115,14 @@ def set_(
         audit.record(session, tenant, operator(), f"tenant.{limit}", value)
 
 
-def local_key(stack: Stack) -> str:
-    """The key of commands on this machine: kept beside the stack's data, made where it is missing or no longer valid."""
-    file = stack.logs.parent / "key"
-    with database(stack.environment) as session:
-        token = file.read_text().strip() if file.exists() else ""
-        try:
-            keys.authenticate(session, token)
-        except Unauthorized:
-            token = keys.create(session, DEFAULT_TENANT, "this machine", ALL_SCOPES, None if stack.durable else TEMPORARY)
-            audit.record(session, DEFAULT_TENANT, operator(), "key.create", id_of(token))
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-                out.write(token)
-    return token
-
-
 @contextmanager
-def database(environment: dict[str, str] | None = None) -> Iterator[Session]:
-    """A transaction. Raises CommandError."""
-    sessions = make_sessions(read_settings(environment or os.environ).database_url)
+def database() -> Iterator[Session]:
+    """Open a transaction on the database of the environment.
+
+    Raises:
+        CommandError: the database does not answer, or refuses.
+    """
+    sessions = make_sessions(read_settings(os.environ).database_url)
     try:
         with sessions.begin() as session:
             yield session
@@ -147,8 +133,10 @@ def database(environment: dict[str, str] | None = None) -> Iterator[Session]:
 
 
 def operator() -> str:
+    """Return who runs the command, as the audit names them."""
     return f"operator:{getpass.getuser()}"
 
 
-def id_of(token: str) -> str:
+def key_id_of(token: str) -> str:
+    """Return the id of a key, which is not secret."""
     return token.split("_")[1]

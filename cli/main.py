@@ -1,10 +1,10 @@
-"""The dragqueue command. Each subcommand imports what it needs when it runs."""
+"""The dragqueue command. Each subcommand imports what it needs when it runs, so that the others start fast."""
 
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from dragqueue_client import ClientError
@@ -15,6 +15,9 @@ from cli import bench, bulk, edits, jobs, keys, models, quality, submit
 from cli.edit_files import parse_seeds
 from cli.errors import CommandError
 from cli.models import CHECKPOINTS, Checkpoints
+from embedded.errors import StackError
+from jobs.environment import SettingsInvalid, read_settings
+from jobs.settings import Settings
 
 app = typer.Typer(
     name="dragqueue", help="Point-based image editing with DragGAN, as jobs.", no_args_is_help=True, add_completion=False
@@ -34,9 +37,13 @@ for name, command in (
 ):  # fmt: skip
     app.command(name)(command)
 console = Console(stderr=True)
+# an OSError is a folder that cannot be written, a full disk, ...
+EXPECTED_ERRORS = (CommandError, StackError, SettingsInvalid, ClientError, OSError)
 
 
 class Noise(StrEnum):
+    """The noise of a rendered picture."""
+
     CONST = "const"
     NONE = "none"
 
@@ -45,9 +52,10 @@ Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 
 
 def main() -> None:
+    """Run the command; print an error as one sentence and exit with code 1."""
     try:
         app()
-    except (CommandError, ClientError, OSError) as error:  # such as a folder that cannot be written, or a full disk
+    except EXPECTED_ERRORS as error:
         console.print(f"dragqueue: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
 
@@ -68,16 +76,16 @@ def up(
     state: Annotated[Path | None, typer.Option(help="Folder that keeps all data.")] = None,
 ) -> None:
     """Run servers, API, workers and reconciler on this machine until Ctrl-C."""
-    from embedded.service import running_service, watch
+    from embedded.service import running_service, wait_for_failure
     from embedded.stack import default_state, local_stack, stop_on_signals
 
     stop_on_signals()
-    with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as served:
-        url = served.url
+    with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as service:
+        url = service.url
         console.print(f"Dragqueue serves {url} (docs at {url}/docs); logs in {stack.logs}; Ctrl-C stops it", highlight=False)
-        console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={served.key}", highlight=False, soft_wrap=True)
+        console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={service.key}", highlight=False, soft_wrap=True)
         try:
-            watch(stack)
+            wait_for_failure(stack)
         except KeyboardInterrupt:
             console.print("stopping")
 
@@ -131,15 +139,14 @@ def migrate() -> None:
 @app.command()
 def doctor(as_json: edits.AsJson = False) -> None:
     """Check servers, rights, clocks, checkpoints and workers, and say what to do; settings from the environment."""
-    from cli.doctor import tell
+    from cli.doctor.examination import print_findings
 
-    if not tell(os.environ, as_json=as_json):
+    if not print_findings(os.environ, as_json=as_json):
         raise typer.Exit(1)
 
 
-def settings() -> Any:
-    from cli.settings import read_settings
-
+def settings() -> Settings:
+    """Return the settings of the environment."""
     return read_settings(os.environ)
 
 

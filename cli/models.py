@@ -1,4 +1,4 @@
-"""dragqueue models: which models there are, and how others become ours."""
+"""`dragqueue models`: list, import, download, verify and remove models of a folder."""
 
 import hashlib
 import re
@@ -36,36 +36,43 @@ def import_(
         raise CommandError(f"--name must be letters, digits, - and _, at most 100, got {name!r}")
     if channel_order not in ("rgb", "bgr"):
         raise CommandError(f"--channel-order must be rgb or bgr, got {channel_order}")
-    begin_manifest(checkpoints)
+    create_manifest(checkpoints)
     manifest = open_manifest(checkpoints)
     if name in manifest.models:
         raise CommandError(f"there is a model {name} already: choose another --name, or remove it first")
     entry = convert(file, name, checkpoints, licence, bgr=channel_order == "bgr")
     manifest.add(entry)
-    tell(entry)
+    print_model(entry)
 
 
-def tell(entry: ModelEntry) -> None:
-    eye = ", with its discriminator" if entry.discriminator is not None else ""
-    console.print(f"{entry.name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+{eye}", highlight=False)
+def print_model(entry: ModelEntry) -> None:
+    """Print what was imported."""
+    discriminator = ", with its discriminator" if entry.discriminator is not None else ""
+    console.print(
+        f"{entry.name}: {entry.layout}, {entry.resolution} px, {entry.num_ws} rows of w+{discriminator}", highlight=False
+    )
 
 
 def convert(file: Path, name: str, checkpoints: Path, licence: str, *, bgr: bool) -> ModelEntry:
-    """Write the canonical files; raises CommandError and leaves none when it cannot."""
+    """Convert a checkpoint into canonical files beside the manifest, and return their entry.
+
+    Raises:
+        CommandError: the file cannot be converted; nothing is left of it.
+    """
     from engine.checkpoints.canonical import write_networks
     from engine.checkpoints.layouts import read_generator_file
     from engine.errors import EngineError
 
-    target, beside = checkpoints / f"{name}.safetensors", checkpoints / f"{name}.discriminator.safetensors"
+    generator, discriminator = checkpoints / f"{name}.safetensors", checkpoints / f"{name}.discriminator.safetensors"
     try:
         found = read_generator_file(file)
-        config = write_networks(found, target, beside, bgr=bgr)
+        config = write_networks(found, generator, discriminator, bgr=bgr)
     except EngineError as error:
         raise CommandError(str(error)) from error
     shape = {part: getattr(config, part) for part in ("resolution", "num_ws", "w_dim", "c_dim", "architecture")}
-    files = {"file": target.name, "sha256": sha256_of(target), "source_sha256": sha256_of(file)}
+    files = {"file": generator.name, "sha256": sha256_of(generator), "source_sha256": sha256_of(file)}
     if found.discriminator is not None:
-        files |= {"discriminator": beside.name, "discriminator_sha256": sha256_of(beside)}
+        files |= {"discriminator": discriminator.name, "discriminator_sha256": sha256_of(discriminator)}
     return ModelEntry.model_validate({"name": name, "licence": licence, "layout": found.layout, **shape, **files})
 
 
@@ -98,7 +105,7 @@ def download_(
     manifest.add(entry.model_copy(update={"defaults": public.defaults}))
     if public.sha256 is None:
         manifest.record(name, sha256)
-    tell(entry)
+    print_model(entry)
     console.print(f"licence: {public.licence}", highlight=False)
 
 
@@ -120,7 +127,7 @@ def list_(checkpoints: Checkpoints = CHECKPOINTS) -> None:
 def verify(checkpoints: Checkpoints = CHECKPOINTS) -> None:
     """Compare every file with its hash; exit code 1 when one differs or is missing."""
     manifest = open_manifest(checkpoints)
-    wrong = [f"{entry.name} {reason}" for entry in manifest.models.values() if (reason := defect(manifest, entry))]
+    wrong = [f"{entry.name} {reason}" for entry in manifest.models.values() if (reason := find_defect(manifest, entry))]
     if wrong:
         raise CommandError("; ".join(wrong))
     console.print(f"{len(manifest.models)} models are what the manifest says", highlight=False)
@@ -140,8 +147,8 @@ def remove(name: str, checkpoints: Checkpoints = CHECKPOINTS) -> None:
     console.print(f"{name} is gone")
 
 
-def begin_manifest(checkpoints: Path) -> None:
-    """Give a folder without a manifest an empty one."""
+def create_manifest(checkpoints: Path) -> None:
+    """Create an empty manifest in a folder that has none."""
     path = checkpoints / MANIFEST
     if not path.exists():
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -149,15 +156,19 @@ def begin_manifest(checkpoints: Path) -> None:
 
 
 def open_manifest(checkpoints: Path) -> ModelManifest:
-    """Raises CommandError when there is none."""
+    """Return the manifest of a folder.
+
+    Raises:
+        CommandError: there is none, or it is not valid.
+    """
     try:
         return ModelManifest.load(checkpoints)
     except ManifestInvalid as error:
         raise CommandError(str(error)) from error
 
 
-def defect(manifest: ModelManifest, entry: ModelEntry) -> str | None:
-    """What is wrong with a model's files, if anything."""
+def find_defect(manifest: ModelManifest, entry: ModelEntry) -> str | None:
+    """Return what is wrong with a model's files; None if nothing is."""
     for path, sha256 in manifest.files(entry).items():
         if not path.is_file():
             return f"is missing: there is no {path}"
@@ -167,5 +178,6 @@ def defect(manifest: ModelManifest, entry: ModelEntry) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Rendering and editing with the engine alone: no server, the same artifacts."""
+"""Rendering and editing with the engine alone: no server, but the same artifacts as a job's."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ RENDER_TOGETHER = 8
 
 
 class FolderSink:
-    """Artifacts as files of a folder."""
+    """A sink that writes artifacts as files of a folder."""
 
     def __init__(self, folder: ArtifactFolder) -> None:
         self.folder = folder
@@ -55,7 +55,11 @@ class FolderSink:
 
 
 def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[ModelManifest, ModelEntry, Generator]:
-    """Raises CommandError: no manifest, no such model, or a file that is missing or damaged."""
+    """Return the manifest of a folder, a model's entry and its generator on a device.
+
+    Raises:
+        CommandError: there is no manifest or no such model, or a file is missing or damaged.
+    """
     try:
         manifest = ModelManifest.load(checkpoints)
         model = manifest.get(name)
@@ -65,7 +69,7 @@ def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[Mode
 
 
 class OfflineInputs:
-    """The photo and the mask that the command line names, as a job would find them uploaded."""
+    """The photo, latent and mask that the command line names, in the place of a job's uploads."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Decoded] = {}
@@ -92,7 +96,7 @@ class OfflineInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Files that the command line names."""
+    """The files that the command line names."""
 
     image: Path | None = None
     latent: Path | None = None
@@ -103,10 +107,14 @@ Seen = Callable[[DragStep | InversionStep], None]
 
 
 class OfflineEdit:
-    """One edit from a job's document, checked and ready to run here."""
+    """One edit from a job's document, checked and ready to run in this process."""
 
     def __init__(self, document: dict[str, Any], given: Given, checkpoints: Path, lpips: Path | None = None) -> None:
-        """Raises CommandError with everything that is wrong."""
+        """Check the document and load the model.
+
+        Raises:
+            CommandError: the edit cannot be run; the message names everything that is wrong.
+        """
         self.began = time.monotonic()
         self.took_s: float | None = None  # from the model loaded to the last file written
         self.lpips = lpips
@@ -163,7 +171,7 @@ class OfflineEdit:
         return invert(running, photo, look)
 
     def summary(self, result: DragStep | None) -> str:
-        """How it ended, as JSON."""
+        """Return how the edit ended, as JSON."""
         took = {"took_s": None if self.took_s is None else round(self.took_s, 3)}
         if result is None:
             return json.dumps({"stop_reason": None} | took)
@@ -173,7 +181,11 @@ class OfflineEdit:
 
 
 def map_seeds(generator: Generator, seeds: list[int], truncation_psi: float, class_index: int | None) -> Tensor:
-    """w+ [N, L, D] of seeds. Raises CommandError when the class does not fit the generator."""
+    """Return the w+ [N, L, D] of seeds.
+
+    Raises:
+        CommandError: the class does not fit the generator.
+    """
     try:
         return torch.cat([generator.map(seed=seed, truncation_psi=truncation_psi, class_index=class_index) for seed in seeds])
     except ValueError as error:
@@ -182,7 +194,7 @@ def map_seeds(generator: Generator, seeds: list[int], truncation_psi: float, cla
 
 @torch.no_grad()
 def render(generator: Generator, ws: Tensor, noise_mode: NoiseMode, seen: Callable[[int], None]) -> Tensor:
-    """Images [N, 3, R, R] of w+ [N, L, D], not clamped."""
+    """Return the images [N, 3, R, R] of w+ [N, L, D], not clamped."""
     images = []
     for part in torch.split(ws, RENDER_TOGETHER):
         images.append(generator.images(part, noise_mode=noise_mode).cpu())
@@ -191,7 +203,7 @@ def render(generator: Generator, ws: Tensor, noise_mode: NoiseMode, seen: Callab
 
 
 def write_grid(images: Tensor, path: Path) -> None:
-    """All images in one PNG, about as wide as high."""
+    """Write all images into one PNG, as a grid that is about as wide as high."""
     pixels = to_pixels(images)
     columns = int(np.ceil(len(pixels) ** 0.5))
     rows = -(-len(pixels) // columns)
@@ -204,6 +216,6 @@ def write_grid(images: Tensor, path: Path) -> None:
 
 
 def write_npz(images: Tensor, ws: Tensor, path: Path) -> None:
-    """Arrays `images` [N, 3, R, R] and `ws` [N, L, D]; the file keeps the name it was given."""
+    """Write the arrays `images` [N, 3, R, R] and `ws` [N, L, D] into a file of exactly this name."""
     with path.open("wb") as file:
         np.savez(file, images=images.numpy(), ws=ws.cpu().numpy())

@@ -1,4 +1,4 @@
-"""`dragqueue submit`: a job's JSON, and the files it needs, to a running service."""
+"""`dragqueue submit`: send a job's JSON and the files that it needs to a running service."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from cli.connection import KEY, URL, Key, Url, connect
 from cli.errors import CommandError
 
-LATENT_NAMES = ("w", "ws", "latent", "latents", "latent_code")  # under which tools save what they found
+LATENT_NAMES = ("w", "ws", "latent", "latents", "latent_code")  # names under which tools save a latent
 
 
 def submit(
@@ -34,6 +34,7 @@ def submit(
 
 
 def read_job(path: Path) -> dict[str, Any]:
+    """Return the job of a JSON file, or of standard input for the path -."""
     try:
         document = json.loads(typer.get_text_stream("stdin").read() if str(path) == "-" else path.read_text())
     except ValueError as error:
@@ -44,7 +45,7 @@ def read_job(path: Path) -> dict[str, Any]:
 
 
 def read_latent(path: Path) -> bytes:
-    """The file's bytes; of a .pt, which no service reads, its w as safetensors."""
+    """Return the bytes of a latent's file; convert a .pt, which no service reads, to safetensors."""
     if path.suffix not in (".pt", ".pth"):
         return path.read_bytes()
     import torch

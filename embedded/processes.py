@@ -1,4 +1,4 @@
-"""Child processes that never outlive us, even when we are killed with -9."""
+"""Child processes that never outlive this one, even when it is killed with SIGKILL."""
 
 import ctypes
 import signal
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cli.errors import ServerFailed
+from embedded.errors import ServerFailed
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -17,30 +17,35 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Child:
-    """A running program, its name for people, its log."""
+    """A program that was started, and what is needed to stop it and to start it again."""
 
-    name: str
+    name: str  # for people
     process: subprocess.Popen[bytes]
     log: Path
     stop_signal: signal.Signals
-    again: Callable[[], "Child"]  # starts the same program once more
+    start_again: Callable[[], "Child"]  # starts the same program with the same arguments
 
     def check(self) -> None:
-        """Raises ServerFailed when it has ended."""
+        """Raise ServerFailed if the process has ended."""
         if self.process.poll() is not None:
             raise ServerFailed(f"{self.name} ended with exit code {self.process.returncode}; its log is {self.log}")
 
     def wait_until(self, ready: Callable[[], bool], limit_s: float) -> None:
-        """Raises ServerFailed when it ends, or is not ready in time; then it is stopped."""
-        until = time.monotonic() + limit_s
+        """Return once ready() is true.
+
+        Raises:
+            ServerFailed: the process ended, or was not ready in time and was stopped.
+        """
+        deadline = time.monotonic() + limit_s
         while not ready():
             self.check()
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 self.stop()
                 raise ServerFailed(f"{self.name} was not ready after {limit_s:g} s; its log is {self.log}")
             time.sleep(0.02)
 
     def stop(self, limit_s: float = 10.0) -> None:
+        """Send the stop signal and wait for the end; kill the process if it takes longer."""
         if self.process.poll() is None:
             self.process.send_signal(self.stop_signal)
         try:
@@ -56,10 +61,12 @@ def start(
 ) -> Child:  # fmt: skip
     """Start a program with its output in a log.
 
-    The kernel sends it death_signal when the thread that called this ends, so call it from the main thread.
-
     Args:
-        user: numeric id to run as, with the group of the same number; default our own.
+        user: the numeric id to run as, with the group of the same number; None keeps this process's.
+        death_signal: what the kernel sends when the thread that called this ends; so call it from the main thread.
+
+    Raises:
+        ServerFailed: the program cannot be started.
     """
 
     def die_with_parent() -> None:

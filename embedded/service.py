@@ -1,4 +1,4 @@
-"""The service on this machine: database and bucket prepared, API, workers and reconciler as processes."""
+"""The service on this machine: API, workers and reconciler as processes, on servers that are prepared."""
 
 import os
 import shutil
@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
-from dragqueue_client import Client
 from sqlalchemy.exc import OperationalError
 
-from cli.errors import CommandError
-from cli.keys import local_key
+from embedded.errors import StackError
+from embedded.keys import local_key
 from embedded.processes import Child, start
 from embedded.servers import free_port, speaks_http
 from embedded.stack import Stack
@@ -23,45 +23,51 @@ from jobs.storage.objects import Storage
 
 START_LIMIT_S = 60.0
 GPU_LIMIT_S = 30.0
-ARENAS = "2"  # of glibc's allocator: with one per thread a worker's memory creeps up for hours, as large maps come and go
-HUGE_PAGES = "1"  # for torch's large tensors, which come and go at every step: small pages fault 4,096 times for 16 MB
-SPINS = "10000"  # of a thread that waits for others of its kind: where cores are shared, the usual 300,000 cost half the time
+WORKER_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "2",  # with one arena of glibc's allocator per thread a worker's memory grows for hours
+    "THP_MEM_ALLOC_ENABLE": "1",  # huge pages: torch's large tensors come and go, and 16 MB of small pages fault 4,096 times
+    "GOMP_SPINCOUNT": "10000",  # on shared cores threads that wait 300,000 spins for each other, the default, cost half the time
+}
 
 
 def prepare(settings: Settings) -> None:
-    """Migrate the database and make the bucket. Raises CommandError when either server is away."""
+    """Migrate the database and create the bucket.
+
+    Raises:
+        StackError: one of the servers does not answer.
+    """
     from migrations.upgrade import upgrade
 
     try:
         upgrade(settings.database_url)
         Storage.from_settings(settings).ensure_bucket()
     except (OperationalError, StorageUnavailable) as error:
-        raise CommandError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
+        raise StackError(f"the service cannot be prepared: {str(error).splitlines()[0]}") from error
 
 
 @dataclass(frozen=True)
 class Service:
-    """Where it answers, and a key for everything."""
+    """The address of a running service, and a key that may do everything."""
 
     url: str
     key: str
 
-    def client(self) -> Client:
-        return Client(self.url, self.key)
-
 
 @contextmanager
 def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", port: int = 0) -> Iterator[Service]:
-    """Run API, workers and reconciler on the stack; yields once the API answers.
+    """Run API, workers and reconciler on the stack; yield once the API answers.
 
     Args:
         port: 0 takes a free one.
+
+    Raises:
+        StackError: the port is taken, or a process ends.
     """
     prepare(stack.settings())
     port = port or free_port()
     url = f"http://{host}:{port}"
     if speaks_http(f"{url}/healthz"):
-        raise CommandError(f"something answers on {url} already: choose another --port")
+        raise StackError(f"something answers on {url} already: choose another --port")
     with ExitStack() as cleanup:
         api = start_part(stack, "api", ["--host", host, "--port", str(port)], cleanup)
         for number in range(workers):
@@ -72,10 +78,9 @@ def running_service(stack: Stack, *, workers: int = 1, host: str = "127.0.0.1", 
 
 
 def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int = 1) -> Child:
-    """What the stack's environment says of threads and device goes before what is chosen here."""
+    """Start a worker; variables of the stack's environment override the threads and the device that are chosen here."""
     gpus = count_gpus()
-    memory = {"MALLOC_ARENA_MAX": ARENAS, "THP_MEM_ALLOC_ENABLE": HUGE_PAGES}
-    chosen = {"DRAGQUEUE_THREADS": str(threads), "GOMP_SPINCOUNT": SPINS} | memory
+    chosen = WORKER_ENVIRONMENT | {"DRAGQUEUE_THREADS": str(threads)}
     if gpus:
         chosen["CUDA_VISIBLE_DEVICES"] = str(number % gpus)  # a PyTorch that cannot use it still falls back to the CPU
     environment = chosen | stack.environment
@@ -83,7 +88,7 @@ def start_worker(stack: Stack, cleanup: ExitStack, number: int = 0, threads: int
 
 
 def count_gpus() -> int:
-    """NVIDIA's, asked without loading PyTorch; 0 where there is no driver."""
+    """Return the number of NVIDIA's GPUs without loading PyTorch; 0 where there is no driver."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return 0
@@ -98,19 +103,19 @@ def start_part(
     stack: Stack, command: str, arguments: list[str], cleanup: ExitStack, *, name: str | None = None,
     environment: dict[str, str] | None = None,
 ) -> Child:  # fmt: skip
-    """Start `dragqueue COMMAND` as a child that ends with us and with `cleanup`."""
+    """Start `dragqueue COMMAND` as a child that ends with this process and with `cleanup`."""
     name = name or command
     child = start(
-        name, [sys.executable, "-m", "cli.main", command, *arguments], log=stack.logs / f"{name}.log",
+        name, [sys.executable, "-P", "-m", "cli.main", command, *arguments], log=stack.logs / f"{name}.log",
         environment=environment or stack.environment,
     )  # fmt: skip
-    stack.children.append(child)
+    stack.add(child)
     cleanup.callback(child.stop)
     return child
 
 
-def watch(stack: Stack) -> None:
-    """Return never; raises ServerFailed when a process of the stack ends."""
+def wait_for_failure(stack: Stack) -> NoReturn:
+    """Wait until a process of the stack ends, and raise ServerFailed then."""
     while True:
         stack.check()
         time.sleep(0.5)

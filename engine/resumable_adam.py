@@ -1,4 +1,4 @@
-"""Adam that can be left between two steps and taken up by another process."""
+"""Adam whose state can be saved between two steps and restored in another process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class DescentState:
-    """Copies of the variables and of what Adam remembers of each; equal states go on alike."""
+class AdamState:
+    """Copies of the variables and of Adam's moments; equal states make equal next steps."""
 
     values: list[Tensor]
     means: list[Tensor]  # first moments
@@ -18,61 +18,76 @@ class DescentState:
     steps: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """By names that `read` understands."""
-        kinds = {"value": self.values, "mean": self.means, "square": self.squares}
-        named = {f"{kind}.{k}": tensor for kind, tensors in kinds.items() for k, tensor in enumerate(tensors)}
+        """Return the state as named tensors, as `read` takes them."""
+        lists = {"value": self.values, "mean": self.means, "square": self.squares}
+        named = {f"{kind}.{k}": tensor for kind, tensors in lists.items() for k, tensor in enumerate(tensors)}
         return named | {"steps": torch.tensor(self.steps)}
 
     @classmethod
-    def read(cls, tensors: dict[str, Tensor]) -> "DescentState":
-        """Raises KeyError."""
+    def read(cls, tensors: dict[str, Tensor]) -> "AdamState":
+        """Make a state of named tensors; other names are ignored.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
         count = sum(name.startswith("value.") for name in tensors)
         values, means, squares = ([tensors[f"{kind}.{k}"] for k in range(count)] for kind in ("value", "mean", "square"))
         return cls(values, means, squares, int(tensors["steps"]))
 
 
-class Descent:
-    """Variables and their Adam."""
+class ResumableAdam:
+    """Variables and the Adam optimizer that moves them."""
 
     def __init__(self, variables: list[Tensor], learning_rate: float, *, fused: bool = False) -> None:
-        """Args:
-        fused: each step at one go, where a GPU can.
+        """Take the variables.
+
+        Args:
+            fused: whether to make each step in one kernel, where all variables lie on a GPU.
         """
         self.variables = variables
         self.fused = fused and all(variable.is_cuda for variable in variables)
         self.adam = torch.optim.Adam(variables, lr=learning_rate, fused=True if self.fused else None)
 
-    def step(self, loss: Tensor, learning_rate: float | None = None) -> None:
-        """One step down; the rate replaces the one before."""
+    def minimize(self, loss: Tensor, learning_rate: float | None = None) -> None:
+        """Make one step down the gradient of a loss.
+
+        Args:
+            learning_rate: replaces the one before; None keeps it.
+        """
         if learning_rate is not None:
             self.adam.param_groups[0]["lr"] = learning_rate
-        self.take(torch.autograd.grad(loss, self.variables, allow_unused=True))
+        self.step(torch.autograd.grad(loss, self.variables, allow_unused=True))
 
-    def take(self, gradients: Sequence[Tensor | None]) -> None:
-        """One step of the variables along their gradients."""
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Make one step along the gradients of the variables, in their order."""
         for variable, gradient in zip(self.variables, gradients, strict=True):
-            variable.grad = alike(gradient, variable) if self.fused and gradient is not None else gradient
+            variable.grad = copy_like(gradient, variable) if self.fused and gradient is not None else gradient
         self.adam.step()
 
-    def state(self) -> DescentState:
-        means, squares = ([self.remembered(variable, name) for variable in self.variables] for name in ("exp_avg", "exp_avg_sq"))
-        steps = [int(state["step"]) for state in self.adam.state.values()]
-        return DescentState([variable.detach().clone() for variable in self.variables], means, squares, max(steps, default=0))
+    def state(self) -> AdamState:
+        """Copy the state."""
+        return AdamState(
+            values=[variable.detach().clone() for variable in self.variables],
+            means=[self.moment(variable, "exp_avg") for variable in self.variables],
+            squares=[self.moment(variable, "exp_avg_sq") for variable in self.variables],
+            steps=max((int(state["step"]) for state in self.adam.state.values()), default=0),
+        )
 
-    def remembered(self, variable: Tensor, name: str) -> Tensor:
-        known: dict[str, Any] = self.adam.state.get(variable, {})
-        return known[name].clone() if name in known else torch.zeros_like(variable, requires_grad=False)
+    def moment(self, variable: Tensor, name: str) -> Tensor:
+        """Copy one of Adam's moments of a variable; it is zero before the first step."""
+        state: dict[str, Any] = self.adam.state.get(variable, {})
+        return state[name].clone() if name in state else torch.zeros_like(variable, requires_grad=False)
 
     @torch.no_grad()
-    def restore(self, state: DescentState) -> None:
-        parts = zip(self.variables, state.values, state.means, state.squares, strict=True)
-        for variable, value, mean, square in parts:
+    def restore(self, state: AdamState) -> None:
+        """Set the variables and the moments to a state's."""
+        for variable, value, mean, square in zip(self.variables, state.values, state.means, state.squares, strict=True):
             variable.copy_(value)
             steps = torch.tensor(float(state.steps), device=variable.device if self.fused else None)
-            moments = {"exp_avg": alike(mean, variable), "exp_avg_sq": alike(square, variable)}
+            moments = {"exp_avg": copy_like(mean, variable), "exp_avg_sq": copy_like(square, variable)}
             self.adam.state[variable] = {"step": steps} | moments
 
 
-def alike(tensor: Tensor, variable: Tensor) -> Tensor:
-    """Where and as the variable lies, which a fused step asks for."""
+def copy_like(tensor: Tensor, variable: Tensor) -> Tensor:
+    """Copy a tensor to a variable's device, type and memory layout, which a fused step requires to be equal."""
     return torch.empty_like(variable, requires_grad=False).copy_(tensor)

@@ -14,20 +14,21 @@ REFERENCE_CONFIG = GeneratorConfig(resolution=64, z_dim=64, w_dim=64, mapping_la
 
 
 def tiny_generator(resolution: int = 32) -> Generator:
-    """A frozen generator with random weights, noise included."""
+    """Make a frozen generator with random weights, noise included."""
     return random_generator(
         GeneratorConfig(resolution=resolution, z_dim=16, w_dim=16, mapping_layers=2, channel_base=512, channel_max=16)
     )
 
 
 def slow_generator() -> Generator:
-    """One whose drags take some seconds, so that something can happen background_thread."""
+    """Make a generator whose drags take some seconds, so that something can happen meanwhile."""
     return random_generator(
         GeneratorConfig(resolution=256, z_dim=16, w_dim=16, mapping_layers=2, channel_base=8192, channel_max=64)
     )
 
 
 def random_generator(config: GeneratorConfig) -> Generator:
+    """Make a frozen generator with the same random weights each time."""
     torch.manual_seed(0)
     generator = Generator(config)
     for name, parameter in generator.named_parameters():
@@ -37,7 +38,7 @@ def random_generator(config: GeneratorConfig) -> Generator:
 
 
 def reference_generator() -> Generator:
-    """The reference checkpoint, its keys renamed from rosinality's to ours."""
+    """Load the reference checkpoint, its keys renamed from rosinality's to ours."""
     checkpoint = torch.load(DATA / "sg2-64-rosinality.pt", weights_only=True)
     tensors = {"mapping.w_avg": checkpoint["latent_avg"]}
     for key, tensor in checkpoint["g_ema"].items():
@@ -53,6 +54,7 @@ def reference_generator() -> Generator:
 
 
 def renamed(key: str) -> str:
+    """Return our name of a tensor of rosinality's."""
     if match := re.fullmatch(r"style\.(\d+)\.(weight|bias)", key):
         return f"mapping.fc{int(match[1]) - 1}.{match[2]}"
     if key == "input.input":
@@ -69,9 +71,10 @@ def renamed(key: str) -> str:
 
 
 def layer_name(index: int) -> str:
-    """0 -> b4.conv1, 1 -> b8.conv0, 2 -> b8.conv1, ..."""
+    """Return the name of a layer by its number: 0 is b4.conv1, 1 is b8.conv0, 2 is b8.conv1."""
     return f"b{2 ** ((index + 1) // 2 + 2)}.conv{(index + 1) % 2}"
 
 
 def some_w(generator: Generator, seed: int = 1) -> Tensor:
+    """Return the w+ of a seed, untruncated."""
     return generator.map(seed=seed, truncation_psi=1.0)

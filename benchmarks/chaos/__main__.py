@@ -1,4 +1,4 @@
-"""python -m benchmarks.chaos: accept jobs, break things, check everything."""
+"""Injects faults into the running service, then checks every job: `python -m benchmarks.chaos`."""
 
 import argparse
 import io
@@ -23,9 +23,9 @@ from rich.table import Table
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from benchmarks.chaos.faults import Fault, Faults, Running
-from benchmarks.chaos.site import QUICK, Site, running_site
-from benchmarks.chaos.verdict import Moment, Verdict, judge
+from benchmarks.chaos.faults import Fault, FaultInjector, RunningJobs
+from benchmarks.chaos.report import ChaosReport, ServiceSample, check_service
+from benchmarks.chaos.supervised_service import QUICK, SupervisedService, running_service
 from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import render
 from engine.networks.stylegan2 import to_pixels
@@ -35,10 +35,10 @@ from jobs.storage.objects import Storage
 from jobs.tables import Job
 from worker.reconciler.purge import Purger
 
-LOOK_S = 0.05
+SAMPLE_INTERVAL_S = 0.05
 WIDTH = 130  # characters
-GAP_S = (0.4, 1.6)  # between two faults
-AT_ONCE = 10  # jobs that have not ended
+FAULT_INTERVAL_S = (0.4, 1.6)
+MOST_UNFINISHED = 10  # jobs
 REACTION_S = 2.0  # a job that lost its worker is claimed after at most a lease, a sweep and this
 LIMIT_S = 300.0  # for the last jobs to end once nothing is broken any more
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -58,65 +58,68 @@ console = Console(stderr=True)
 
 
 @dataclass
-class Story:
-    """What happened."""
+class ChaosLog:
+    """Everything that happened in a run."""
 
     accepted: dict[UUID, str] = field(default_factory=dict)  # job: its template
     faults: list[Fault] = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
+    samples: list[ServiceSample] = field(default_factory=list)
 
 
-class Chaos:
-    """One run; everything happens in one thread, between two short looks."""
+class ChaosRun:
+    """One run; everything happens in one thread, between two samples of the service."""
 
-    def __init__(self, site: Site, jobs: int, faults: int, seed: int) -> None:
-        self.site = site
+    def __init__(self, service: SupervisedService, jobs: int, faults: int, seed: int) -> None:
+        self.service = service
         self.jobs = jobs
         self.fault_count = faults
         self.random = random.Random(seed)
-        self.faults = Faults(site, seed)
-        self.sessions = make_sessions(site.stack.settings().database_url)
-        self.http = httpx2.Client(base_url=site.url, timeout=2, headers={"Authorization": f"Bearer {site.key}"})
-        self.photo = drawing()
-        self.story = Story()
-        self.running: Running = {}
+        self.injector = FaultInjector(service, seed)
+        self.sessions = make_sessions(service.stack.settings().database_url)
+        self.http = httpx2.Client(base_url=service.url, timeout=2, headers={"Authorization": f"Bearer {service.key}"})
+        self.photo = draw_photo()
+        self.log = ChaosLog()
+        self.running: RunningJobs = {}
         self.unfinished = 0
         self.ended = 0
         self.next_fault = time.monotonic()
 
-    def run(self, bar: Progress) -> Story:
-        """Until all faults have happened and all jobs have ended. Raises TimeoutError."""
+    def run(self, bar: Progress) -> ChaosLog:
+        """Run until all faults have happened and all jobs have ended. Raises TimeoutError."""
         tasks = {name: bar.add_task(name, total=total) for name, total in (("jobs", self.jobs), ("faults", self.fault_count))}
         quiet_since: float | None = None
-        while self.ended < self.jobs or len(self.story.faults) < self.fault_count or self.unfinished:
-            self.look()
-            if len(self.story.faults) < self.fault_count:
-                self.maybe_break()
+        while self.ended < self.jobs or len(self.log.faults) < self.fault_count or self.unfinished:
+            self.sample_service()
+            if len(self.log.faults) < self.fault_count:
+                self.inject_fault_when_due()
             elif quiet_since is None or self.more_jobs:
                 quiet_since = time.monotonic()
-                self.site.settle()
+                self.service.mend()
             elif time.monotonic() - quiet_since > LIMIT_S:
                 raise TimeoutError(f"{self.unfinished} jobs had not ended {LIMIT_S:g} s after the last fault and submission")
-            if self.unfinished < AT_ONCE and (self.more_jobs or len(self.story.faults) < self.fault_count):
+            if self.unfinished < MOST_UNFINISHED and (self.more_jobs or len(self.log.faults) < self.fault_count):
                 self.submit()
-            bar.update(tasks["jobs"], completed=self.ended, total=max(self.jobs, len(self.story.accepted)))
-            bar.update(tasks["faults"], completed=len(self.story.faults))
-            time.sleep(LOOK_S)
-        return self.story
+            bar.update(tasks["jobs"], completed=self.ended, total=max(self.jobs, len(self.log.accepted)))
+            bar.update(tasks["faults"], completed=len(self.log.faults))
+            time.sleep(SAMPLE_INTERVAL_S)
+        return self.log
 
     def close(self) -> None:
+        """Close the connections."""
         self.http.close()
         self.sessions.kw["bind"].dispose()
-        self.faults.queue.redis.close()
+        self.injector.broker.redis.close()
 
     @property
     def more_jobs(self) -> bool:
-        return len(self.story.accepted) < self.jobs
+        """Return whether more jobs are to be submitted."""
+        return len(self.log.accepted) < self.jobs
 
-    def look(self) -> None:
-        self.site.tend()
-        workers = frozenset(pid for part in self.site.workers.values() if part.up() and (pid := part.computing()))
-        self.story.moments.append(Moment(time.time(), self.site.servers_up(), workers))
+    def sample_service(self) -> None:
+        """Supervise the processes, sample the service, count the jobs."""
+        self.service.supervise()
+        workers = frozenset(pid for one in self.service.workers.values() if one.is_up() and (pid := one.child_pid()))
+        self.log.samples.append(ServiceSample(time.time(), self.service.servers_up(), workers))
         try:
             with self.sessions() as session:
                 rows = session.execute(select(Job.id, Job.attempt, Job.worker).where(Job.state == JobState.RUNNING)).all()
@@ -127,16 +130,17 @@ class Chaos:
         self.unfinished = counts.get(JobState.QUEUED, 0) + counts.get(JobState.RUNNING, 0)
         self.ended = sum(counts.values()) - self.unfinished
 
-    def maybe_break(self) -> None:
-        if time.monotonic() < self.next_fault or not self.running:  # what breaks an idle service proves little
+    def inject_fault_when_due(self) -> None:
+        """Inject the next fault if its time has come."""
+        if time.monotonic() < self.next_fault or not self.running:  # a fault of an idle service proves little
             return
-        fault = self.faults.strike(self.running)
+        fault = self.injector.inject(self.running)
         if fault is not None:
-            self.story.faults.append(fault)
-            self.next_fault = time.monotonic() + self.random.uniform(*GAP_S)
+            self.log.faults.append(fault)
+            self.next_fault = time.monotonic() + self.random.uniform(*FAULT_INTERVAL_S)
 
     def submit(self) -> None:
-        """One job; what is answered 202 is accepted, whatever happens to the service afterwards."""
+        """Submit one job; it counts as accepted once it is answered 202, whatever happens to the service afterwards."""
         name = self.random.choice(list(TEMPLATES))
         files = {"job": json.dumps({"model": "demo-faces"} | TEMPLATES[name]).encode()}
         try:
@@ -144,61 +148,65 @@ class Chaos:
         except httpx2.HTTPError:
             return
         if answer.status_code == 202:
-            self.story.accepted[UUID(answer.json()["id"])] = name
+            self.log.accepted[UUID(answer.json()["id"])] = name
 
 
-def drawing() -> bytes:
-    """A photo for want of a better one, as PNG."""
+def draw_photo() -> bytes:
+    """Return a drawn face as PNG, in place of a photo."""
     out = io.BytesIO()
     pixels = to_pixels(render(factors_of(torch.zeros(1, Z_DIM), psi=0.7), 128).images)[0]
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()
 
 
-def measure(jobs: int, workers: int, slots: int, faults: int, seed: int, logs: Path) -> Verdict:
-    """Args:
-    slots: of each worker.
-    logs: where the processes' logs go; must not exist.
+def measure(jobs: int, workers: int, slots: int, faults: int, seed: int, logs: Path) -> ChaosReport:
+    """Run the service, inject faults, check everything.
+
+    Args:
+        slots: of each worker.
+        logs: where the processes' logs go; must not exist.
     """
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL runs as another user where we are root
         try:
-            with running_site(Path(folder) / "state", workers, slots) as site:
-                return live_through(Chaos(site, jobs, faults, seed), same_bytes=slots == 1)
+            with running_service(Path(folder) / "state", workers, slots) as service:
+                return run_and_check(ChaosRun(service, jobs, faults, seed), same_bytes=slots == 1)
         finally:
             shutil.copytree(Path(folder) / "state" / "logs", logs)
 
 
-def live_through(chaos: Chaos, *, same_bytes: bool) -> Verdict:
-    """Let it happen, let everything end, delete what is left over, look."""
+def run_and_check(chaos: ChaosRun, *, same_bytes: bool) -> ChaosReport:
+    """Inject the faults, let every job end, purge what is left over, check."""
     try:
         with Progress(*BAR, console=console) as bar:
-            story = chaos.run(bar)
-        chaos.site.stop()
-        storage = Storage.from_settings(chaos.site.stack.settings())
+            log = chaos.run(bar)
+        chaos.service.stop()
+        storage = Storage.from_settings(chaos.service.stack.settings())
         everything = Purger(chaos.sessions, storage, tidy_after_s=0, upload_retain_s=3600)
         while everything.purge().tidied:
             pass
         allowed_s = float(QUICK["LEASE_S"]) + float(QUICK["SWEEP_S"]) + REACTION_S
-        found = story.faults, story.moments, story.accepted
-        return judge(chaos.sessions, storage, *found, allowed_s, same_bytes=same_bytes)
+        found = log.faults, log.samples, log.accepted
+        return check_service(chaos.sessions, storage, *found, allowed_s, same_bytes=same_bytes)
     finally:
         chaos.close()
 
 
-def print_verdict(verdict: Verdict) -> None:
-    table = Table(title=f"{verdict.jobs} jobs in {verdict.attempts} attempts: {verdict.endings}")
+def print_report(report: ChaosReport) -> None:
+    """Print a table of the faults' effects, then the problems."""
+    table = Table(title=f"{report.jobs} jobs in {report.attempts} attempts: {report.endings}")
     for title in ("fault", "times", "jobs that ran there", "went on", "taken up by another attempt", "longest idle wait, s"):
         table.add_column(title, justify="left" if title == "fault" else "right")
-    for line in verdict.lines:
+    for line in report.lines:
         numbers = (line.faults, line.hit, line.went_on, line.taken_up)
         table.add_row(line.kind, *map(str, numbers), f"{line.longest_wait_s:.1f}")
     Console(width=WIDTH).print(table)
-    for problem in verdict.problems + verdict.late:
+    for problem in report.problems + report.late:
         console.print(problem, style="red", highlight=False)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--workers", type=int, default=4)
@@ -206,13 +214,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, write chaos.json, print the report; return the exit code."""
+    given = make_parser().parse_args(arguments)
     console.print(f"seed {given.seed}", highlight=False)
     shutil.rmtree(given.out / "logs", ignore_errors=True)
-    verdict = measure(given.jobs, given.workers, given.slots, given.faults, given.seed, given.out / "logs")
-    (given.out / "chaos.json").write_text(json.dumps(vars(given) | {"out": str(given.out)} | asdict(verdict), indent=1))
-    print_verdict(verdict)
-    return 1 if verdict.problems or verdict.late else 0
+    report = measure(given.jobs, given.workers, given.slots, given.faults, given.seed, given.out / "logs")
+    (given.out / "chaos.json").write_text(json.dumps(vars(given) | {"out": str(given.out)} | asdict(report), indent=1))
+    print_report(report)
+    return 1 if report.problems or report.late else 0
 
 
 if __name__ == "__main__":

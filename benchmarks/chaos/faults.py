@@ -1,7 +1,6 @@
-"""What may happen to a service."""
+"""The faults that are injected into a service."""
 
 import random
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,119 +10,125 @@ import psutil
 from redis import RedisError
 
 from benchmarks.chaos.faulty_store import Mode
-from benchmarks.chaos.site import Part, Site
+from benchmarks.chaos.supervised_service import SupervisedProcess, SupervisedService
 from jobs.queue.broker import Broker
 
-SLEEP_S = (2.5, 5.0)  # longer than a lease
-SHUT_S = (0.5, 4.0)
-Running = dict[UUID, tuple[int, str]]  # job: its attempt and worker
-EVERYBODY = None
-NOBODY: frozenset[int] = frozenset()
-Hit = frozenset[int] | None  # process ids of the workers that it meets
+STOPPED_S = (2.5, 5.0)  # longer than a lease
+BROKEN_S = (0.5, 4.0)  # of the store
+RunningJobs = dict[UUID, tuple[int, str]]  # job: its attempt and worker
+AffectedWorkers = frozenset[int] | None  # process ids; None: all
+ALL_WORKERS = None
+NO_WORKER: frozenset[int] = frozenset()
 
 
-class NothingThere(Exception):
-    """The fault cannot happen now."""
+class FaultImpossible(Exception):
+    """The fault cannot be injected now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One that happened."""
+    """A fault that was injected."""
 
     kind: str
     at: float  # time.time()
     hit: dict[UUID, int]  # jobs that ran where it happened, and which attempt of each
-    direct: bool  # whether it met the worker itself
+    direct: bool  # whether it was a fault of the worker itself
 
 
-class Faults:
-    """Each kind in turn, in a shuffled order."""
+class FaultInjector:
+    """Injects every kind of fault, in a shuffled order, before it begins anew."""
 
-    def __init__(self, site: Site, seed: int) -> None:
-        self.site = site
+    def __init__(self, service: SupervisedService, seed: int) -> None:
+        self.service = service
         self.random = random.Random(seed)
-        self.queue = Broker(site.stack.settings().redis_url)
-        self.kinds: dict[str, Callable[[], Hit]] = {
+        self.broker = Broker(service.stack.settings().redis_url)
+        self.kinds: dict[str, Callable[[], AffectedWorkers]] = {
             "worker killed": lambda: self.kill_worker(),
             "worker's child killed": self.kill_child,
-            "worker stopped for longer than a lease": self.put_to_sleep,
-            "worker asked to end": self.ask_to_end,
+            "worker stopped for longer than a lease": self.stop_worker,
+            "worker asked to end": self.terminate_worker,
             "API killed": lambda: self.kill_other("api"),
             "reconciler killed": lambda: self.kill_other(f"reconciler-{self.random.randrange(2)}"),
-            "FLUSHALL": self.flush,
+            "FLUSHALL": self.flush_broker,
             "Valkey killed": lambda: self.kill_server("valkey"),
             "PostgreSQL killed": lambda: self.kill_server("postgres"),
             "store killed": lambda: self.kill_server("store"),
-            "store answers 500": lambda: self.shut("failing"),
-            "store hangs": lambda: self.shut("hanging"),
+            "store answers 500": lambda: self.break_store("failing"),
+            "store hangs": lambda: self.break_store("hanging"),
         }
-        self.bag: list[str] = []
+        self.pending: list[str] = []
 
-    def strike(self, running: Running) -> Fault | None:
-        """The next fault, among jobs that run; None when it cannot happen just now."""
-        self.bag = self.bag or self.random.sample(list(self.kinds), len(self.kinds))
-        kind, at = self.bag[-1], time.time()
+    def inject(self, running: RunningJobs) -> Fault | None:
+        """Inject the next fault while these jobs run; return None if that is impossible just now."""
+        self.pending = self.pending or self.random.sample(list(self.kinds), len(self.kinds))
+        kind, at = self.pending[-1], time.time()
         try:
-            hit = self.kinds[kind]()
-        except (NothingThere, ProcessLookupError, psutil.NoSuchProcess, RedisError):
+            workers = self.kinds[kind]()
+        except (FaultImpossible, ProcessLookupError, psutil.NoSuchProcess, RedisError):
             return None
-        self.bag.pop()
-        met = {job: attempt for job, (attempt, worker) in running.items() if hit is None or pid_of(worker) in hit}
-        return Fault(kind=kind, at=at, hit=met, direct=bool(hit))
+        self.pending.pop()
+        hit = {job: attempt for job, (attempt, name) in running.items() if workers is None or pid_of(name) in workers}
+        return Fault(kind=kind, at=at, hit=hit, direct=bool(workers))
 
-    def some_worker(self) -> tuple[Part, int]:
-        """One that runs, and the process that computes for it."""
-        found = [(part, pid) for part in self.site.workers.values() if part.up() and (pid := part.computing())]
+    def choose_worker(self) -> tuple[SupervisedProcess, int]:
+        """Choose a worker that runs; return it and the process that computes for it."""
+        found = [(worker, pid) for worker in self.service.workers.values() if worker.is_up() and (pid := worker.child_pid())]
         if not found:
-            raise NothingThere
+            raise FaultImpossible
         return self.random.choice(found)
 
-    def kill_worker(self) -> Hit:
-        part, pid = self.some_worker()
-        part.kill()
+    def kill_worker(self) -> AffectedWorkers:
+        """Kill a worker with its child."""
+        worker, pid = self.choose_worker()
+        worker.kill()
         return frozenset({pid})
 
-    def kill_child(self) -> Hit:
-        _, pid = self.some_worker()
+    def kill_child(self) -> AffectedWorkers:
+        """Kill a worker's child alone."""
+        _, pid = self.choose_worker()
         psutil.Process(pid).kill()
         return frozenset({pid})
 
-    def put_to_sleep(self) -> Hit:
-        part, pid = self.some_worker()
-        part.kill(signal.SIGSTOP)
-        part.asleep_until = time.monotonic() + self.random.uniform(*SLEEP_S)
+    def stop_worker(self) -> AffectedWorkers:
+        """Stop a worker by a signal, for longer than a lease."""
+        worker, pid = self.choose_worker()
+        worker.pause(self.random.uniform(*STOPPED_S))
         return frozenset({pid})
 
-    def ask_to_end(self) -> Hit:
-        part, pid = self.some_worker()
-        part.child.process.terminate()
+    def terminate_worker(self) -> AffectedWorkers:
+        """Ask a worker to end, as `kill` does."""
+        worker, pid = self.choose_worker()
+        worker.child.process.terminate()
         return frozenset({pid})
 
-    def kill_other(self, name: str) -> Hit:
-        part = self.site.others[name]
-        if not part.up():
-            raise NothingThere
-        part.kill()
-        return NOBODY
+    def kill_other(self, name: str) -> AffectedWorkers:
+        """Kill the API or a reconciler."""
+        process = self.service.others[name]
+        if not process.is_up():
+            raise FaultImpossible
+        process.kill()
+        return NO_WORKER
 
-    def kill_server(self, name: str) -> Hit:
-        if not self.site.servers_up():
-            raise NothingThere
-        self.site.servers[name].kill()
-        return EVERYBODY
+    def kill_server(self, name: str) -> AffectedWorkers:
+        """Kill a server."""
+        if not self.service.servers_up():
+            raise FaultImpossible
+        self.service.servers[name].kill()
+        return ALL_WORKERS
 
-    def flush(self) -> Hit:
-        self.queue.redis.flushall()
-        return NOBODY
+    def flush_broker(self) -> AffectedWorkers:
+        """Delete every message."""
+        self.broker.redis.flushall()
+        return NO_WORKER
 
-    def shut(self, mode: Mode) -> Hit:
-        if not self.site.servers_up():
-            raise NothingThere
-        self.site.store.turn(mode)
-        self.site.store_mode_until = time.monotonic() + self.random.uniform(*SHUT_S)
-        return EVERYBODY
+    def break_store(self, mode: Mode) -> AffectedWorkers:
+        """Let the store fail or hang for a while."""
+        if not self.service.servers_up():
+            raise FaultImpossible
+        self.service.break_store(mode, self.random.uniform(*BROKEN_S))
+        return ALL_WORKERS
 
 
 def pid_of(worker: str) -> int:
-    """Of a worker's name, host:pid."""
+    """Return the process id in a worker's name, host:pid."""
     return int(worker.rpartition(":")[2])

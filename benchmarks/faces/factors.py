@@ -67,7 +67,7 @@ Z_DIM = 64  # the numbers of z past the factors change nothing
 
 @dataclass(frozen=True)
 class Factors:
-    """Values of all factors for B faces, in the order of RANGES."""
+    """The values of all factors of B faces, in the order of RANGES; each is also an attribute [B]."""
 
     values: Tensor  # [B, K]
 
@@ -80,6 +80,7 @@ class Factors:
         return len(self.values)
 
     def slice(self, start: int, stop: int) -> "Factors":
+        """Return the factors of some of the faces."""
         return Factors(self.values[start:stop])
 
 
@@ -87,7 +88,7 @@ INDEX = {name: k for k, name in enumerate(RANGES)}
 
 
 def factors_of(z: Tensor, z_color: Tensor | None = None, psi: Tensor | float = 1.0) -> Factors:
-    """The factors behind z.
+    """Return the factors behind z.
 
     Args:
         z: [B, Z_DIM].
@@ -101,4 +102,5 @@ def factors_of(z: Tensor, z_color: Tensor | None = None, psi: Tensor | float = 1
 
 
 def normalize(z: Tensor) -> Tensor:
+    """Return z [B, Z_DIM] at unit mean square."""
     return z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()

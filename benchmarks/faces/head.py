@@ -1,4 +1,4 @@
-"""Where things are on a head: an ellipsoid that turns, whose surface points become image points.
+"""The geometry of a head: an ellipsoid that turns, whose surface points become image points.
 
 Surface points are (u, v) of the unit sphere seen from the front: u to the right, v down, in [-1, 1]. Image points are
 (x, y) in units of half the image, (0, 0) its center, y down.
@@ -20,15 +20,17 @@ class Frame:
     axes: Tensor  # [B, 2, 2], columns are the image vectors of u and v
 
     def at(self, u: Tensor | float, v: Tensor | float) -> Tensor:
-        """Image points [B, 2] of local coordinates, numbers or [B]."""
+        """Return the image points [B, 2] of local coordinates, numbers or [B]."""
         zero = torch.zeros_like(self.center[:, 0])
         local = torch.stack([zero + u, zero + v], dim=1)
         return self.center + (self.axes @ local[:, :, None])[:, :, 0]
 
     def moved(self, u: Tensor | float, v: Tensor | float) -> "Frame":
+        """Return the same axes around another center, given in local coordinates."""
         return Frame(self.at(u, v), self.axes)
 
     def scaled(self, u: Tensor | float, v: Tensor | float) -> "Frame":
+        """Return the frame with its axes scaled."""
         zero = torch.zeros_like(self.center[:, 0])
         return Frame(self.center, self.axes * torch.stack([zero + u, zero + v], dim=1)[:, None, :])
 
@@ -45,14 +47,14 @@ class Head:
         self.frame = Frame(torch.stack([factors.x, factors.y + 0.05], 1), axes)  # flat: head units to the image
 
     def to_flat(self, n: Tensor) -> Tensor:
-        """Turned sphere points [B, 3] -> head units [B, 2]."""
+        """Return the head units [B, 2] of turned sphere points [B, 3]."""
         down = n[:, 1]
         x = self.factors.face_width * n[:, 0] / (1 + self.factors.taper * down.clamp(min=0).square())
         y = self.factors.face_height * down * torch.where(down > 0, 1 + self.drop, torch.ones_like(down))
         return torch.stack([x, y], dim=1)
 
     def surface(self, u: Tensor | float, v: Tensor | float, lift: float = 1.0) -> Tensor:
-        """Image points [B, 2] of surface points; lift is the distance from the center (nose tips stand out)."""
+        """Return the image points [B, 2] of surface points; lift is their distance from the center (nose tips stand out)."""
         zero = torch.zeros_like(self.factors.yaw)
         u, v = zero + u, zero + v
         front = torch.stack([u, v, (1 - u.square() - v.square()).clamp(min=1e-3).sqrt()], dim=1)
@@ -60,14 +62,14 @@ class Head:
         return self.frame.at(*self.to_flat(turned).unbind(1))
 
     def patch(self, u: Tensor | float, v: Tensor | float, lift: float = 1.0) -> Frame:
-        """The tangent frame at a surface point."""
+        """Return the tangent frame at a surface point."""
         step = 0.02
         right = (self.surface(u + step, v, lift) - self.surface(u - step, v, lift)) / (2 * step)
         below = (self.surface(u, v + step, lift) - self.surface(u, v - step, lift)) / (2 * step)
         return Frame(self.surface(u, v, lift), torch.stack([right, below], dim=2))
 
     def to_sphere(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Head units [B, 2, N] -> turned sphere points and the same before turning, both [B, 3, N].
+        """Return the turned sphere points of head units [B, 2, N], and the same points before turning, both [B, 3, N].
 
         Outside the outline the depth is 0 and the points are only nearly on the sphere.
         """
@@ -81,7 +83,7 @@ class Head:
 
 
 def rotation(yaw: Tensor, pitch: Tensor) -> Tensor:
-    """Matrices [B, 3, 3]: positive yaw turns to the image's right, positive pitch down."""
+    """Return matrices [B, 3, 3]: positive yaw turns to the image's right, positive pitch down."""
     one, zero = torch.ones_like(yaw), torch.zeros_like(yaw)
     cy, sy, cp, sp = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin()
     around_y = torch.stack([cy, zero, sy, zero, one, zero, -sy, zero, cy], 1).view(-1, 3, 3)

@@ -37,7 +37,7 @@ class Ellipse:
     stretch: Tensor | float = 1.0
 
     def at(self, u: float, v: float) -> Tensor:
-        """Image point [B, 2] of the ellipse's own coordinates, (1, 0) its right end, (0, 1) its bottom."""
+        """Return the image point [B, 2] of the ellipse's own coordinates: (1, 0) is its right end, (0, 1) its bottom."""
         across = u * self.radius_u
         stretch = self.stretch if v > 0 else 1.0
         return self.frame.at(across, v * self.radius_v * stretch + self.slope * across + self.bend * across.square())
@@ -117,7 +117,7 @@ class Anatomy:
         return Ellipse(upright, 0.85 * f.size, 0.36 * f.size)
 
     def landmarks(self) -> Tensor:
-        """Image points [B, len(LANDMARKS), 2]."""
+        """Return the image points [B, len(LANDMARKS), 2] of all landmarks."""
         left, right = self.eyes["left"], self.eyes["right"]
         brow_left, brow_right = self.brows["left"], self.brows["right"]
         points = [self.irises["left"].at(0, 0), self.irises["right"].at(0, 0)]

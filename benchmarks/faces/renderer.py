@@ -1,4 +1,4 @@
-"""Draws faces: parts from back to front, edges one pixel soft, any size, on any device."""
+"""Draws faces of any size on any device: parts from back to front, with edges one pixel soft."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ LIPS_AND_TEETH = {"mouth": (0.25, 0.05, 0.07), "teeth": (0.93, 0.92, 0.88)}
 
 @dataclass(frozen=True)
 class Picture:
-    """What was drawn, and where everything is."""
+    """Drawn faces, and where everything is on them."""
 
     images: Tensor  # [B, 3, S, S] in [-1, 1]
     landmarks: Tensor  # [B, K, 2] xy pixels, in the order of LANDMARKS
@@ -74,7 +74,7 @@ def warm(warmth: Tensor, strength: float) -> Tensor:
 
 
 def iris_color(hue: Tensor, tone: Tensor) -> Tensor:
-    """From brown (0) over green to blue (1)."""
+    """Return colors [B, 3] from brown (0) over green to blue (1)."""
     brown, blue = hue.new_tensor((0.75, 0.45, 0.20)), hue.new_tensor((0.30, 0.60, 1.0))
     return tone[:, None] * (brown + (blue - brown) * hue[:, None])
 
@@ -94,6 +94,8 @@ class Window(NamedTuple):
 
 
 class Canvas:
+    """The pictures of B faces while they are drawn."""
+
     def __init__(self, count: int, size: int, device: torch.device, dense: bool) -> None:
         self.size = size
         self.image = torch.zeros(count, 3, size, size, device=device)
@@ -103,7 +105,7 @@ class Canvas:
         self.coordinates = torch.stack([self.x, self.y], 1) if dense else None
 
     def window(self, center: Tensor, reach: float) -> Window:
-        """The pixels around an image point [B, 2], `reach` image widths wide and high."""
+        """Return the pixels around an image point [B, 2], `reach` image widths wide and high."""
         width = min(self.size, max(4, round(reach * self.size)))
         corner = ((center + 1) * (self.size / 2) - width / 2).round().long().clamp(0, self.size - width)
         step = torch.arange(width, device=center.device)
@@ -113,7 +115,7 @@ class Canvas:
         return Window(batch, row, column, x=self.point(column), y=self.point(row))
 
     def point(self, index: Tensor) -> Tensor:
-        """Image coordinate of a pixel's center."""
+        """Return the image coordinate of a pixel's center."""
         return (index * 2 + 1) / self.size - 1
 
     def paint(self, color: Tensor, shapes: list[Ellipse], part: str, *, reach: float | None = None, tint: bool = False) -> None:
@@ -143,7 +145,7 @@ class Canvas:
         self.mark(cover, uv, part)
 
     def mark(self, cover: Tensor, uv: Tensor, part: str) -> None:
-        """Say that the pixels covered by more than half show this part at these coordinates."""
+        """Note that the pixels covered by more than half show this part at these coordinates."""
         if self.part is not None and self.coordinates is not None:
             shown = cover > 0.5
             self.part[shown] = PARTS.index(part)
@@ -151,7 +153,7 @@ class Canvas:
 
 
 def inside(shapes: list[Ellipse], x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Coverage [B, H, W] of the pixels at image points x, y by all shapes, and coordinates [B, 2, H, W] on the first."""
+    """Return how far all shapes cover the pixels at image points x, y, [B, H, W], and coordinates [B, 2, H, W] on the first."""
     covers, first = [], None
     for shape in shapes:
         cover, uv = ellipse_cover(shape, x, y, size)
@@ -162,6 +164,7 @@ def inside(shapes: list[Ellipse], x: Tensor, y: Tensor, size: int) -> tuple[Tens
 
 
 def ellipse_cover(shape: Ellipse, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return how far an ellipse covers the pixels, [B, H, W], and the ellipse's coordinates there, [B, 2, H, W]."""
     inverse = torch.linalg.inv(shape.frame.axes)[:, :, :, None, None]  # [B, 2, 2, 1, 1]
     dx, dy = x - plane(shape.frame.center[:, 0]), y - plane(shape.frame.center[:, 1])
     u = inverse[:, 0, 0] * dx + inverse[:, 0, 1] * dy
@@ -179,7 +182,7 @@ def ellipse_cover(shape: Ellipse, x: Tensor, y: Tensor, size: int) -> tuple[Tens
 
 
 def plane(value: Tensor | float) -> Tensor | float:
-    """One value for each face, to be combined with [B, H, W]."""
+    """Return one value for each face in a shape that combines with [B, H, W]."""
     return value[:, None, None] if isinstance(value, Tensor) else value
 
 

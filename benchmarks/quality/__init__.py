@@ -1,1 +1,1 @@
-"""Judges edits by where things truly are: cases, methods, rulers, tables."""
+"""Measures edits against where things truly are: cases, methods, rulers, studies, reports."""

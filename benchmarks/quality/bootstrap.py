@@ -1,4 +1,4 @@
-"""Intervals for figures of few cases: percentiles of resampled means or medians."""
+"""Bootstrap intervals for figures of few cases: percentiles of resampled means or medians."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ COVERAGE = 95  # percent
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic of all cases, and where 95 % of its resampled values lie."""
+    """A statistic of all cases, and the range that holds 95 % of its resampled values."""
 
     value: float
     low: float
@@ -22,7 +22,7 @@ class Interval:
 
 
 def interval(values: list[float], statistic: Callable[..., np.ndarray] = np.mean) -> Interval:
-    """Bootstrap interval of a statistic such as np.mean or np.median; always the same for the same values."""
+    """Return the bootstrap interval of a statistic such as np.mean or np.median; the same values always give the same."""
     sample = np.asarray(values, dtype=np.float64)
     picks = np.random.RandomState(0).randint(len(sample), size=(RESAMPLES, len(sample)))
     low, high = np.percentile(statistic(sample[picks], axis=1), [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
@@ -30,5 +30,5 @@ def interval(values: list[float], statistic: Callable[..., np.ndarray] = np.mean
 
 
 def paired(before: list[float], after: list[float]) -> Interval:
-    """Of the mean change case by case; below 0 throughout: after is lower."""
+    """Return the interval of the mean change from before to after, case by case."""
     return interval([new - old for old, new in zip(before, after, strict=True)])

@@ -1,4 +1,4 @@
-"""The edits that are judged: drawn from a seed, the same for every method."""
+"""The edits that are measured: drawn from a seed, the same for every method."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LARGEST_SEED = 2**31
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
-    """One edit to judge."""
+    """One edit to measure."""
 
     index: int
     start: Tensor  # w+ [1, L, D]
@@ -33,7 +33,7 @@ class Case:
     circle: tuple[float, float, float] | None = None  # x, y, radius of what may change, pixels
 
     def movable(self, resolution: int) -> np.ndarray | None:
-        """[R, R] bool, True where the picture may change."""
+        """Return the movable mask [R, R] bool, True where the picture may change; None: everywhere."""
         if self.circle is None:
             return None
         x, y, radius = self.circle
@@ -43,13 +43,13 @@ class Case:
 
 
 def random_states(count: int, seed: int) -> Iterator[tuple[int, np.random.RandomState]]:
-    """A generator of its own for each case, so that case k does not depend on how many there are."""
+    """Yield each case's number and random generator: case k then does not depend on how many cases there are."""
     for k in range(count):
         yield k, np.random.RandomState([seed, k])
 
 
 def landmark_cases(ruler: LandmarkRuler, psi: float, count: int, points: int, seed: int) -> Iterator[Case]:
-    """Two random samples; `points` landmarks of the first go where the second has them (paper, section 4.2)."""
+    """Yield cases of two random samples: `points` landmarks of the first go where the second has them (paper, section 4.2)."""
     generator = ruler.generator
     last = generator.config.resolution - 1
     for k, random in random_states(count, seed):
@@ -60,57 +60,64 @@ def landmark_cases(ruler: LandmarkRuler, psi: float, count: int, points: int, se
 
 
 def background_cases(ruler: LandmarkRuler, psi: float, count: int, seed: int) -> Iterator[Case]:
-    """One landmark goes towards where another sample has it, within a circle that may change.
+    """Yield cases of one landmark that goes towards where another sample has it, within a circle that may change.
 
-    Every third circle has a radius of 8 to 15 % of the width, the others of 15 to 35 %; the way is at most 1.2 radii.
+    Every third circle has a radius of 8 to 15 % of the width, the others of 15 to 35 %; the shift is at most 1.2 radii.
     """
     width = ruler.generator.config.resolution
     for case in landmark_cases(ruler, psi, count, 1, seed):
         random = np.random.RandomState([seed, case.index, 1])
         share = random.uniform(0.08, 0.15) if case.index % 3 == 0 else random.uniform(0.15, 0.35)
-        way = case.targets - case.handles
-        way = way * min(1.0, 1.2 * share * width / np.linalg.norm(way))
-        targets = (case.handles + way).clip(0, width - 1)
+        shift = case.targets - case.handles
+        shift = shift * min(1.0, 1.2 * share * width / np.linalg.norm(shift))
+        targets = (case.handles + shift).clip(0, width - 1)
         x, y = (case.handles[0] + targets[0]) / 2
         circle = (float(x), float(y), share * width)
         yield Case(index=case.index, start=case.start, handles=case.handles, targets=targets, labels=case.labels, circle=circle)
 
 
 def pair_cases(generator: Generator, psi: float, count: int, seed: int) -> Iterator[Case]:
-    """z and the same z with its shape perturbed; 32 points from the drawings' dense correspondence (paper, section 4.2)."""
+    """Yield cases of z and the same z with its shape perturbed (paper, section 4.2).
+
+    32 points come from the drawings' dense correspondence.
+    """
     resolution = generator.config.resolution
     for k, random in random_states(count, seed):
         z = random.randn(1, generator.config.z_dim)
         both = torch.from_numpy(np.concatenate([z, z + PERTURBATION * random.randn(*z.shape)])).to(generator.device).float()
         picture = render(factors_of(both, both[:1].expand_as(both), psi), resolution, dense=True)
-        handles, targets = correspondence(picture, PAIR_POINTS, random)
+        handles, targets = find_correspondences(picture, PAIR_POINTS, random)
         w = generator.mapping.truncate(generator.mapping(both), psi)
         start, goal = generator.broadcast(w[:1]), generator.broadcast(w[1:])
         goal = torch.cat([goal[:, :SHAPE_ROWS], start[:, SHAPE_ROWS:]], dim=1)
         yield Case(index=k, start=start, handles=handles, targets=targets, labels=[], goal=goal)
 
 
-def correspondence(picture: Picture, count: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 2] of the first of two pictures and where the second shows the same points, to a fraction of a pixel."""
+def find_correspondences(picture: Picture, count: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Choose points that both of two pictures show.
+
+    Returns:
+        [N, 2] xy pixels of the first picture, and [N, 2] xy where the second shows the same points, to a fraction of a pixel.
+    """
     assert picture.part is not None
     assert picture.coordinates is not None
     part, coordinates = picture.part.cpu().numpy(), picture.coordinates.cpu().numpy()
     rows, columns = np.nonzero(part[0] != PARTS.index("background"))
-    here: list[tuple[int, int]] = []
-    there: list[np.ndarray] = []
+    points: list[tuple[int, int]] = []
+    matches: list[np.ndarray] = []
     for choice in random.permutation(len(rows)):
         row, column = rows[choice], columns[choice]
-        found = same_point(part[1], coordinates[1], part[0, row, column], coordinates[0, :, row, column])
+        found = find_point(part[1], coordinates[1], part[0, row, column], coordinates[0, :, row, column])
         if found is not None:
-            here.append((column, row))
-            there.append(found)
-        if len(here) == count:
+            points.append((column, row))
+            matches.append(found)
+        if len(points) == count:
             break
-    return np.array(here, dtype=np.float64), np.array(there)
+    return np.array(points, dtype=np.float64), np.array(matches)
 
 
-def same_point(part: np.ndarray, coordinates: np.ndarray, wanted: int, uv: np.ndarray) -> np.ndarray | None:
-    """Where a picture shows the point uv of a part, xy pixels; None if it is hidden there."""
+def find_point(part: np.ndarray, coordinates: np.ndarray, wanted: int, uv: np.ndarray) -> np.ndarray | None:
+    """Return the xy pixels where a picture shows the point uv of a part; None if it is hidden there."""
     distance = np.where(part == wanted, np.square(coordinates - uv[:, None, None]).sum(axis=0), np.inf)
     row, column = np.unravel_index(distance.argmin(), distance.shape)
     if not (1 <= row < len(part) - 1 and 1 <= column < len(part) - 1):
@@ -129,7 +136,10 @@ def same_point(part: np.ndarray, coordinates: np.ndarray, wanted: int, uv: np.nd
 
 
 def displacement_cases(generator: Generator, psi: float, count: int, points: int, seed: int) -> Iterator[Case]:
-    """For checkpoints without geometry: random points of the middle half go 5 to 15 % of the width, all in one direction."""
+    """Yield cases for checkpoints without geometry.
+
+    Random points of the middle half go 5 to 15 % of the width, all in one direction.
+    """
     size = generator.config.resolution
     for k, random in random_states(count, seed):
         start = generator.map(seed=int(random.randint(LARGEST_SEED)), truncation_psi=psi)

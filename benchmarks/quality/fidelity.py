@@ -1,4 +1,4 @@
-"""How well the demo checkpoint draws what its recipe says: PSNR, and landmarks where the detector sees them."""
+"""Measures how well the demo checkpoint draws what its recipe says: PSNR, and landmarks where the detector sees them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from benchmarks.faces.renderer import render
 from benchmarks.quality.bootstrap import Interval, interval
 from engine.networks.stylegan2 import Generator
 
-TOGETHER = 20  # seeds
+SEEDS_AT_ONCE = 20
 GROUPS = {
     "pupils": ("pupil_",),
     "mouth corners": ("mouth_left", "mouth_right"),
@@ -30,17 +30,17 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some seeds."""
+class SeedErrors:
+    """The errors of N seeds at K landmarks."""
 
     psnr_db: np.ndarray  # [N]
-    drawn_px: np.ndarray  # [N, K], detector on the drawing to the truth
-    generated_px: np.ndarray  # [N, K], detector on G(z) to the truth
+    drawn_px: np.ndarray  # [N, K], from the truth to where the detector sees the drawing's landmark
+    generated_px: np.ndarray  # [N, K], the same on G(z)
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Of one group of landmarks, in pixels: where the detector sees them on drawings (its floor) and on G(z)."""
+class LandmarkErrors:
+    """The errors of one group of landmarks, pixels, where the detector sees them: on drawings (its floor) and on G(z)."""
 
     landmarks: str
     drawn_median: float
@@ -51,37 +51,41 @@ class Errors:
 
 @dataclass(frozen=True)
 class Fidelity:
+    """The figures of all seeds."""
+
     seeds: int
     psnr_db: Interval
     detector_mean_px: float  # over drawings and all landmarks
-    errors: list[Errors]
+    errors: list[LandmarkErrors]
 
 
 @torch.no_grad()
-def measure(generator: Generator, detector: LandmarkDetector, seeds: range) -> Iterator[Batch]:
-    """Seeds as the service takes them: none was seen in training, which draws its own z's."""
-    for first in range(seeds.start, seeds.stop, TOGETHER):
-        part = range(first, min(first + TOGETHER, seeds.stop))
+def measure(generator: Generator, detector: LandmarkDetector, seeds: range) -> Iterator[SeedErrors]:
+    """Yield the errors of some seeds at a time; none was seen in training, which draws its own z's."""
+    for first in range(seeds.start, seeds.stop, SEEDS_AT_ONCE):
+        part = range(first, min(first + SEEDS_AT_ONCE, seeds.stop))
         z = np.stack([np.random.RandomState(seed).randn(generator.config.z_dim) for seed in part])
-        yield compare(generator, detector, torch.from_numpy(z).float().to(generator.device))
+        yield measure_errors(generator, detector, torch.from_numpy(z).float().to(generator.device))
 
 
-def compare(generator: Generator, detector: LandmarkDetector, z: Tensor) -> Batch:
+def measure_errors(generator: Generator, detector: LandmarkDetector, z: Tensor) -> SeedErrors:
+    """Compare G(z) of z [N, Z_DIM] with the drawings of the factors behind z."""
     truth = render(factors_of(z), generator.config.resolution)
     ws = generator.broadcast(generator.mapping(z))
     images = generator.images(ws).clamp(-1, 1)
     error = ((images - truth.images) / 2).square().mean(dim=(1, 2, 3))
-    drawn, generated = ((detect(detector, of) - truth.landmarks).norm(dim=2) for of in (truth.images, images))
-    return Batch((-10 * error.log10()).cpu().numpy(), drawn.cpu().numpy(), generated.cpu().numpy())
+    drawn, generated = ((detect(detector, pictures) - truth.landmarks).norm(dim=2) for pictures in (truth.images, images))
+    return SeedErrors((-10 * error.log10()).cpu().numpy(), drawn.cpu().numpy(), generated.cpu().numpy())
 
 
-def summarize(batches: list[Batch]) -> Fidelity:
+def summarize(parts: list[SeedErrors]) -> Fidelity:
+    """Return the figures of all seeds together."""
     psnr, drawn, generated = (
-        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("psnr_db", "drawn_px", "generated_px")
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("psnr_db", "drawn_px", "generated_px")
     )
     errors = []
     for group, prefixes in GROUPS.items():
-        of = [k for k, name in enumerate(LANDMARKS) if name.startswith(prefixes)]
-        figures = [float(np.percentile(px[:, of], q)) for px in (drawn, generated) for q in (50, 95)]
-        errors.append(Errors(group, *figures))
+        members = [k for k, name in enumerate(LANDMARKS) if name.startswith(prefixes)]
+        figures = [float(np.percentile(px[:, members], q)) for px in (drawn, generated) for q in (50, 95)]
+        errors.append(LandmarkErrors(group, *figures))
     return Fidelity(len(psnr), interval(psnr.tolist()), float(drawn.mean()), errors)

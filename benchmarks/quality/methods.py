@@ -1,4 +1,4 @@
-"""The ways of editing that are compared. Each takes a case and says where it ended."""
+"""The methods of editing that are compared; each takes a case and returns the edited case."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ from jobs.models.manifest import ModelEntry
 from jobs.spec.job_spec import Drag, JobSpec, Movable, PointPair, Shape, Source
 from worker.edit.drag import drag_options
 
-Together = Callable[[Sequence[DragRun]], DragBatch]  # how steps are made
-PATCH_RADIUS = 4  # pixels of a 128-pixel image, of the block matching
+MakeBatch = Callable[[Sequence[DragRun]], DragBatch]
+PATCH_RADIUS = 4  # of block matching, pixels of a 128-pixel image
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Ending:
-    """Where a method left a case."""
+class EditedCase:
+    """The result of a method on a case."""
 
     w: Tensor  # [1, L, D]
     handles: np.ndarray  # [K, 2], where the method believes the handles to be
@@ -39,18 +39,19 @@ class Ending:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a table."""
+    """A way of editing: one row of a table."""
 
     name: str
-    run: Callable[[Generator, Case], Ending]
+    run: Callable[[Generator, Case], EditedCase]
 
 
-def no_edit(generator: Generator, case: Case) -> Ending:
-    return Ending(w=case.start, handles=case.handles, iterations=0, stop_reason="none", seconds=0.0)
+def no_edit(generator: Generator, case: Case) -> EditedCase:
+    """Return the case as it is."""
+    return EditedCase(w=case.start, handles=case.handles, iterations=0, stop_reason="none", seconds=0.0)
 
 
 def service_options(model: ModelEntry, points: int, masked: bool = False, **given: object) -> DragOptions:
-    """What a job for this model with these drag options would run with."""
+    """Return the options that a job for this model with these drag options would run with."""
     pairs = [PointPair(handle=(0, 0), target=(1, 1))] * points
     movable = Movable(shapes=[Shape(circle=(0, 0, 1))]) if masked else None
     drag = Drag.model_validate(given)
@@ -58,25 +59,25 @@ def service_options(model: ModelEntry, points: int, masked: bool = False, **give
     return drag_options(spec.resolved(model))
 
 
-def dragging(
-    name: str, model: ModelEntry, together: Together = make_batch, beyond: dict[str, Any] | None = None, **given: object
+def drag_method(
+    name: str, model: ModelEntry, make: MakeBatch = make_batch, engine_options: dict[str, Any] | None = None, **given: object
 ) -> Method:
-    """DragGAN's loop with the options that a job with the given drag options would have.
+    """Return DragGAN's loop with the options that a job with the given drag options would have.
 
     Args:
-        together: how steps are made.
-        beyond: options of the engine that no job can set, to compare what the presets chose.
+        make: makes the batch whose steps the loop takes.
+        engine_options: options of the engine that no job can set, to compare what the presets chose.
     """
 
-    def drag_case(generator: Generator, case: Case) -> Ending:
+    def drag_case(generator: Generator, case: Case) -> EditedCase:
         mask = case.movable(generator.config.resolution)
-        options = replace(service_options(model, len(case.handles), mask is not None, **given), **(beyond or {}))
+        options = replace(service_options(model, len(case.handles), mask is not None, **given), **(engine_options or {}))
         movable = None if mask is None else torch.from_numpy(mask)
         handles, targets = to_points(case.handles), to_points(case.targets)
         began = time.perf_counter()
         run = DragRun(generator, case.start, handles, targets, movable, options)
-        *before, result = steps(run, SingleStepper(together([run])))
-        return Ending(
+        *before, result = steps(run, SingleStepper(make([run])))
+        return EditedCase(
             w=result.w,
             handles=result.handles.cpu().numpy().astype(np.float64),
             iterations=before[-1].iteration,
@@ -87,16 +88,16 @@ def dragging(
     return Method(name, drag_case)
 
 
-def untracked(runs: Sequence[DragRun]) -> DragBatch:
-    """Return a batch that believes that each handle moved by the pixel it was asked to."""
+def without_tracking(runs: Sequence[DragRun]) -> DragBatch:
+    """Return a batch that assumes each handle to have moved by the pixel that was asked for."""
     targets = torch.cat([run.targets for run in runs])
 
-    def follow_requests(maps: list[FeatureMap], reference: Tensor, handles: Tensor) -> Tensor:
-        way = targets - handles
-        moved: Tensor = handles + way / way.norm(dim=1, keepdim=True).clamp(min=1.0)
+    def assume_moved(maps: list[FeatureMap], reference: Tensor, handles: Tensor) -> Tensor:
+        motion = targets - handles
+        moved: Tensor = handles + motion / motion.norm(dim=1, keepdim=True).clamp(min=1.0)
         return moved
 
-    return DragBatch(runs, tracker=follow_requests)
+    return DragBatch(runs, tracker=assume_moved)
 
 
 def block_matching(runs: Sequence[DragRun]) -> DragBatch:
@@ -141,14 +142,14 @@ class BlockMatchingTracker:
         return found[0, :, 0].t().view(*points.shape[:-1], 3)
 
 
-def there_and_back(name: str, forth: Method) -> Method:
-    """Drag to the targets, then from where the handles ended back to where they were."""
+def there_and_back(name: str, method: Method) -> Method:
+    """Return a method that drags to the targets, then from where the handles ended back to where they were."""
 
-    def cycle(generator: Generator, case: Case) -> Ending:
-        away = forth.run(generator, case)
+    def cycle(generator: Generator, case: Case) -> EditedCase:
+        away = method.run(generator, case)
         last = generator.config.resolution - 1
         back = replace(case, start=away.w, handles=away.handles.clip(0, last), targets=case.handles)
-        ending = forth.run(generator, back)
-        return replace(ending, iterations=away.iterations + ending.iterations, seconds=away.seconds + ending.seconds)
+        edited = method.run(generator, back)
+        return replace(edited, iterations=away.iterations + edited.iterations, seconds=away.seconds + edited.seconds)
 
     return Method(name, cycle)

@@ -1,4 +1,4 @@
-"""How far two pictures are apart. Pictures are [B, 3, H, W] in [-1, 1]; errors are of values in [0, 1]."""
+"""How different two pictures are. Pictures are [B, 3, H, W] in [-1, 1]; errors are of values in [0, 1]."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from engine.inversion.losses import SLICES, learned_distance, squeeze_net
 
 
 def mse(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
-    """Mean squared error, of the pixels where [H, W] is True."""
+    """Return the mean squared error, of all pixels or of those where [H, W] is True."""
     error = ((a - b) / 2).square().mean(dim=(0, 1))
     return float(error.mean() if where is None else error[where].mean())
 
 
 def psnr(error: float) -> float:
-    """Of a mean squared error, in dB; 100 dB for none."""
+    """Return the PSNR of a mean squared error, dB; 100 dB for no error."""
     return min(100.0, -10 * float(np.log10(max(error, 1e-10))))
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004): windows of 11 pixels, sigma 1.5, mean over channels."""
+    """Return the structural similarity (Wang et al. 2004): windows of 11 pixels, sigma 1.5, mean over channels."""
     line = torch.exp(-0.5 * ((torch.arange(11, dtype=a.dtype, device=a.device) - 5) / 1.5).square())
     window = (torch.outer(line, line) / line.sum().square())[None, None]
     x, y = (((image + 1) / 2).flatten(0, 1)[:, None] for image in (a, b))
@@ -39,10 +39,10 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 
 class PerceptualDistance(nn.Module):
-    """LPIPS-like distance on SqueezeNet 1.1: it is not established that these features are the ones the heads were fitted on."""
+    """LPIPS-like distance on SqueezeNet 1.1; whether the heads were fitted on these very features is not established."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads squeezenet_v1.1_imagenet_notop_torchnames.npz and lpips_v0.1_squeeze.pth."""
+        """Read squeezenet_v1.1_imagenet_notop_torchnames.npz and lpips_v0.1_squeeze.pth."""
         super().__init__()
         self.features = squeeze_net()
         with np.load(folder / "squeezenet_v1.1_imagenet_notop_torchnames.npz") as arrays:
@@ -56,6 +56,6 @@ class PerceptualDistance(nn.Module):
 
     @staticmethod
     def prepare(image: Tensor) -> Tensor:
-        """Caffe's: BGR, 0 to 255, means subtracted."""
+        """Return the picture as Caffe's networks take it: BGR, 0 to 255, means subtracted."""
         means = image.new_tensor([103.939, 116.779, 123.68])[:, None, None]
         return (image.flip(1) + 1) * 127.5 - means

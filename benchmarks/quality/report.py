@@ -1,4 +1,4 @@
-"""What a study says: a table with intervals, as text, JSON, CSV and plots, and pictures of worst, median and best cases."""
+"""Reports of a study: a table with intervals as JSON, CSV and plot, and pictures of the best, median and worst cases."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks.quality.bootstrap import Interval, interval, paired
 from benchmarks.quality.cases import Case
-from benchmarks.quality.methods import Ending
-from benchmarks.quality.runs import Outcome
+from benchmarks.quality.methods import EditedCase
+from benchmarks.quality.runs import Measurement
 from benchmarks.quality.studies import Study
 from engine.media.overlay import draw_overlay
 from engine.networks.stylegan2 import Generator, to_pixels
@@ -23,26 +23,26 @@ PICTURE = 256  # pixels
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a table."""
+    """One column of a table."""
 
     title: str  # with its unit
-    value: Callable[[Outcome], float | None]
+    value: Callable[[Measurement], float | None]
     statistic: Callable[..., np.ndarray] = np.mean
 
 
-def p5(values: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """What 95 % of the values reach."""
+def fifth_percentile(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the value that 95 % of the values reach."""
     return np.asarray(np.quantile(values, 0.05, axis=axis))
 
 
 COLUMNS = {
     "psnr_median_db": Column("PSNR, median dB", lambda o: o.psnr_db, np.median),
-    "psnr_p5_db": Column("reached by 95 %, dB", lambda o: o.psnr_db, p5),
+    "psnr_p5_db": Column("reached by 95 %, dB", lambda o: o.psnr_db, fifth_percentile),
     "true_px": Column("true distance, px", lambda o: o.true_px),
     "tracker_px": Column("tracker's distance, px", lambda o: o.tracker_px),
-    "gap_px": Column("|true - tracker|, median px", lambda o: gap(o), np.median),
-    "within_1_percent": Column("all within 1 px, %", lambda o: within(o, 1)),
-    "within_2_percent": Column("all within 2 px, %", lambda o: within(o, 2)),
+    "gap_px": Column("|true - tracker|, median px", lambda o: tracker_gap_px(o), np.median),
+    "within_1_percent": Column("all within 1 px, %", lambda o: is_within(o, 1)),
+    "within_2_percent": Column("all within 2 px, %", lambda o: is_within(o, 2)),
     "lost_percent": Column("points lost, %", lambda o: o.lost_percent),
     "background_db": Column("background, median dB", lambda o: o.background_db, np.median),
     "mse_x100": Column("MSE x 100", lambda o: None if o.mse is None else 100 * o.mse),
@@ -54,57 +54,61 @@ COLUMNS = {
 }
 
 
-def gap(outcome: Outcome) -> float | None:
-    if outcome.true_px is None or outcome.tracker_px is None:
+def tracker_gap_px(measurement: Measurement) -> float | None:
+    """Return how far the true and the tracker's distance differ."""
+    if measurement.true_px is None or measurement.tracker_px is None:
         return None
-    return abs(outcome.true_px - outcome.tracker_px)
+    return abs(measurement.true_px - measurement.tracker_px)
 
 
-def within(outcome: Outcome, limit_px: float) -> float | None:
-    return None if outcome.worst_px is None else 100.0 * (outcome.worst_px <= limit_px)
+def is_within(measurement: Measurement, limit_px: float) -> float | None:
+    """Return 100 if every point is within the limit, else 0, so that the mean is a percentage."""
+    return None if measurement.worst_px is None else 100.0 * (measurement.worst_px <= limit_px)
 
 
 @dataclass(frozen=True)
-class Line:
-    """One method over the cases of one group."""
+class TableRow:
+    """One method's figures over the cases of one group."""
 
     group: str
     row: str
     cases: int
     figures: dict[str, Interval]
-    against_plain: Interval | None  # paired: true distance of this row minus the plain row's
+    against_plain: Interval | None  # true distance of this row minus the plain row's, paired by case
 
 
-def summarize(study: Study, outcomes: Sequence[Outcome]) -> list[Line]:
-    """One line for each group and method that has outcomes; intervals cover 95 % of the resampled statistics."""
+def summarize(study: Study, measurements: Sequence[Measurement]) -> list[TableRow]:
+    """Return a row for each group and method that has measurements."""
     lines = []
     for group in study.groups:
-        plain = {o.case: o for o in outcomes if (o.group, o.row) == (group, study.plain.name)}
+        plain = {o.case: o for o in measurements if (o.group, o.row) == (group, study.plain.name)}
         for method in study.methods:
-            own = [o for o in outcomes if (o.group, o.row) == (group, method.name)]
+            own = [o for o in measurements if (o.group, o.row) == (group, method.name)]
             if own:
-                lines.append(Line(group, method.name, len(own), figures(study, own), compare(own, plain)))
+                lines.append(TableRow(group, method.name, len(own), compute_figures(study, own), compare(own, plain)))
     return lines
 
 
-def figures(study: Study, outcomes: list[Outcome]) -> dict[str, Interval]:
+def compute_figures(study: Study, measurements: list[Measurement]) -> dict[str, Interval]:
+    """Return the interval of every column that the measurements have."""
     found = {}
     for name in study.columns:
-        values = [value for outcome in outcomes if (value := COLUMNS[name].value(outcome)) is not None]
+        values = [value for measurement in measurements if (value := COLUMNS[name].value(measurement)) is not None]
         if values:
             found[name] = interval(values, COLUMNS[name].statistic)
     return found
 
 
-def compare(outcomes: list[Outcome], plain: dict[int, Outcome]) -> Interval | None:
-    both = [(plain[o.case].true_px, o.true_px) for o in outcomes if o.case in plain]
+def compare(measurements: list[Measurement], plain: dict[int, Measurement]) -> Interval | None:
+    """Return the paired difference of the true distances to the plain row's, by case; None if they have no case in common."""
+    both = [(plain[o.case].true_px, o.true_px) for o in measurements if o.case in plain]
     known = [(old, new) for old, new in both if old is not None and new is not None]
     return paired([old for old, _ in known], [new for _, new in known]) if known else None
 
 
-def write_report(study: Study, outcomes: Sequence[Outcome], question: dict[str, object], folder: Path) -> list[Line]:
-    """Write NAME.json, NAME.csv and NAME.png; returns the table's lines."""
-    lines = summarize(study, outcomes)
+def write_report(study: Study, measurements: Sequence[Measurement], question: dict[str, object], folder: Path) -> list[TableRow]:
+    """Write NAME.json, NAME.csv and NAME.png; return the table's rows."""
+    lines = summarize(study, measurements)
     document = {"title": study.title, "notes": study.notes, "question": question, "lines": [asdict(line) for line in lines]}
     (folder / f"{study.name}.json").write_text(json.dumps(document, indent=1))
     with (folder / f"{study.name}.csv").open("w", newline="") as file:
@@ -119,11 +123,12 @@ def write_report(study: Study, outcomes: Sequence[Outcome], question: dict[str, 
 
 
 def cells(found: Interval | None) -> tuple[object, object, object]:
+    """Return the three cells of an interval in the CSV file."""
     return ("", "", "") if found is None else (round(found.value, 4), round(found.low, 4), round(found.high, 4))
 
 
-def plot(study: Study, lines: list[Line], path: Path) -> None:
-    """The first column as bars with their intervals, one panel a group."""
+def plot(study: Study, lines: list[TableRow], path: Path) -> None:
+    """Draw the first column as bars with their intervals, a panel for each group."""
     import matplotlib.figure
 
     name = study.columns[0]
@@ -141,53 +146,59 @@ def plot(study: Study, lines: list[Line], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def choose_cases(study: Study, outcomes: Sequence[Outcome]) -> dict[str, list[tuple[str, int]]]:
-    """(group, case) of the plain row's best, median and worst outcomes, by the study's first column."""
+def choose_cases(study: Study, measurements: Sequence[Measurement]) -> dict[str, list[tuple[str, int]]]:
+    """Return (group, case) of the plain row's best, median and worst measurements, by the study's first column."""
     value = COLUMNS[study.columns[0]].value
-    ranked = [(v, o.group, o.case) for o in outcomes if o.row == study.plain.name and (v := value(o)) is not None]
+    ranked = [(v, o.group, o.case) for o in measurements if o.row == study.plain.name and (v := value(o)) is not None]
     ranked.sort(reverse=study.columns[0] in ("background_db", "psnr_db", "psnr_median_db", "ssim"))
     middle = max(0, (len(ranked) - SHOWN) // 2)
     parts = {"best": ranked[:SHOWN], "median": ranked[middle : middle + SHOWN], "worst": ranked[-SHOWN:][::-1]}
     return {name: [(group, case) for _, group, case in part] for name, part in parts.items() if part}
 
 
-def draw_sheet(study: Study, outcomes: Sequence[Outcome], generator: Generator, path: Path) -> None:
-    """Best, median and worst cases of the plain row, run again: start above result with the points; no file if it has none."""
-    cases = {(group, case.index): case for group, of in study.groups.items() for case in of}
-    known = {(o.group, o.case): o for o in outcomes if o.row == study.plain.name and (o.group, o.case) in cases}
+def draw_sheet(study: Study, measurements: Sequence[Measurement], generator: Generator, path: Path) -> None:
+    """Run the plain row's best, median and worst cases again and draw them: start above result, with the points.
+
+    No file is written if the plain row has no measurement.
+    """
+    cases = {(group, case.index): case for group, members in study.groups.items() for case in members}
+    known = {(o.group, o.case): o for o in measurements if o.row == study.plain.name and (o.group, o.case) in cases}
     if not known:
         return
-    endings: dict[tuple[str, int], Ending] = {}
+    edited_cases: dict[tuple[str, int], EditedCase] = {}
     rows = []
     for name, chosen in choose_cases(study, list(known.values())).items():
         for key in chosen:
-            if key not in endings:
-                endings[key] = study.plain.run(generator, cases[key])
-        text = [label(name, study, known[key]) for key in chosen]
-        strips = [draw_case(generator, cases[key], endings[key], line) for key, line in zip(chosen, text, strict=True)]
+            if key not in edited_cases:
+                edited_cases[key] = study.plain.run(generator, cases[key])
+        text = [case_label(name, study, known[key]) for key in chosen]
+        strips = [draw_case(generator, cases[key], edited_cases[key], line) for key, line in zip(chosen, text, strict=True)]
         rows.append(np.concatenate(strips, axis=1))
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 8), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     Image.fromarray(np.concatenate(padded)).save(path)
 
 
-def label(name: str, study: Study, outcome: Outcome) -> str:
+def case_label(name: str, study: Study, measurement: Measurement) -> str:
+    """Return the text on a case's picture."""
     column = COLUMNS[study.columns[0]]
-    return f"{name}: {column.title.split(',')[0]} {column.value(outcome):.2f}, {outcome.group}"
+    return f"{name}: {column.title.split(',')[0]} {column.value(measurement):.2f}, {measurement.group}"
 
 
-def draw_case(generator: Generator, case: Case, ending: Ending, text: str) -> np.ndarray:
+def draw_case(generator: Generator, case: Case, edited: EditedCase, text: str) -> np.ndarray:
+    """Draw a case's start above its result, with points, mask and text; [H, W, 3]."""
     movable = case.movable(generator.config.resolution)
     begun = generator.render(case.start) if case.picture is None else to_pixels(case.picture)[0]
-    ended = (ending.generator or generator).render(ending.w)
-    before = marked(begun, [case.handles], case.targets, movable)
-    after = marked(ended, [case.handles, ending.handles], case.targets, movable)
+    ended = (edited.generator or generator).render(edited.w)
+    before = draw_points(begun, [case.handles], case.targets, movable)
+    after = draw_points(ended, [case.handles, edited.handles], case.targets, movable)
     both = Image.fromarray(np.concatenate([before, after]))
     ImageDraw.Draw(both).text((4, 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(both)
 
 
-def marked(pixels: np.ndarray, way: list[np.ndarray], targets: np.ndarray, movable: np.ndarray | None) -> np.ndarray:
-    trajectory = [[(float(x), float(y)) for x, y in handles] for handles in way]
+def draw_points(pixels: np.ndarray, path: list[np.ndarray], targets: np.ndarray, movable: np.ndarray | None) -> np.ndarray:
+    """Draw the handles' path, the targets and the mask on a picture, at the sheet's size."""
+    trajectory = [[(float(x), float(y)) for x, y in handles] for handles in path]
     overlay = draw_overlay(pixels, trajectory, [(float(x), float(y)) for x, y in targets], movable)
     return np.asarray(Image.fromarray(overlay).resize((PICTURE, PICTURE)))

@@ -1,4 +1,4 @@
-"""Rulers say where things are in a picture without asking the drag's own tracker."""
+"""Rulers locate things in a picture without the drag's own tracker."""
 
 from typing import Protocol
 
@@ -15,10 +15,12 @@ from jobs.models.manifest import ModelEntry
 
 
 class Ruler(Protocol):
-    name: str  # what measures, as the tables say it
+    """What locates the handles of one picture in another."""
+
+    name: str  # as the tables show it
 
     def locate(self, start: Tensor, handles: np.ndarray, labels: list[int], result: Tensor) -> np.ndarray:
-        """Where the handles of one picture are in another.
+        """Return where the handles of one picture are in another.
 
         Args:
             start, result: w+ [1, L, D] of the two pictures.
@@ -32,7 +34,7 @@ class Ruler(Protocol):
 
 
 class LandmarkRuler:
-    """The landmark detector of the demo's faces, which has never seen the generator."""
+    """A ruler for the demo's faces: the landmark detector, which has never seen the generator."""
 
     name = "landmark detector"
 
@@ -41,7 +43,7 @@ class LandmarkRuler:
         self.detector = load_detector(generator.device)
 
     def landmarks(self, w: Tensor) -> np.ndarray:
-        """All landmarks [len(LANDMARKS), 2] of G(w), xy pixels."""
+        """Return all landmarks [len(LANDMARKS), 2] of G(w), xy pixels."""
         with torch.no_grad():
             points: np.ndarray = detect(self.detector, self.generator.images(w))[0].cpu().numpy().astype(np.float64)
         return points
@@ -51,7 +53,10 @@ class LandmarkRuler:
 
 
 class FeatureRuler:
-    """For checkpoints without geometry: the nearest feature of a block that the drag does not watch, over the whole picture."""
+    """A ruler for checkpoints without geometry.
+
+    It searches the whole picture for the nearest feature of a block that the drag does not use.
+    """
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
@@ -60,6 +65,7 @@ class FeatureRuler:
 
     @torch.no_grad()
     def features(self, w: Tensor) -> Tensor:
+        """Compute the block's features [1, C, f, f] of w+."""
         layers = self.generator.synthesis.layers(until=self.block, rgb=False)
         return self.generator.synthesis.features(modulate(layers, w), self.block)
 
@@ -77,5 +83,5 @@ class FeatureRuler:
 
 
 def choose_ruler(generator: Generator, model: ModelEntry) -> LandmarkRuler | FeatureRuler:
-    """The detector knows the faces of our own drawings, and nothing else."""
+    """Return the detector for faces as this project draws them, the feature ruler for everything else."""
     return LandmarkRuler(generator) if model.geometry == "faces" else FeatureRuler(generator)

@@ -1,4 +1,4 @@
-"""Runs every method on every case, keeping each outcome in a file, so that a stopped table goes on."""
+"""Runs every method on every case and keeps each measurement in a file, so that a stopped study can go on."""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +12,11 @@ from engine.networks.stylegan2 import Generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One method on one case. Distances are pixels of the model's image, means over the points; None: not asked."""
+class Measurement:
+    """The figures of one method on one case.
+
+    Distances are pixels of the model's image, means over the points; None: the study does not measure it.
+    """
 
     group: str  # which cases, such as "5 points"
     row: str  # which method
@@ -32,13 +35,13 @@ class Outcome:
     seconds: float
 
 
-class OutcomeFile:
-    """outcomes.jsonl of a folder: what was measured, each line an outcome, the first what was asked."""
+class MeasurementFile:
+    """A study's file of JSON lines: the first is the question, each other a measurement."""
 
     def __init__(self, path: Path, question: dict[str, object]) -> None:
-        """Raises ValueError when the file answers another question."""
+        """Read the file, or make it. Raises ValueError when it holds another question."""
         self.path = path
-        self.known: dict[tuple[str, str, int], Outcome] = {}
+        self.known: dict[tuple[str, str, int], Measurement] = {}
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(question) + "\n")
@@ -49,32 +52,34 @@ class OutcomeFile:
         if partial:  # stopped while writing
             path.write_text("\n".join([first, *lines, ""]))
         for line in lines:
-            outcome = Outcome(**json.loads(line))
-            self.known[outcome.group, outcome.row, outcome.case] = outcome
+            measurement = Measurement(**json.loads(line))
+            self.known[measurement.group, measurement.row, measurement.case] = measurement
 
-    def add(self, outcome: Outcome) -> None:
-        self.known[outcome.group, outcome.row, outcome.case] = outcome
+    def add(self, measurement: Measurement) -> None:
+        """Keep a measurement and append it to the file."""
+        self.known[measurement.group, measurement.row, measurement.case] = measurement
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(outcome)) + "\n")
+            file.write(json.dumps(asdict(measurement)) + "\n")
 
 
-def run(study: Study, generator: Generator, file: OutcomeFile) -> Iterator[Outcome]:
-    """Every outcome of a study, known or new."""
+def run_study(study: Study, generator: Generator, file: MeasurementFile) -> Iterator[Measurement]:
+    """Yield every measurement of a study: those that the file knows, and new ones."""
     for group, method, case in study.cells():
         key = (group, method.name, case.index)
         if key not in file.known:
-            file.add(judge(study, generator, group, method, case))
+            file.add(measure_case(study, generator, group, method, case))
         yield file.known[key]
 
 
-def judge(study: Study, generator: Generator, group: str, method: Method, case: Case) -> Outcome:
-    ending = method.run(generator, case)
-    return Outcome(
+def measure_case(study: Study, generator: Generator, group: str, method: Method, case: Case) -> Measurement:
+    """Run a method on a case and measure the result."""
+    edited = method.run(generator, case)
+    return Measurement(
         group=group,
         row=method.name,
         case=case.index,
-        iterations=ending.iterations,
-        stop_reason=ending.stop_reason,
-        seconds=ending.seconds,
-        **study.score(case, ending),
+        iterations=edited.iterations,
+        stop_reason=edited.stop_reason,
+        seconds=edited.seconds,
+        **study.score(case, edited),
     )

@@ -1,4 +1,4 @@
-"""A typed Python client of the HTTP API: `Client`, and `AsyncClient` with the same methods.
+"""A typed Python client of the Dragqueue HTTP API: `Client`, and `AsyncClient` with the same methods.
 
 with Client("http://127.0.0.1:8000", key="dq_...") as client:
     job = client.submit({"model": "demo-faces", "source": {"seed": 3}, "points": [...]})
@@ -8,11 +8,11 @@ with Client("http://127.0.0.1:8000", key="dq_...") as client:
 """
 
 from dragqueue_client.asynchronous import AsyncClient
-from dragqueue_client.errors import ClientError, Damaged, Refused, ServiceAway, TookTooLong
-from dragqueue_client.models import Artifact, Batch, Event, Job, Model, Upload, Usage
+from dragqueue_client.errors import ClientError, DownloadDamaged, RequestRefused, ServiceUnavailable, WaitTimeout
+from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, Model, QueuePosition, Upload, Usage
 from dragqueue_client.synchronous import Client
 
 __all__ = [
-    "Artifact", "AsyncClient", "Batch", "Client", "ClientError", "Damaged", "Event", "Job", "Model", "Refused", "ServiceAway",
-    "TookTooLong", "Upload", "Usage",
+    "Artifact", "AsyncClient", "Batch", "BatchLine", "Client", "ClientError", "DownloadDamaged", "Event", "Job", "Model",
+    "QueuePosition", "RequestRefused", "ServiceUnavailable", "Upload", "Usage", "WaitTimeout",
 ]  # fmt: skip

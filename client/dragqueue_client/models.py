@@ -1,4 +1,4 @@
-"""What the service answers. Fields that a newer service adds are ignored, so that older clients go on working."""
+"""The documents that the service answers with. Fields that a newer service adds are ignored."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -6,28 +6,34 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-State = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
+JobState = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 
 
-class Failure(BaseModel):
+class JobError(BaseModel):
+    """Why a job failed, or a line of a batch was refused."""
+
     code: str
     message: str
     retryable: bool  # whether the same job might succeed later
 
 
-class Expected(BaseModel):
-    """Seconds, from how long jobs of the model took lately."""
+class WaitEstimate(BaseModel):
+    """Seconds until a job starts, estimated from how long jobs of the model took lately."""
 
     p50: float
     p80: float
 
 
-class Place(BaseModel):
-    position: int  # jobs that are likely to start before
-    starts_in_s: Expected | None
+class QueuePosition(BaseModel):
+    """Where a queued job stands."""
+
+    position: int  # jobs that are likely to start before it
+    starts_in_s: WaitEstimate | None
 
 
 class Artifact(BaseModel):
+    """A stored file of a job."""
+
     name: str  # result.png, frames/00012.webp
     media_type: str
     size_bytes: int
@@ -36,10 +42,10 @@ class Artifact(BaseModel):
 
 
 class Job(BaseModel):
-    """One edit, as it stood when the service answered."""
+    """A job as it stood when the service answered."""
 
     id: UUID
-    state: State
+    state: JobState
     model: str
     spec: dict[str, Any]  # with every default filled in
     attempt: int
@@ -49,30 +55,36 @@ class Job(BaseModel):
     stop_reason: str | None = None  # reached, max_iterations, stalled, stopped
     parent: UUID | None = None
     root: UUID | None = None
-    error: Failure | None = None
+    error: JobError | None = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expires_at: datetime | None = None
-    place: Place | None = None  # while it is queued
+    place: QueuePosition | None = None  # while it is queued
     preview: str | None = None  # path of the latest frame, while it runs
     artifacts: list[Artifact] | None = None
 
     @property
     def ended(self) -> bool:
+        """Whether the job is in one of its final states."""
         return self.state not in ("queued", "running")
 
     @property
     def succeeded(self) -> bool:
+        """Whether the job has a result."""
         return self.state == "succeeded"
 
 
 class JobPage(BaseModel):
+    """A part of the list of jobs."""
+
     jobs: list[Job]
     next_cursor: str | None
 
 
 class FramePage(BaseModel):
+    """A part of the list of a job's frames."""
+
     frames: list[Artifact]
     next_cursor: str | None
 
@@ -87,6 +99,8 @@ class Event(BaseModel):
 
 
 class Upload(BaseModel):
+    """A file that jobs can name."""
+
     sha256: str  # the name that jobs use
     kind: Literal["image", "mask", "latent"]
     width: int
@@ -94,8 +108,8 @@ class Upload(BaseModel):
     size_bytes: int
 
 
-class Presigned(BaseModel):
-    """Where a large file is sent to, past the service."""
+class PresignedUpload(BaseModel):
+    """A link of the store to which a large file is sent directly."""
 
     id: UUID
     url: str
@@ -104,6 +118,8 @@ class Presigned(BaseModel):
 
 
 class Model(BaseModel):
+    """A generator that jobs can name, and its defaults."""
+
     name: str
     resolution: int  # pixels, width and height
     num_ws: int
@@ -116,10 +132,14 @@ class Model(BaseModel):
 
 
 class ModelPage(BaseModel):
+    """The list of models."""
+
     models: list[Model]
 
 
 class Usage(BaseModel):
+    """What the tenant has at the moment, and the most it may have; None means no limit."""
+
     queued: int
     running: int
     uploads: int
@@ -130,8 +150,8 @@ class Usage(BaseModel):
     max_stored_bytes: int | None = None
 
 
-class Counts(BaseModel):
-    """Jobs of a batch by state."""
+class BatchCounts(BaseModel):
+    """Numbers of a batch's jobs by state."""
 
     queued: int = 0
     running: int = 0
@@ -142,22 +162,24 @@ class Counts(BaseModel):
 
 
 class Batch(BaseModel):
+    """Jobs that were submitted together."""
+
     id: UUID
     lines: int  # that were sent
     refused: int  # of them, because they are no jobs
-    counts: Counts  # of the others
+    counts: BatchCounts  # of the others
     created_at: datetime
     finished_at: datetime | None = None
     cancel_requested_at: datetime | None = None
 
 
 class BatchLine(BaseModel):
-    """How one line of a batch ended."""
+    """The outcome of one line of a batch."""
 
     line: int | None = None  # of a line that is no job
     custom_id: str | None = None
     job: UUID | None = None
     state: str  # a job's, or refused
     stop_reason: str | None = None
-    error: Failure | None = None
+    error: JobError | None = None
     problems: list[dict[str, str]] = []

@@ -1,1 +1,1 @@
-"""Files of weights: read any layout without executing it, write the canonical form."""
+"""Files of weights: import of any layout without executing it, and the canonical safetensors files."""

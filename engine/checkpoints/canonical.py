@@ -1,4 +1,4 @@
-"""From networks as they were found to the files that the service reads. Works without torch."""
+"""Writing imported networks as the checkpoints that the service reads. This module needs no torch."""
 
 import json
 import re
@@ -11,7 +11,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from engine.checkpoints.layouts import FoundDiscriminator, FoundGenerator, Tensors
+from engine.atomic_write import atomic_write
+from engine.checkpoints.layouts import ImportedDiscriminator, ImportedGenerator, Tensors
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
 from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
 
@@ -19,88 +20,110 @@ MAX_WIDTH = 4096
 MAX_MAPPING_LAYERS = 64
 
 
-def write_networks(found: FoundGenerator, path: Path, beside: Path, *, bgr: bool = False) -> GeneratorConfig:
-    """Write the generator, and its discriminator beside it if there is one: both are checked before either is written.
+def write_networks(
+    imported: ImportedGenerator, generator_path: Path, discriminator_path: Path, *, bgr: bool = False
+) -> GeneratorConfig:
+    """Write the generator, and its discriminator if there is one; both are checked before either is written.
 
-    Raises as write_canonical does, and OSError when there is no room.
+    Raises:
+        CheckpointDamaged, CheckpointUnsupported: as write_generator.
+        OSError: a file cannot be written; neither is left.
     """
-    eye = None if found.discriminator is None else canonical_discriminator(found.discriminator)
-    config = write_canonical(found, path, bgr=bgr)
+    discriminator = None if imported.discriminator is None else convert_discriminator(imported.discriminator)
+    config = write_generator(imported, generator_path, bgr=bgr)
     try:
-        if eye is not None:
-            write_file(beside, *eye)
+        if discriminator is not None:
+            write_checkpoint(discriminator_path, *discriminator)
     except OSError:
-        path.unlink()
+        generator_path.unlink()
         raise
     return config
 
 
-def write_canonical(found: FoundGenerator, path: Path, *, bgr: bool = False) -> GeneratorConfig:
+def write_generator(imported: ImportedGenerator, path: Path, *, bgr: bool = False) -> GeneratorConfig:
     """Write tensors and config; the file appears whole or not at all.
 
     Args:
-        bgr: the generator's images are blue first, as some of mmagic's are; they become red first.
+        bgr: whether the generator's images are blue first, as some of mmagic's are; they become red first.
 
     Raises:
         CheckpointDamaged: a tensor is missing, has a shape that does not fit the others, or is not finite.
-        CheckpointUnsupported: its pictures are not square.
+        CheckpointUnsupported: the images are not square.
+        OSError: the file cannot be written.
     """
-    config = infer_config(found)
-    tensors = dict(canonical_tensors(found.tensors, config))
-    if "mapping.w_avg" not in found.tensors:
-        tensors["mapping.w_avg"] = mean_w(tensors, config)
+    config = infer_generator_config(imported)
+    tensors = dict(select_tensors(imported.tensors, generator_shapes(config)))
+    if "mapping.w_avg" not in imported.tensors:
+        tensors["mapping.w_avg"] = compute_w_avg(tensors, config)
     if bgr:
         for name in [name for name in tensors if re.search(r"torgb\.(weight|bias)$", name)]:
             tensors[name] = np.ascontiguousarray(tensors[name][::-1])
-    write_file(path, tensors, config)
+    write_checkpoint(path, tensors, config)
     return config
 
 
-def write_discriminator(found: FoundDiscriminator, path: Path) -> None:
-    """Write tensors and config; the file appears whole or not at all. Raises CheckpointDamaged."""
-    write_file(path, *canonical_discriminator(found))
+def write_discriminator(imported: ImportedDiscriminator, path: Path) -> None:
+    """Write tensors and config; the file appears whole or not at all.
+
+    Raises:
+        CheckpointDamaged: a tensor is missing, has a shape that does not fit the others, or is not finite.
+        OSError: the file cannot be written.
+    """
+    write_checkpoint(path, *convert_discriminator(imported))
 
 
-def canonical_discriminator(found: FoundDiscriminator) -> tuple[Tensors, DiscriminatorConfig]:
-    config = infer_discriminator(found)
-    return dict(chosen_tensors(found.tensors, discriminator_shapes(config))), config
+def convert_discriminator(imported: ImportedDiscriminator) -> tuple[Tensors, DiscriminatorConfig]:
+    """Return the canonical tensors and the config of a discriminator.
+
+    Raises:
+        CheckpointDamaged: a tensor is missing, has a shape that does not fit the others, or is not finite.
+    """
+    config = infer_discriminator_config(imported)
+    return dict(select_tensors(imported.tensors, discriminator_shapes(config))), config
 
 
-def write_file(path: Path, tensors: Tensors, config: Pyramid) -> None:
-    """Raises OSError when there is no room; nothing is left then."""
-    part = path.with_name(path.name + ".part")
+def write_checkpoint(path: Path, tensors: Tensors, config: Pyramid) -> None:
+    """Write a safetensors file with the config as JSON in its metadata.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left of it.
+    """
     try:
-        save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
-        part.chmod(0o644)  # safetensors writes for its owner alone
-        part.rename(path)
+        with atomic_write(path) as part:
+            save_file(tensors, part, metadata={"config": json.dumps(asdict(config))})
+            part.chmod(0o644)  # safetensors writes for its owner alone
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def infer_config(found: FoundGenerator) -> GeneratorConfig:
-    """The shape of the generator from its tensors alone."""
-    const = found.tensors.get("synthesis.b4.const")
+def infer_generator_config(imported: ImportedGenerator) -> GeneratorConfig:
+    """Infer the config of a generator from the shapes of its tensors.
+
+    Raises:
+        CheckpointDamaged: the shapes fit no generator.
+        CheckpointUnsupported: the images are not square.
+    """
+    const = imported.tensors.get("synthesis.b4.const")
     if const is not None and const.shape[-1] != const.shape[-2]:
         raise CheckpointUnsupported(
             "the generator's pictures are not square (StyleGAN-Human?); only square ones are computed here"
         )
-    channels = widths(found.tensors, r"synthesis\.b(\d+)\.conv1\.weight")
-    layers = [name for name in found.tensors if re.fullmatch(r"mapping\.fc\d+\.weight", name)]
+    channels = block_channels(imported.tensors, r"synthesis\.b(\d+)\.conv1\.weight")
+    layers = [name for name in imported.tensors if re.fullmatch(r"mapping\.fc\d+\.weight", name)]
     if not channels or not layers:
         raise CheckpointDamaged("the generator has no synthesis or no mapping layers")
     if max(channels.values()) > MAX_WIDTH or len(layers) > MAX_MAPPING_LAYERS:
         raise CheckpointDamaged(f"the generator is larger than any that is known: {channels}, {len(layers)} mapping layers")
     try:
-        first, labels = found.tensors["mapping.fc0.weight"], found.tensors.get("mapping.embed.weight")
+        first, labels = imported.tensors["mapping.fc0.weight"], imported.tensors.get("mapping.embed.weight")
         config = GeneratorConfig(
-            **pyramid(channels),
+            **infer_pyramid(channels),
             z_dim=first.shape[1] - (first.shape[0] if labels is not None else 0),
             w_dim=first.shape[0],
             c_dim=0 if labels is None else labels.shape[1],
-            architecture=cast(Architecture, found.architecture),
+            architecture=cast(Architecture, imported.architecture),
             mapping_layers=len(layers),
-            conv_clamp=found.conv_clamp,
+            conv_clamp=imported.conv_clamp,
         )
     except (ValueError, KeyError) as error:
         raise CheckpointDamaged(f"the generator's shape is impossible: {error}") from error
@@ -109,11 +132,16 @@ def infer_config(found: FoundGenerator) -> GeneratorConfig:
     return config
 
 
-def infer_discriminator(found: FoundDiscriminator) -> DiscriminatorConfig:
-    """The shape of the discriminator from its tensors alone."""
-    channels = widths(found.tensors, r"b(\d+)\.conv0\.weight") | widths(found.tensors, r"b(4)\.conv\.weight")
+def infer_discriminator_config(imported: ImportedDiscriminator) -> DiscriminatorConfig:
+    """Infer the config of a discriminator from the shapes of its tensors.
+
+    Raises:
+        CheckpointDamaged: the shapes fit no discriminator.
+    """
+    channels = block_channels(imported.tensors, r"b(\d+)\.conv0\.weight")
+    channels |= block_channels(imported.tensors, r"b(4)\.conv\.weight")
     try:
-        config = DiscriminatorConfig(**pyramid(channels), conv_clamp=found.conv_clamp)
+        config = DiscriminatorConfig(**infer_pyramid(channels), conv_clamp=imported.conv_clamp)
     except ValueError as error:
         raise CheckpointDamaged(f"the discriminator's shape is impossible: {error}") from error
     if channels != {r: config.channels(r) for r in config.block_resolutions}:
@@ -121,47 +149,59 @@ def infer_discriminator(found: FoundDiscriminator) -> DiscriminatorConfig:
     return config
 
 
-def widths(tensors: Tensors, pattern: str) -> dict[int, int]:
-    """Output channels of the convolution of every block, by resolution."""
-    found = {int(match[1]): tensor for name, tensor in tensors.items() if (match := re.fullmatch(pattern, name))}
-    return {resolution: tensor.shape[-4] for resolution, tensor in found.items()}
+def block_channels(tensors: Tensors, pattern: str) -> dict[int, int]:
+    """Return the output channels of the matching convolutions by the resolution of their block.
+
+    Args:
+        pattern: a regular expression for names; its first group is the resolution.
+    """
+    weights = {int(match[1]): tensor for name, tensor in tensors.items() if (match := re.fullmatch(pattern, name))}
+    return {resolution: weight.shape[-4] for resolution, weight in weights.items()}
 
 
-def pyramid(channels: dict[int, int]) -> dict[str, int]:
-    """The rule behind the widths of blocks, as a config's arguments."""
+def infer_pyramid(channels: dict[int, int]) -> dict[str, int]:
+    """Return the arguments of the Pyramid whose blocks have these channels by resolution."""
     resolution, channel_max = max(channels, default=0), channels.get(4, 0)
-    narrow = [width * r for r, width in channels.items() if width < channel_max]
-    base = max(narrow, default=channel_max * resolution)
+    below_max = [count * r for r, count in channels.items() if count < channel_max]
+    base = max(below_max, default=channel_max * resolution)
     return {"resolution": resolution, "channel_base": base, "channel_max": channel_max}
 
 
-def canonical_tensors(tensors: Tensors, config: GeneratorConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor that a generator of this config has, in its shape and in float32. Raises CheckpointDamaged."""
-    return chosen_tensors(tensors, expected_shapes(config))
+def select_tensors(tensors: Tensors, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield every tensor of a network by name, in its shape and in float32; mapping.w_avg may be missing.
 
+    Args:
+        shapes: name and shape of each tensor.
 
-def chosen_tensors(tensors: Tensors, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
+    Raises:
+        CheckpointDamaged: a tensor is missing, has another shape, or is not finite.
+    """
     line = np.array([1, 3, 3, 1], dtype=np.float32) / 8
     for name, shape in shapes:
         if name.endswith("resample_filter"):
             yield name, np.outer(line, line)
         elif name in tensors:
-            yield name, fit(name, tensors[name], shape)
+            yield name, conform(name, tensors[name], shape)
         elif name != "mapping.w_avg":
             raise CheckpointDamaged(f"the network lacks {name}")
 
 
-def fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def conform(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a tensor in float32 and in the expected shape, from which it may differ by axes of length 1.
+
+    Raises:
+        CheckpointDamaged: it has another shape, or is not finite.
+    """
     if tuple(n for n in tensor.shape if n != 1) != tuple(n for n in shape if n != 1):
         raise CheckpointDamaged(f"{name} has the shape {list(tensor.shape)}, expected {list(shape)}")
-    fitted = np.ascontiguousarray(tensor, dtype=np.float32).reshape(shape)
-    if not np.isfinite(fitted).all():
+    conformed = np.ascontiguousarray(tensor, dtype=np.float32).reshape(shape)
+    if not np.isfinite(conformed).all():
         raise CheckpointDamaged(f"{name} holds numbers that are not finite")
-    return fitted
+    return conformed
 
 
-def expected_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as in engine.networks.stylegan2."""
+def generator_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every tensor of engine.networks.stylegan2.Generator."""
     w = config.w_dim
     for i in range(config.mapping_layers):
         yield f"mapping.fc{i}.weight", (w, w if i > 0 else config.z_dim + (w if config.c_dim else 0))
@@ -190,7 +230,7 @@ def expected_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, .
 
 
 def discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as in engine.networks.discriminator."""
+    """Yield name and shape of every tensor of engine.networks.discriminator.Discriminator."""
     for r in config.block_resolutions[1:]:
         inputs, outputs = config.channels(r), config.channels(r // 2)
         if r == config.resolution:
@@ -213,6 +253,7 @@ def discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tup
 
 
 def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield name and shape of every tensor of a SynthesisLayer, without the resampling filter."""
     yield f"{name}.affine.weight", (inputs, w)
     yield f"{name}.affine.bias", (inputs,)
     yield f"{name}.weight", (outputs, inputs, 3, 3)
@@ -221,8 +262,8 @@ def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) 
     yield f"{name}.noise_const", (resolution, resolution)
 
 
-def mean_w(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
-    """The mean of w over z's (and classes) of a fixed seed, for files that do not store it."""
+def compute_w_avg(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
+    """Return the mean of w [D] over samples of z (and of classes) of a fixed seed, for files that do not store it."""
     random = np.random.RandomState(W_SEED)
     x = normalize(random.randn(W_SAMPLES, config.z_dim))
     if config.c_dim > 0:
@@ -237,5 +278,5 @@ def mean_w(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
 
 
 def normalize(x: np.ndarray) -> np.ndarray:
-    """Scale each row to a mean square of 1."""
+    """Scale each row of x [B, D] to a mean square of 1."""
     return np.asarray(x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-8))

@@ -1,7 +1,7 @@
-"""The layouts in which StyleGAN2 generators are found, all renamed to one: NVIDIA's names, float32 numpy arrays.
+"""Reading StyleGAN2 checkpoints of four layouts, with all tensors renamed to NVIDIA's names. This module needs no torch.
 
-Recognized by content: NVIDIA's persistent pickles (and a bare generator that torch.save wrote), legacy TensorFlow
-pickles, rosinality's and pSp's .pt files, mmagic's and mmgeneration's .pth files. Works without torch.
+The content tells the layout: NVIDIA's persistent pickles (and a bare generator that torch.save wrote), legacy TensorFlow
+pickles, rosinality's and pSp's .pt files, mmagic's and mmgeneration's .pth files.
 """
 
 import re
@@ -11,77 +11,94 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoints.torch_files import Module, read_checkpoint_file
+from engine.checkpoints.torch_files import PickledObject, read_checkpoint_file
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
 
 Tensors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundDiscriminator:
-    """The discriminator that stood beside it: residual architecture, without classes."""
+class ImportedDiscriminator:
+    """A discriminator of residual architecture and without classes, from the file of its generator."""
 
     tensors: Tensors  # by canonical name, without the resampling filters
     conv_clamp: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundGenerator:
-    """A generator as it was found."""
+class ImportedGenerator:
+    """A generator with its tensors as the file has them, under canonical names."""
 
     layout: str  # nvidia, tensorflow, rosinality or mmagic
     tensors: Tensors  # by canonical name, without the resampling filters
     conv_clamp: float | None
     architecture: str = "skip"
-    discriminator: FoundDiscriminator | None = None
+    discriminator: ImportedDiscriminator | None = None
 
 
-def read_generator_file(path: Path) -> FoundGenerator:
+def read_generator_file(path: Path) -> ImportedGenerator:
     """Recognize the layout of a checkpoint file and rename its generator's tensors.
 
     Raises:
-        CheckpointDamaged: it cannot be read.
-        CheckpointUnsupported: it holds something else than a StyleGAN2 generator that this engine computes.
+        CheckpointDamaged: the file cannot be read.
+        CheckpointUnsupported: the file holds something else than a StyleGAN2 generator that this engine computes.
     """
     value = read_checkpoint_file(path)
-    try:
-        for recognize in (nvidia, tensorflow, rosinality, mmagic):
-            if found := recognize(value):
-                return found
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise CheckpointDamaged(f"{path.name} looks like a {recognize.__name__} checkpoint but is not whole: {error}") from error
+    layouts = {"nvidia": read_nvidia, "tensorflow": read_tensorflow, "rosinality": read_rosinality, "mmagic": read_mmagic}
+    for layout, read in layouts.items():
+        try:
+            generator = read(value)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise CheckpointDamaged(f"{path.name} looks like a {layout} checkpoint but is not whole: {error}") from error
+        if generator is not None:
+            return generator
     raise CheckpointUnsupported(f"{path.name} holds no StyleGAN2 generator in a layout that is known")
 
 
-def nvidia(value: Any) -> FoundGenerator | None:
-    """A dictionary with the module G_ema and perhaps the discriminator D, or a generator's module alone."""
+def read_nvidia(value: Any) -> ImportedGenerator | None:
+    """Read a dictionary with the module G_ema and perhaps the discriminator D, or a generator's module alone.
+
+    Returns:
+        None if the value has another layout.
+    """
     module = value.get("G_ema") if isinstance(value, dict) else value
-    if not isinstance(module, Module) or "_modules" not in module.state:
+    if not isinstance(module, PickledObject) or "_modules" not in module.state:
         return None
-    tensors, settings = flatten(module)
+    tensors, settings = flatten_module(module)
     if any(name.startswith("synthesis.input.") or re.match(r"synthesis\.L\d+_", name) for name in tensors):
         raise CheckpointUnsupported("the file holds a StyleGAN3 (alias-free) generator; only StyleGAN2 is computed here")
-    return FoundGenerator(
+    return ImportedGenerator(
         layout="nvidia",
         tensors=tensors,
-        conv_clamp=the_only("conv_clamp", settings, None),
-        architecture=the_only("architecture", settings, "skip"),
-        discriminator=nvidia_discriminator(value.get("D") if isinstance(value, dict) else None),
+        conv_clamp=shared_setting("conv_clamp", settings, None),
+        architecture=shared_setting("architecture", settings, "skip"),
+        discriminator=read_nvidia_discriminator(value.get("D") if isinstance(value, dict) else None),
     )
 
 
-def nvidia_discriminator(module: Any) -> FoundDiscriminator | None:
-    """None too for one that our discriminator does not compute: conditional, or of another architecture."""
-    if not isinstance(module, Module) or "_modules" not in module.state:
+def read_nvidia_discriminator(module: Any) -> ImportedDiscriminator | None:
+    """Read the module D.
+
+    Returns:
+        None if it is missing, or not computed by this engine: conditional, or of another architecture.
+    """
+    if not isinstance(module, PickledObject) or "_modules" not in module.state:
         return None
-    tensors, settings = flatten(module)
-    if settings.get("c_dim", 0) != 0 or the_only("architecture", settings, "resnet") != "resnet":
+    tensors, settings = flatten_module(module)
+    if settings.get("c_dim", 0) != 0 or shared_setting("architecture", settings, "resnet") != "resnet":
         return None
-    return FoundDiscriminator(tensors=tensors, conv_clamp=the_only("conv_clamp", settings, None))
+    return ImportedDiscriminator(tensors=tensors, conv_clamp=shared_setting("conv_clamp", settings, None))
 
 
-def the_only(name: str, settings: dict[str, Any], default: Any) -> Any:
-    """The value that all layers share; residual branches neither clamp nor count."""
+def shared_setting(name: str, settings: dict[str, Any], default: Any) -> Any:
+    """Return the value of a setting that all layers share; residual branches, which never clamp, are not looked at.
+
+    Args:
+        default: for a network without the setting.
+
+    Raises:
+        CheckpointUnsupported: layers differ.
+    """
     values = {value for setting, value in settings.items() if setting.endswith(f".{name}") and ".skip." not in setting}
     values = values or {default}
     if len(values) > 1:
@@ -89,27 +106,33 @@ def the_only(name: str, settings: dict[str, Any], default: Any) -> Any:
     return values.pop()
 
 
-def flatten(module: Module, prefix: str = "") -> tuple[Tensors, dict[str, Any]]:
-    """All arrays and all plain attributes of a module and those in it, by dotted name."""
+def flatten_module(module: PickledObject, prefix: str = "") -> tuple[Tensors, dict[str, Any]]:
+    """Return all arrays, and all attributes that are plain values, of a module and its submodules by dotted name."""
     state = module.state
-    held = {**state.get("_parameters", {}), **state.get("_buffers", {})}
+    arrays = {**state.get("_parameters", {}), **state.get("_buffers", {})}
     tensors = {
         prefix + name: array
-        for name, array in held.items()
+        for name, array in arrays.items()
         if isinstance(array, np.ndarray) and name != "resample_filter"  # always the same one
     }
     settings = {prefix + name: value for name, value in state.items() if isinstance(value, (str, int, float, type(None)))}
     for name, child in state.get("_modules", {}).items():
-        if isinstance(child, Module):
-            below = flatten(child, f"{prefix}{name}.")
-            tensors |= below[0]
-            settings |= below[1]
+        if isinstance(child, PickledObject):
+            child_tensors, child_settings = flatten_module(child, f"{prefix}{name}.")
+            tensors |= child_tensors
+            settings |= child_settings
     return tensors, settings
 
 
-def tensorflow(value: Any) -> FoundGenerator | None:
-    """A tuple (G, D, Gs) of networks; Gs is the averaged generator."""
-    if not (isinstance(value, tuple) and len(value) == 3 and isinstance(value[2], Module) and value[2].class_name == "Network"):
+def read_tensorflow(value: Any) -> ImportedGenerator | None:
+    """Read a tuple (G, D, Gs) of networks, of which Gs is the averaged generator.
+
+    Returns:
+        None if the value has another layout.
+    """
+    if not (isinstance(value, tuple) and len(value) == 3 and isinstance(value[2], PickledObject)):
+        return None
+    if value[2].class_name != "Network":
         return None
     state = value[2].state
     settings = state["static_kwargs"]
@@ -125,14 +148,19 @@ def tensorflow(value: Any) -> FoundGenerator | None:
         )
     tensors: Tensors = {}
     for name, array in variables.items():
-        if isinstance(array, np.ndarray) and (renamed := tensorflow_tensor(name, array)):
-            tensors[renamed[0]] = renamed[1]
-    architecture = settings.get("architecture", "skip")
-    return FoundGenerator(layout="tensorflow", tensors=tensors, conv_clamp=settings.get("conv_clamp"), architecture=architecture)
+        if isinstance(array, np.ndarray) and (converted := convert_tensorflow_variable(name, array)):
+            canonical_name, tensor = converted
+            tensors[canonical_name] = tensor
+    return ImportedGenerator(
+        layout="tensorflow",
+        tensors=tensors,
+        conv_clamp=settings.get("conv_clamp"),
+        architecture=settings.get("architecture", "skip"),
+    )
 
 
-def tensorflow_tensor(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """The canonical name and orientation of one TensorFlow variable; None for what we do not need."""
+def convert_tensorflow_variable(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
+    """Return the canonical name of a TensorFlow variable and its array with the axes in our order; None if unused."""
     if name == "dlatent_avg":
         return "mapping.w_avg", array
     if match := re.fullmatch(r"mapping/Dense(\d+)/(weight|bias)", name):
@@ -158,8 +186,12 @@ def tensorflow_tensor(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | 
     return (f"{prefix}.{match[3]}", array) if match[3] in ("bias", "noise_strength") else None
 
 
-def rosinality(value: Any) -> FoundGenerator | None:
-    """A dictionary with the state dict g_ema, or pSp's with the prefix decoder."""
+def read_rosinality(value: Any) -> ImportedGenerator | None:
+    """Read a dictionary with the state dict g_ema, or pSp's state dict with the prefix decoder.
+
+    Returns:
+        None if the value has another layout.
+    """
     if not isinstance(value, dict):
         return None
     state = value.get("g_ema")
@@ -175,42 +207,50 @@ def rosinality(value: Any) -> FoundGenerator | None:
             tensors[f"mapping.fc{int(match[1]) - 1}.{match[2]}"] = array
         elif match := re.fullmatch(r"noises\.noise_(\d+)", key):
             tensors[f"synthesis.{layer_name(int(match[1]))}.noise_const"] = array[0, 0]
-        elif renamed := sequential_layer(key, names):
+        elif renamed := rename_sequential_layer(key, names):
             tensors[renamed] = array
     if isinstance(value.get("latent_avg"), np.ndarray):
         average = value["latent_avg"]
         tensors["mapping.w_avg"] = average if average.ndim == 1 else average[0]
-    return FoundGenerator(layout="rosinality", tensors=tensors, conv_clamp=None)
+    return ImportedGenerator(layout="rosinality", tensors=tensors, conv_clamp=None)
 
 
-def mmagic(value: Any) -> FoundGenerator | None:
-    """A dictionary with a state dict whose generator has the prefix generator_ema or generator."""
+def read_mmagic(value: Any) -> ImportedGenerator | None:
+    """Read a dictionary with a state dict whose generator has the prefix generator_ema or generator.
+
+    Returns:
+        None if the value has another layout.
+    """
     state = value.get("state_dict") if isinstance(value, dict) else None
     if not isinstance(state, dict):
         return None
     for prefix in ("generator_ema.module.", "generator_ema.", "generator."):
-        inside = {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
-        if "constant_input.input" in inside:
+        generator = {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
+        if "constant_input.input" in generator:
             break
     else:
         return None
     names = {"conv.weight_orig": "weight", "noise_injector.weight": "noise_strength", "activate.bias": "bias", "bias": "bias"}
     names |= {"conv.style_modulation.linear.weight_orig": "affine.weight", "conv.style_modulation.bias": "affine.bias"}
-    tensors = {"synthesis.b4.const": inside["constant_input.input"][0]}
-    for key, array in inside.items():
+    tensors = {"synthesis.b4.const": generator["constant_input.input"][0]}
+    for key, array in generator.items():
         if match := re.fullmatch(r"style_mapping\.(\d+)\.(linear\.weight_orig|bias)", key):
             tensors[f"mapping.fc{int(match[1]) - 1}.{'weight' if 'weight' in match[2] else 'bias'}"] = array
         elif match := re.fullmatch(r"injected_noise_(\d+)", key):
             tensors[f"synthesis.{layer_name(int(match[1]))}.noise_const"] = array[0, 0]
         elif key == "w_avg":
             tensors["mapping.w_avg"] = array
-        elif renamed := sequential_layer(key, names):
+        elif renamed := rename_sequential_layer(key, names):
             tensors[renamed] = array
-    return FoundGenerator(layout="mmagic", tensors=tensors, conv_clamp=None)
+    return ImportedGenerator(layout="mmagic", tensors=tensors, conv_clamp=None)
 
 
-def sequential_layer(key: str, names: dict[str, str]) -> str | None:
-    """conv1.X, convs.N.X, to_rgb1.X and to_rgbs.N.X -> synthesis.b8.conv0.X'."""
+def rename_sequential_layer(key: str, names: dict[str, str]) -> str | None:
+    """Rename conv1.X, convs.N.X, to_rgb1.X and to_rgbs.N.X to the likes of synthesis.b8.conv0.X'; None for others.
+
+    Args:
+        names: X' by X.
+    """
     match = re.fullmatch(r"(conv1|to_rgb1|convs\.(\d+)|to_rgbs\.(\d+))\.(.+)", key)
     if match is None or match[4] not in names:
         return None
@@ -222,5 +262,5 @@ def sequential_layer(key: str, names: dict[str, str]) -> str | None:
 
 
 def layer_name(index: int) -> str:
-    """0 -> b4.conv1, 1 -> b8.conv0, 2 -> b8.conv1, 3 -> b16.conv0 ..."""
+    """Return the name of a convolution by its index: b4.conv1, b8.conv0, b8.conv1, b16.conv0 ..."""
     return f"b{2 ** ((index + 1) // 2 + 2)}.conv{(index + 1) % 2}"

@@ -1,7 +1,7 @@
-"""Reads pickles as data: a small machine for the pickle opcodes that builds plain values and runs nothing.
+"""Reading pickles as data: a small machine for the pickle opcodes that builds plain values and executes nothing.
 
-A global becomes a Symbol if its name is allowed and an error otherwise; a call becomes a Call; nothing is imported,
-constructed or executed. What symbols and calls mean is for the readers of each layout to say.
+A global becomes a Symbol if its name is allowed and an error otherwise. A call becomes a Call. Nothing is imported or
+constructed: torch_files builds the objects of the symbols and calls that it knows.
 """
 
 import pickletools
@@ -13,12 +13,12 @@ from typing import IO, Any, cast
 from engine.errors import CheckpointDamaged
 
 MAX_OPCODES = 5_000_000
-SIMPLE = (str, int, float, bool, bytes, type(None))  # what may be a key: hashing it costs nothing
+KEY_TYPES = (str, int, float, bool, bytes, type(None))  # of dictionaries and sets: hashing them costs nothing
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A name the pickle mentions, such as torch.FloatStorage. Never imported."""
+    """A name that the pickle mentions, such as torch.FloatStorage; it is never imported."""
 
     module: str
     name: str
@@ -29,7 +29,7 @@ class Symbol:
 
 @dataclass(eq=False)
 class Call:
-    """An object the pickle would construct: what is called, with what, and the state set afterwards."""
+    """An object that the pickle would construct: the callable, its arguments, and the state set afterwards."""
 
     function: Symbol
     arguments: tuple[Any, ...]
@@ -38,49 +38,54 @@ class Call:
 
 
 @dataclass(eq=False)
-class Persistent:
-    """A reference to something outside the pickle, such as a tensor's storage."""
+class PersistentId:
+    """The id of something outside the pickle, such as a tensor's storage."""
 
     id: Any
 
 
-def read_pickle(file: IO[bytes] | mmap, allowed: Callable[[Symbol], bool]) -> Any:
-    """The value of the pickle that begins here; the file is left behind its end.
+def read_pickle(file: IO[bytes] | mmap, is_allowed: Callable[[Symbol], bool]) -> Any:
+    """Return the value of the pickle at the file's position, which is then behind the pickle's end.
 
     Args:
-        allowed: which globals may be mentioned.
+        is_allowed: tells which globals the pickle may name.
 
     Raises:
-        CheckpointDamaged: it is cut short, malformed, uses an opcode that makes no sense in a checkpoint, or names
-            another global; the message says which.
+        CheckpointDamaged: the pickle is cut short or malformed, uses an opcode that no checkpoint needs, or names a
+            global that is not allowed; the message says which.
     """
-    machine = Machine(allowed)
+    machine = PickleMachine(is_allowed)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
             if count > MAX_OPCODES:
                 raise CheckpointDamaged(f"the pickle has more than {MAX_OPCODES} opcodes")
             if opcode.name == "STOP":
                 return machine.stack[-1]
-            machine.run(opcode.name, argument)
+            machine.execute(opcode.name, argument)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointDamaged(f"the pickle is malformed: {error}") from error
     raise CheckpointDamaged("the pickle has no end")
 
 
-class Machine:
-    """Stack, marks and memo of one pickle."""
+class PickleMachine:
+    """The stack, marks and memo of one pickle."""
 
-    def __init__(self, allowed: Callable[[Symbol], bool]) -> None:
-        self.allowed = allowed
+    def __init__(self, is_allowed: Callable[[Symbol], bool]) -> None:
+        self.is_allowed = is_allowed
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
 
-    def run(self, name: str, argument: Any) -> None:
+    def execute(self, name: str, argument: Any) -> None:
+        """Execute one opcode.
+
+        Raises:
+            CheckpointDamaged: no checkpoint needs the opcode.
+        """
         if name in CONSTANTS:
             self.stack.append(argument)
-        elif name in FRESH:
-            self.stack.append(FRESH[name]())
+        elif name in NEW_VALUES:
+            self.stack.append(NEW_VALUES[name]())
         elif name in PUTS:
             self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
         elif name in GETS:
@@ -91,30 +96,43 @@ class Machine:
             raise CheckpointDamaged(f"the pickle uses the opcode {name}, which no checkpoint needs")
 
     def pop(self) -> Any:
+        """Remove and return the top of the stack, which must be above the last mark."""
         if self.marks and self.marks[-1] == len(self.stack):
             raise ValueError("nothing above the mark")
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
+        """Remove the last mark, and remove and return what is above it."""
         height = self.marks.pop()
         items = self.stack[height:]
         del self.stack[height:]
         return items
 
     def push_symbol(self, module: Any, name: Any) -> None:
+        """Push a global as a Symbol.
+
+        Raises:
+            CheckpointDamaged: it is not allowed.
+        """
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("a global's name is no text")
         symbol = Symbol(module, name)
-        if not self.allowed(symbol):
+        if not self.is_allowed(symbol):
             raise CheckpointDamaged(f"the pickle names {symbol}, which no checkpoint needs: refused")
         self.stack.append(symbol)
 
-    def call(self, function: Any, arguments: Any) -> None:
+    def push_call(self, function: Any, arguments: Any) -> None:
+        """Push a Call instead of calling."""
         if not isinstance(function, Symbol) or not isinstance(arguments, tuple):
             raise ValueError("something that is no function is called")
         self.stack.append(Call(function, arguments))
 
     def set_items(self, pairs: list[Any]) -> None:
+        """Set items of the dictionary or Call on top of the stack.
+
+        Args:
+            pairs: key, value, key, value ...
+        """
         target = self.stack[-1]
         keys, values = pairs[::2], pairs[1::2]
         for key in keys:
@@ -127,66 +145,75 @@ class Machine:
             raise ValueError("items are set on something that has none")
 
     def append(self, values: list[Any]) -> None:
+        """Append to the list on top of the stack."""
         if not isinstance(self.stack[-1], list):
             raise ValueError("something that is no list is appended to")
         self.stack[-1].extend(values)
 
     def add(self, values: list[Any]) -> None:
+        """Add to the set on top of the stack."""
         for value in values:
             check_key(value)
         self.stack[-1].update(values)
 
-    def build(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
+        """Set the state of the Call on top of the stack."""
         if not isinstance(self.stack[-1], Call):
             raise ValueError("a state is set on something that has none")
         self.stack[-1].state = state
 
 
 def check_key(key: Any) -> None:
-    """Only simple values may be hashed: tuples of tuples can take for ever."""
-    if not isinstance(key, SIMPLE):
+    """Raise ValueError unless the key is a simple value: hashing tuples of tuples can take for ever."""
+    if not isinstance(key, KEY_TYPES):
         raise ValueError(f"a key is {type(key).__name__}, not a simple value")
 
 
-def new_dict(machine: Machine, _: Any) -> None:
+def new_dict(machine: PickleMachine, _: Any) -> None:
+    """Replace what is above the last mark by a dictionary of it."""
     items = machine.pop_to_mark()
     machine.stack.append({})
     machine.set_items(items)
 
 
-def reduce_(machine: Machine, _: Any) -> None:
+def reduce_(machine: PickleMachine, _: Any) -> None:
+    """Replace a callable and its arguments by a Call."""
     arguments, function = machine.pop(), machine.pop()
-    machine.call(function, arguments)
+    machine.push_call(function, arguments)
 
 
-def stack_global(machine: Machine, _: Any) -> None:
+def stack_global(machine: PickleMachine, _: Any) -> None:
+    """Replace a module's name and a name in it by a Symbol."""
     name, module = machine.pop(), machine.pop()
     machine.push_symbol(module, name)
 
 
-def set_item(machine: Machine, _: Any) -> None:
+def set_item(machine: PickleMachine, _: Any) -> None:
+    """Set one item of the dictionary or Call below it."""
     value, key = machine.pop(), machine.pop()
     machine.set_items([key, value])
 
 
 def discard(_: Any) -> None:
-    """What the pickle throws away."""
+    """Do nothing with a value that the pickle pops."""
 
 
 def tuple_of(count: int) -> "Action":
-    def action(machine: Machine, _: Any) -> None:
+    """Return the action that replaces the top values of the stack by a tuple of them."""
+
+    def action(machine: PickleMachine, _: Any) -> None:
         machine.stack.append(tuple(machine.pop() for _ in range(count))[::-1])
 
     return action
 
 
-Action = Callable[[Machine, Any], None]
-CONSTANTS = {
+Action = Callable[[PickleMachine, Any], None]
+CONSTANTS = {  # opcodes that push their argument
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
     "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-FRESH: dict[str, Callable[[], Any]] = {
+NEW_VALUES: dict[str, Callable[[], Any]] = {  # opcodes that push a new value
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple, "EMPTY_SET": set,
 }  # fmt: skip
@@ -212,6 +239,6 @@ ACTIONS: dict[str, Action] = {
     "STACK_GLOBAL": stack_global,
     "REDUCE": reduce_,
     "NEWOBJ": reduce_,  # cls.__new__(cls, *arguments): a construction like any other
-    "BUILD": lambda machine, _: machine.build(machine.pop()),
-    "BINPERSID": lambda machine, _: machine.stack.append(Persistent(machine.pop())),
+    "BUILD": lambda machine, _: machine.set_state(machine.pop()),
+    "BINPERSID": lambda machine, _: machine.stack.append(PersistentId(machine.pop())),
 }

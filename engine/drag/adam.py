@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.drag.features import FeatureMap, read_features
 from engine.drag.iteration_data import Points
-from engine.resumable_adam import Descent, DescentState
+from engine.resumable_adam import AdamState, ResumableAdam
 
 
 class AdamSolver:
@@ -16,7 +16,7 @@ class AdamSolver:
 
     def __init__(self, variable: Tensor, learning_rate: float) -> None:
         self.variable = variable.requires_grad_()
-        self.adam = Descent([self.variable], learning_rate, fused=True)
+        self.adam = ResumableAdam([self.variable], learning_rate, fused=True)
 
     def pass_variables(self) -> Tensor:
         """Return the variable itself: one feature pass for all points."""
@@ -24,15 +24,15 @@ class AdamSolver:
 
     def step(self, gradient: Tensor) -> None:
         """Take one step down the gradient [1, R, V]."""
-        self.adam.take([gradient])
+        self.adam.step([gradient])
 
     def observe(self, surprise: Tensor) -> None:
         """Learn nothing from where the points went."""
 
-    def state(self) -> DescentState:
+    def state(self) -> AdamState:
         return self.adam.state()
 
-    def restore(self, state: DescentState) -> None:
+    def restore(self, state: AdamState) -> None:
         self.adam.restore(state)
 
 

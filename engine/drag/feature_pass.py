@@ -141,7 +141,7 @@ def compute_features(
     blocks = dict(network.blocks(modulations, plan.whole, "const"))
     maps = {size: cut_map(FeatureMap.whole(blocks[size], owner), centers, plan) for size in plan.resolutions if size in blocks}
     last = FeatureMap.whole(blocks[plan.whole], owner)
-    per_point = modulations if owner is None else {name: each.of(owner) for name, each in modulations.items()}
+    per_point = modulations if owner is None else {name: each.select(owner) for name, each in modulations.items()}
     for size, windows in plan.windows(centers).items():
         x = windows.inputs().cut(last)  # [K, C, s / 2 + 2, s / 2 + 2]
         x = block_in_windows(network.block(size), f"b{size}", x, per_point, windows)  # [K, C', s - 2, s - 2]

@@ -17,9 +17,9 @@ from engine.drag.latent import LatentParameterization
 from engine.drag.options import DragOptions
 from engine.networks.latent_statistics import latent_statistics
 from engine.networks.stylegan2 import Generator
-from engine.resumable_adam import DescentState
+from engine.resumable_adam import AdamState
 
-SolverState = DescentState | GaussNewtonState
+SolverState = AdamState | GaussNewtonState
 
 
 class Solver(Protocol):
@@ -92,7 +92,7 @@ SOLVERS = {
     "adam": SolverKind(
         create=create_adam,
         objective=lambda options: MotionSupervision(overstep=options.overstep),
-        read_state=DescentState.read,
+        read_state=AdamState.read,
         patience=30,
         disc_spacing=lambda options: 1.0,
     ),

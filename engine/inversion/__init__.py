@@ -1,1 +1,1 @@
-"""Find a photo in the generator: projection, then pivotal tuning."""
+"""Finding a photo in the generator: projection, then pivotal tuning."""

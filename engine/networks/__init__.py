@@ -1,1 +1,1 @@
-"""The networks, one file a family, and what is shared by all of them."""
+"""The networks, one file for each kind, their configs, and the kernels of frozen weights."""

@@ -1,9 +1,9 @@
-"""What fixes the shape of a network. Apart from the network, so that checkpoints can be read without PyTorch."""
+"""The configs that fix the shapes of the networks. This module needs no PyTorch, so checkpoints can be read without it."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-# how blocks make the image: the sum of every block's ToRGB; or the last block's alone, with or without residual blocks
+# "skip" sums the ToRGB layers of all blocks; "orig" and "resnet" have one in the last block alone, "resnet" residual blocks too
 Architecture = Literal["skip", "orig", "resnet"]
 Precision = Literal["float32", "bfloat16"]  # of the convolutions that a drag runs through
 W_SAMPLES, W_SEED = 10_000, 123  # samples of z from which statistics of w are computed, and their seed
@@ -11,12 +11,12 @@ W_SAMPLES, W_SEED = 10_000, 123  # samples of z from which statistics of w are c
 
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """Blocks of doubling resolution and their widths, alike in generators and discriminators."""
+    """The blocks of doubling resolution and their widths, of a generator or a discriminator."""
 
     resolution: int  # R of the images, a power of two from 32 to 1024
     channel_base: int = 32768  # a block at resolution r has min(channel_base / r, channel_max) channels
     channel_max: int = 512
-    conv_clamp: float | None = None  # activations are clamped to +-conv_clamp; None lets them be
+    conv_clamp: float | None = None  # activations are clamped to +-conv_clamp; None does not clamp
 
     def __post_init__(self) -> None:
         if self.resolution not in (32, 64, 128, 256, 512, 1024):
@@ -27,21 +27,22 @@ class Pyramid:
 
     @property
     def block_resolutions(self) -> list[int]:
-        """4, 8, ... R."""
+        """The resolutions of the blocks: 4, 8, ... R."""
         return [2**k for k in range(2, self.resolution.bit_length())]
 
     def channels(self, resolution: int) -> int:
+        """Return the number of channels of the block of a resolution."""
         return max(min(self.channel_base // resolution, self.channel_max), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(Pyramid):
-    """What fixes a generator's shape; stored beside its tensors."""
+    """The config that fixes a generator's shape; stored beside its tensors."""
 
     z_dim: int = 512
     w_dim: int = 512
     mapping_layers: int = 8
-    c_dim: int = 0  # classes of a conditional generator; 0: there are none
+    c_dim: int = 0  # number of classes of a conditional generator; 0: unconditional
     architecture: Architecture = "skip"
 
     def __post_init__(self) -> None:
@@ -56,31 +57,31 @@ class GeneratorConfig(Pyramid):
 
     @property
     def num_ws(self) -> int:
-        """Rows of w+: two for each block from 8 up, one for the first, one for the last ToRGB."""
+        """The number of rows of w+: two for each block from 8 up, one for the first, one for the last ToRGB."""
         return 2 * len(self.block_resolutions)
 
     def has_rgb(self, resolution: int) -> bool:
-        """Whether the block of this resolution has a ToRGB layer."""
+        """Tell whether the block of a resolution has a ToRGB layer."""
         return self.architecture == "skip" or resolution == self.resolution
 
     def has_skip(self, resolution: int) -> bool:
-        """Whether the block of this resolution has a residual branch."""
+        """Tell whether the block of a resolution has a residual branch."""
         return self.architecture == "resnet" and resolution > 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(Pyramid):
-    """What fixes a discriminator's shape; stored beside its tensors."""
+    """The config that fixes a discriminator's shape; stored beside its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """What fixes an encoder's shape; stored beside its tensors."""
+    """The config that fixes an encoder's shape; stored beside its tensors."""
 
-    resolution: int  # of the pictures it looks at; others are resized
+    resolution: int  # R of the images; others are resized to it
     w_dim: int
-    widths: tuple[int, ...] = (32, 64, 96, 128, 160)  # channels at 1/2, 1/4, ... of the size
-    hidden: int = 256
+    widths: tuple[int, ...] = (32, 64, 96, 128, 160)  # channels at R/2, R/4, ...
+    hidden: int = 256  # width of the fully connected layer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists

@@ -1,7 +1,7 @@
-"""Convolutions of frozen weights: they keep no input for their way back, since nobody asks for a gradient of the weights.
+"""3x3 convolutions by frozen weights. No weight gets a gradient, so autograd keeps no input for the backward pass.
 
-On a CPU large weights can be laid out once as oneDNN reads them; torch's usual operators do so at every call, which takes as
-long as the arithmetic where maps are small. The operators are torch's own too, which its compiler uses.
+On a CPU large weights can be packed once into the layout that oneDNN reads. torch's usual operators pack them at every call,
+which takes as long as the arithmetic where maps are small. The operators used here are the ones that torch's compiler uses.
 """
 
 from typing import Any, Protocol, cast
@@ -10,122 +10,163 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ONE, NONE = (1, 1), (0, 0)
-FEWEST = 2**19  # numbers; fewer are laid out in no time, and their maps are large
-KEPT = 2  # layouts of a weight: a worker may make two steps beside each other
+ONES, ZEROS = (1, 1), (0, 0)  # dilation; output padding
+MIN_PACKED_NUMEL = 2**19  # smaller weights are packed in no time, and their maps are large
+MAX_PACKED_COPIES = 2  # of one weight: a worker may make two steps at the same time
 
 
-class Way(Protocol):
-    """A convolution by certain weights, ahead or back."""
+class ConvKernel(Protocol):
+    """A convolution by fixed weights, and the gradient of its input."""
 
-    def ahead(self, x: Tensor, padding: int) -> Tensor: ...
+    def forward(self, x: Tensor, padding: int) -> Tensor:
+        """Convolve x [B, Cin, H, W]."""
+        ...
 
-    def back(self, gradient: Tensor, shape: torch.Size, padding: int) -> Tensor:
-        """The gradient of an input of that shape."""
+    def backward(self, gradient: Tensor, input_shape: torch.Size, padding: int) -> Tensor:
+        """Return the gradient of an input of the shape [B, Cin, H, W].
+
+        Args:
+            gradient: of the output, [B, Cout, H', W'].
+        """
         ...
 
 
 class PackedWeight:
-    """Laid out by size of map and number of threads, on which layouts depend: a wrong one is up to a hundred times slower."""
+    """One weight in the layout that oneDNN reads.
 
-    def __init__(self, weight: Tensor, stride: int, *, turned: bool) -> None:
-        """
+    The layout depends on the size of the map and on the number of threads; a convolution by the wrong one is up to a
+    hundred times slower. So the weight is packed for each combination, and the last copies are kept.
+    """
+
+    def __init__(self, weight: Tensor, stride: int, *, transposed: bool) -> None:
+        """Take the weight as it is; the first call packs it.
+
         Args:
-            weight: [Cout, Cin, 3, 3]; of turned ones, which go the way back of another, [Cin, Cout, 3, 3].
+            weight: [Cout, Cin, 3, 3]; of a transposed convolution [Cin, Cout, 3, 3].
+            transposed: whether to convolve like `conv_transpose2d` instead of like `conv2d`.
         """
-        self.weight, self.stride, self.turned = weight, (stride, stride), turned
-        self.packed: tuple[tuple[object, Tensor], ...] = ()  # for what, and how; the last ones that were new
+        self.weight = weight
+        self.stride = stride, stride
+        self.transposed = transposed
+        self.copies: tuple[tuple[object, Tensor], ...] = ()  # (what it is packed for, packed weight), the newest first
 
-    def __call__(self, x: Tensor, padding: int) -> Tensor:
-        """Like `conv2d`, or `conv_transpose2d`."""
-        around = padding, padding
-        packed = self.laid_out(x.shape, around)
-        rest: tuple[Any, ...] = self.stride, ONE, 1, "none", [], ""
+    def convolve(self, x: Tensor, padding: int) -> Tensor:
+        """Convolve x [B, C, H, W] like `conv2d` or `conv_transpose2d`."""
+        paddings = padding, padding
+        packed = self.packed_for(x.shape, paddings)
+        rest: tuple[Any, ...] = self.stride, ONES, 1, "none", [], ""
         y: Tensor
-        if self.turned:
-            y = torch.ops.mkldnn._convolution_transpose_pointwise(x, packed, None, around, NONE, *rest)
+        if self.transposed:
+            y = torch.ops.mkldnn._convolution_transpose_pointwise(x, packed, None, paddings, ZEROS, *rest)
         else:
-            y = torch.ops.mkldnn._convolution_pointwise(x, packed, None, around, *rest)
+            y = torch.ops.mkldnn._convolution_pointwise(x, packed, None, paddings, *rest)
         return y
 
-    def laid_out(self, shape: torch.Size, around: tuple[int, int]) -> Tensor:
-        wanted = shape[2:], around, torch.get_num_threads()
-        known = self.packed  # another thread may come with another size
-        for one, packed in known:
-            if one == wanted:
+    def packed_for(self, shape: torch.Size, paddings: tuple[int, int]) -> Tensor:
+        """Return the weight packed for inputs of the shape [B, C, H, W], packing it if no kept copy fits."""
+        wanted = shape[2:], paddings, torch.get_num_threads()
+        copies = self.copies  # read once: another thread may replace the tuple
+        for packed_for, packed in copies:
+            if packed_for == wanted:
                 return packed
-        packed = self.lay_out(shape, around)
-        self.packed = (wanted, packed), *known[: KEPT - 1]
+        packed = self.pack(shape, paddings)
+        self.copies = (wanted, packed), *copies[: MAX_PACKED_COPIES - 1]
         return packed
 
-    def lay_out(self, shape: torch.Size, around: tuple[int, int]) -> Tensor:
-        rest = self.stride, ONE, 1, list(shape)
+    def pack(self, shape: torch.Size, paddings: tuple[int, int]) -> Tensor:
+        """Pack the weight for inputs of the shape [B, C, H, W]."""
+        rest = self.stride, ONES, 1, list(shape)
         packed: Tensor
-        if self.turned:
-            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(self.weight, around, NONE, *rest)
+        if self.transposed:
+            packed = torch.ops.mkldnn._reorder_convolution_transpose_weight(self.weight, paddings, ZEROS, *rest)
         else:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, around, *rest)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, paddings, *rest)
         return packed
 
 
-class Packed:
-    """Of a layer's weights [Cout, Cin, 3, 3]; `up` ones are transposed, of stride 2."""
+class PackedConvKernel:
+    """A convolution by packed weights on a CPU; the backward pass is the convolution of the opposite kind."""
 
     def __init__(self, weight: Tensor, up: bool) -> None:
-        given, stride = (weight.transpose(0, 1), 2) if up else (weight, 1)
-        self.forward = PackedWeight(given, stride, turned=up)
-        self.backward = PackedWeight(given, stride, turned=not up)
+        """Take a layer's weight.
 
-    def ahead(self, x: Tensor, padding: int) -> Tensor:
-        return self.forward(x, padding)
+        Args:
+            weight: [Cout, Cin, 3, 3].
+            up: whether the layer doubles the resolution, by a transposed convolution of stride 2.
+        """
+        laid, stride = (weight.transpose(0, 1), 2) if up else (weight, 1)
+        self.forward_weight = PackedWeight(laid, stride, transposed=up)
+        self.backward_weight = PackedWeight(laid, stride, transposed=not up)
 
-    def back(self, gradient: Tensor, shape: torch.Size, padding: int) -> Tensor:
-        return self.backward(gradient, padding)
+    def forward(self, x: Tensor, padding: int) -> Tensor:
+        """Convolve x [B, Cin, H, W]."""
+        return self.forward_weight.convolve(x, padding)
+
+    def backward(self, gradient: Tensor, input_shape: torch.Size, padding: int) -> Tensor:
+        """Return the gradient of an input of the shape [B, Cin, H, W]."""
+        return self.backward_weight.convolve(gradient, padding)
 
 
-class Plain:
-    """Like `conv2d`, or `conv_transpose2d` of stride 2; weight [Cout, Cin / groups, k, k], transposed [Cin, Cout, k, k]."""
+class PlainConvKernel:
+    """A convolution by torch's usual operators, on any device and in any floating type."""
 
     def __init__(self, weight: Tensor, *, transposed: bool = False, groups: int = 1) -> None:
-        self.weight, self.transposed, self.groups = weight, transposed, groups
-        self.stride = (2, 2) if transposed else ONE
+        """Take the weight as torch wants it.
+
+        Args:
+            weight: [Cout, Cin / groups, k, k] for `conv2d`, [Cin, Cout, k, k] for `conv_transpose2d`.
+            transposed: whether to convolve like `conv_transpose2d` of stride 2.
+        """
+        self.weight = weight
+        self.transposed = transposed
+        self.groups = groups
+        self.stride = (2, 2) if transposed else ONES
 
     @classmethod
-    def of(cls, weight: Tensor, up: bool) -> "Plain":
-        """A layer's, [Cout, Cin, 3, 3]."""
+    def of_layer(cls, weight: Tensor, up: bool) -> "PlainConvKernel":
+        """Make the kernel of a layer's weight [Cout, Cin, 3, 3]; `up` layers double the resolution."""
         return cls(weight.transpose(0, 1), transposed=True) if up else cls(weight)
 
-    def ahead(self, x: Tensor, padding: int) -> Tensor:
-        return torch.convolution(x, self.weight, None, self.stride, (padding, padding), ONE, self.transposed, NONE, self.groups)
+    def forward(self, x: Tensor, padding: int) -> Tensor:
+        """Convolve x [B, Cin, H, W]."""
+        return torch.convolution(x, self.weight, None, self.stride, (padding, padding), ONES, self.transposed, ZEROS, self.groups)
 
-    def back(self, gradient: Tensor, shape: torch.Size, padding: int) -> Tensor:
-        x = gradient.new_empty(1).expand(shape)  # only its shape counts
-        found: Tensor = torch.ops.aten.convolution_backward(
-            gradient, x, self.weight, None, self.stride, (padding, padding), ONE, self.transposed, NONE, self.groups,
+    def backward(self, gradient: Tensor, input_shape: torch.Size, padding: int) -> Tensor:
+        """Return the gradient of an input of the shape [B, Cin, H, W]."""
+        x = gradient.new_empty(1).expand(input_shape)  # the operator reads its shape alone
+        x_gradient: Tensor = torch.ops.aten.convolution_backward(
+            gradient, x, self.weight, None, self.stride, (padding, padding), ONES, self.transposed, ZEROS, self.groups,
             (True, False, False),
         )[0]  # fmt: skip
-        return found
+        return x_gradient
 
 
-class Apply(torch.autograd.Function):
+class FrozenConvolution(torch.autograd.Function):
+    """The autograd function of a ConvKernel: it keeps the shape of the input, not the input."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, way: Way, padding: int) -> Tensor:
-        ctx.way, ctx.shape, ctx.padding = way, x.shape, padding
-        return way.ahead(x, padding)
+    def forward(ctx: Any, x: Tensor, kernel: ConvKernel, padding: int) -> Tensor:
+        """Convolve x [B, Cin, H, W]."""
+        ctx.kernel, ctx.input_shape, ctx.padding = kernel, x.shape, padding
+        return kernel.forward(x, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.way.back(gradient, ctx.shape, ctx.padding), None, None
+        """Return the gradient of x; kernel and padding have none."""
+        return ctx.kernel.backward(gradient, ctx.input_shape, ctx.padding), None, None
 
 
-def convolve(x: Tensor, way: Way, padding: int) -> Tensor:
-    return cast(Tensor, Apply.apply(x, way, padding))  # type: ignore[no-untyped-call]  # torch's stubs lack it
+def convolve(x: Tensor, kernel: ConvKernel, padding: int) -> Tensor:
+    """Convolve x [B, Cin, H, W] by frozen weights; x gets a gradient, the weights get none."""
+    return cast(Tensor, FrozenConvolution.apply(x, kernel, padding))  # type: ignore[no-untyped-call]  # torch's stubs lack it
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether it is worth it, and torch has these convolutions on this device and for this type."""
-    if weight.device.type != "cpu" or weight.numel() < FEWEST or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    """Tell whether packing a weight pays, and torch has the packed convolutions on its device and for its type."""
+    if weight.device.type != "cpu" or weight.numel() < MIN_PACKED_NUMEL:
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's stubs lack it
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,7 +1,7 @@
-"""The StyleGAN2 discriminator of NVIDIA's networks, residual architecture: a trained eye for what a generator draws.
+"""The StyleGAN2 discriminator in its residual architecture, in plain PyTorch.
 
-Names follow the published networks, so that a converted checkpoint keeps its keys. Images are float [B, 3, R, R] in
-about [-1, 1].
+Layers and parameters have the names of NVIDIA's published networks, so a converted checkpoint keeps its keys.
+Images are float [B, 3, R, R] in about [-1, 1].
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from engine.networks.config import DiscriminatorConfig
 from engine.networks.stylegan2 import SQRT2, SQRT_HALF, FullyConnectedLayer, binomial_filter
 
-GROUP = 4  # images whose spread one minibatch feature tells
+GROUP_SIZE = 4  # images over which the minibatch standard deviation is taken
 
 
-class Convolution(nn.Module):
-    """Convolution with run-time scaling of weights; halves the resolution through the low-pass filter when down is set."""
+class Conv2dLayer(nn.Module):
+    """Convolution with run-time scaling of weights; with `down` it halves the resolution, through the low-pass filter."""
 
     resample_filter: Tensor  # [4, 4]
 
@@ -31,55 +31,63 @@ class Convolution(nn.Module):
             self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, C, H, W] to [B, C', H, W], with `down` to [B, C', H/2, W/2]."""
         weight, size = self.weight * self.weight_gain, self.weight.shape[-1]
         if not self.down:
-            return F.conv2d(x, weight, self.bias, padding=size // 2)
+            return F.conv2d(x, weight, self.bias, padding=size // 2)  # [B, C', H, W]
         channels = x.shape[1]
-        x = F.conv2d(x, self.resample_filter.expand(channels, 1, 4, 4), padding=1 + size // 2, groups=channels)
-        return F.conv2d(x, weight, self.bias, stride=2)
+        kernel = self.resample_filter.expand(channels, 1, 4, 4)
+        x = F.conv2d(x, kernel, padding=1 + size // 2, groups=channels)  # [B, C, H + 1, W + 1] for 3x3 weights
+        return F.conv2d(x, weight, self.bias, stride=2)  # [B, C', H/2, W/2]
 
 
 class DiscriminatorBlock(nn.Module):
-    """[B, C, r, r] -> [B, C', r/2, r/2]; the first block takes the image."""
+    """The layers of one resolution r, from [B, C, r, r] to [B, C', r/2, r/2]; the first block takes the image."""
 
     def __init__(self, config: DiscriminatorConfig, resolution: int) -> None:
         super().__init__()
         inputs, outputs = config.channels(resolution), config.channels(resolution // 2)
         self.clamp = config.conv_clamp
         if resolution == config.resolution:
-            self.fromrgb = Convolution(3, inputs, 1)
-        self.conv0 = Convolution(inputs, inputs, 3)
-        self.conv1 = Convolution(inputs, outputs, 3, down=True)
-        self.skip = Convolution(inputs, outputs, 1, bias=False, down=True)
+            self.fromrgb = Conv2dLayer(3, inputs, 1)
+        self.conv0 = Conv2dLayer(inputs, inputs, 3)
+        self.conv1 = Conv2dLayer(inputs, outputs, 3, down=True)
+        self.skip = Conv2dLayer(inputs, outputs, 1, bias=False, down=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features [B, C, r, r], in the first block images [B, 3, R, R], to features [B, C', r/2, r/2]."""
         if hasattr(self, "fromrgb"):
-            x = activate(self.fromrgb(x), self.clamp)
-        y = self.skip(x) * SQRT_HALF
-        x = activate(self.conv0(x), self.clamp)
-        halved: Tensor = y + activate(self.conv1(x), self.clamp, SQRT_HALF)
-        return halved
+            x = activate(self.fromrgb(x), self.clamp)  # [B, C, R, R]
+        branch = self.skip(x) * SQRT_HALF  # [B, C', r/2, r/2]
+        x = activate(self.conv0(x), self.clamp)  # [B, C, r, r]
+        x = activate(self.conv1(x), self.clamp, SQRT_HALF)  # [B, C', r/2, r/2]
+        output: Tensor = branch + x
+        return output
 
 
-class Epilogue(nn.Module):
-    """The last features [B, C, 4, 4] and their spread over the images -> one logit an image."""
+class DiscriminatorEpilogue(nn.Module):
+    """The last layers, from features [B, C, 4, 4] and their spread over the images to one logit an image."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         channels = config.channels(4)
         self.clamp = config.conv_clamp
-        self.conv = Convolution(channels + 1, channels, 3)
+        self.conv = Conv2dLayer(channels + 1, channels, 3)
         self.fc = FullyConnectedLayer(channels * 16, channels)
         self.out = FullyConnectedLayer(channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = activate(self.conv(torch.cat([x, spread(x)], dim=1)), self.clamp)
-        logits: Tensor = self.out(activate(self.fc(x.flatten(1))))
+        """Map features [B, C, 4, 4] to logits [B, 1]."""
+        x = torch.cat([x, minibatch_std(x)], dim=1)  # [B, C + 1, 4, 4]
+        x = activate(self.conv(x), self.clamp)  # [B, C, 4, 4]
+        x = x.flatten(1)  # [B, 16 C]
+        x = activate(self.fc(x))  # [B, C]
+        logits: Tensor = self.out(x)  # [B, 1]
         return logits
 
 
 class Discriminator(nn.Module):
-    """Images -> the outputs of its blocks, which tell pictures apart as the generator's training did."""
+    """The network from images to logits; its blocks' outputs are the features of a perceptual loss."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -87,30 +95,42 @@ class Discriminator(nn.Module):
         self.block_resolutions = [r for r in reversed(config.block_resolutions) if r > 4]
         for resolution in self.block_resolutions:
             self.add_module(f"b{resolution}", DiscriminatorBlock(config, resolution))
-        self.b4 = Epilogue(config)
+        self.b4 = DiscriminatorEpilogue(config)
 
     def features(self, images: Tensor) -> dict[int, Tensor]:
-        """The output of every block by its resolution r, R to 8: [B, C, r/2, r/2]."""
-        found, x = {}, images
+        """Return the output [B, C, r/2, r/2] of every block by its resolution r, from R down to 8.
+
+        Args:
+            images: [B, 3, R, R].
+        """
+        features, x = {}, images
         for resolution in self.block_resolutions:
-            x = found[resolution] = self.get_submodule(f"b{resolution}")(x)
-        return found
+            x = self.get_submodule(f"b{resolution}")(x)  # [B, C, r/2, r/2]
+            features[resolution] = x
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """How real each image looks: logits [B, 1]; images of one batch are judged in groups of four."""
-        logits: Tensor = self.b4(self.features(images)[8])
+        """Return how real each image looks: logits [B, 1]; the images of a batch are judged in groups of four.
+
+        Args:
+            images: [B, 3, R, R].
+        """
+        x = self.features(images)[8]  # [B, C, 4, 4]
+        logits: Tensor = self.b4(x)  # [B, 1]
         return logits
 
 
 def activate(x: Tensor, clamp: float | None = None, gain: float = 1.0) -> Tensor:
+    """Apply leaky ReLU and clamp to +-clamp; both are multiplied by gain."""
     x = F.leaky_relu(x, 0.2) * (SQRT2 * gain)
     return x if clamp is None else x.clamp(-clamp * gain, clamp * gain)
 
 
-def spread(x: Tensor) -> Tensor:
-    """Mean standard deviation within groups of images, as one more channel: [B, 1, H, W]."""
-    count, channels, height, width = x.shape
-    group = min(GROUP, count)
-    parts = x.reshape(group, count // group, channels, height, width)
-    deviation = (parts.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [B / group]
-    return deviation.repeat(group)[:, None, None, None].expand(-1, 1, height, width)
+def minibatch_std(x: Tensor) -> Tensor:
+    """Return the mean standard deviation of x [B, C, H, W] within groups of images, as one channel [B, 1, H, W]."""
+    batch, channels, height, width = x.shape
+    group = min(GROUP_SIZE, batch)
+    groups = x.reshape(group, batch // group, channels, height, width)
+    variance = groups.var(dim=0, unbiased=False)  # [B / group, C, H, W]
+    deviation = (variance + 1e-8).sqrt().mean(dim=(1, 2, 3))  # [B / group]
+    return deviation.repeat(group)[:, None, None, None].expand(-1, 1, height, width)  # [B, 1, H, W]

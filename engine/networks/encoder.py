@@ -1,4 +1,4 @@
-"""A small network that guesses the w of a picture: where a projection starts when the model has one."""
+"""A small network that estimates the w of an image; a projection starts there when the model has one."""
 
 from itertools import pairwise
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from engine.networks.config import EncoderConfig
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions around a short cut."""
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, the second with a residual connection."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -19,21 +19,23 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.norm(self.conv0(x)))
+        """Map x [B, C, H, W] to [B, C', H / stride, W / stride]."""
+        x = self.norm(self.conv0(x))  # [B, C', H / stride, W / stride]
+        x = F.silu(x)
         return F.silu(x + self.conv1(x))
 
 
 class Encoder(nn.Module):
-    """Pictures [B, 3, R, R] in [-1, 1] -> w [B, D]."""
+    """The network from images [B, 3, R, R] in [-1, 1] to w [B, D]."""
 
-    w_avg: Tensor  # [D]
-    w_std: Tensor  # []
+    w_avg: Tensor  # [D], the mean of w
+    w_std: Tensor  # [], the spread of w
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = Block(3, config.widths[0], stride=2)
-        self.down = nn.ModuleList(Block(fine, coarse, stride=2) for fine, coarse in pairwise(config.widths))
+        self.stem = ResidualBlock(3, config.widths[0], stride=2)
+        self.down = nn.ModuleList(ResidualBlock(fine, coarse, stride=2) for fine, coarse in pairwise(config.widths))
         cells = config.resolution // 2 ** len(config.widths)
         self.hidden = nn.Linear(config.widths[-1] * cells**2, config.hidden)
         self.head = nn.Linear(config.hidden, config.w_dim)
@@ -41,10 +43,18 @@ class Encoder(nn.Module):
         self.register_buffer("w_std", torch.ones([]))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Estimate w [B, D].
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], square; other sizes than R are resized.
+        """
         if images.shape[-1] != self.config.resolution:
             images = F.interpolate(images, size=(self.config.resolution, self.config.resolution), mode="area")
-        x = self.stem(images)
+        x = self.stem(images)  # [B, C, R/2, R/2]
         for down in self.down:
-            x = down(x)
-        guess: Tensor = self.w_avg + self.w_std * self.head(F.silu(self.hidden(x.flatten(1)))).float()
-        return guess
+            x = down(x)  # [B, C, H/2, W/2]
+        x = x.flatten(1)  # [B, C H W]
+        x = F.silu(self.hidden(x))  # [B, hidden]
+        offset = self.head(x).float()  # [B, D], in units of the spread of w
+        w: Tensor = self.w_avg + self.w_std * offset  # [B, D]
+        return w

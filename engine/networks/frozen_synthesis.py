@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.networks.config import Precision
-from engine.networks.conv_kernels import Packed, Plain, Way, can_pack
+from engine.networks.conv_kernels import ConvKernel, PackedConvKernel, PlainConvKernel, can_pack
 from engine.networks.stylegan2 import (
     FullyConnectedLayer,
     Generator,
@@ -48,7 +48,7 @@ def frozen_synthesis(generator: Generator, until: int, *, rgb: bool, precision: 
         generator: frozen; what is made of its weights is kept as long as the generator.
         rgb: include the ToRGB layers.
         precision: of the convolutions.
-        windowed: maps are small windows. Packed weights are worth their memory then; for whole maps memory counts more.
+        windowed: maps are small windows. PackedConvKernel weights are worth their memory then; for whole maps memory counts more.
     """
     key = (until, rgb, precision, windowed)
     with preparing:
@@ -65,15 +65,15 @@ def prepare(synthesis: SynthesisNetwork, until: int, rgb: bool, precision: Preci
     layers = network.layers(until=until, rgb=rgb)
     styles = {name: layer.style() for name, _, layer in layers}
     for layer in (layer for _, _, layer in layers if isinstance(layer, SynthesisLayer)):
-        layer.frozen = kernel_for_windows(layer) if windowed else Plain.of(layer.weight, layer.up)
+        layer.use_kernel(kernel_for_windows(layer) if windowed else PlainConvKernel.of_layer(layer.weight, layer.up))
     return FrozenSynthesis(network, layers, styles)
 
 
-def kernel_for_windows(layer: SynthesisLayer) -> Way | None:
+def kernel_for_windows(layer: SynthesisLayer) -> ConvKernel | None:
     """Return the fastest kernel for small maps; None on a CPU with few weights, where PyTorch's own is as fast."""
     if layer.weight.device.type != "cpu":
-        return Plain.of(layer.weight, layer.up)
-    return Packed(layer.weight, layer.up) if can_pack(layer.weight) else None
+        return PlainConvKernel.of_layer(layer.weight, layer.up)
+    return PackedConvKernel(layer.weight, layer.up) if can_pack(layer.weight) else None
 
 
 def copy_in_dtype(synthesis: SynthesisNetwork, dtype: torch.dtype | None, until: int) -> SynthesisNetwork:

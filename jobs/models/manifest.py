@@ -9,6 +9,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tomlkit.items import InlineTable
 
+from engine.atomic_write import atomic_write
 from engine.defaults import has_early_mask
 from jobs.errors import InvalidJob, ManifestInvalid, Problem
 from jobs.tables import DEFAULT_POOL, POOL_PATTERN
@@ -171,9 +172,8 @@ class ModelManifest:
 
     def rewrite(self, text: str) -> None:
         """Replace manifest.toml; the file changes whole or not at all."""
-        part = self.folder / f"{MANIFEST}.part"
-        part.write_text(text, encoding="utf-8")
-        part.rename(self.folder / MANIFEST)
+        with atomic_write(self.folder / MANIFEST) as part:
+            part.write_text(text, encoding="utf-8")
 
     def path(self, entry: ModelEntry) -> Path:
         """Return the path of a model's file."""

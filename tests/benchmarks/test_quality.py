@@ -10,13 +10,13 @@ from benchmarks.faces.detector import detect, load_detector
 from benchmarks.faces.factors import Z_DIM, factors_of
 from benchmarks.faces.renderer import render
 from benchmarks.quality.bootstrap import interval, paired
-from benchmarks.quality.cases import Case, background_cases, correspondence, landmark_cases, pair_cases
-from benchmarks.quality.methods import BlockMatching, Ending, Untracked, dragging, no_edit, service_options
+from benchmarks.quality.cases import Case, background_cases, find_correspondences, landmark_cases, pair_cases
+from benchmarks.quality.methods import EditedCase, block_matching, drag_method, no_edit, service_options, without_tracking
 from benchmarks.quality.metrics import mse, psnr, ssim
 from benchmarks.quality.report import summarize
 from benchmarks.quality.rulers import FeatureRuler, LandmarkRuler
-from benchmarks.quality.runs import Outcome, OutcomeFile
-from benchmarks.quality.studies import Bench, comparison_methods, distances, landmarks
+from benchmarks.quality.runs import Measurement, MeasurementFile
+from benchmarks.quality.studies import StudyContext, comparison_methods, distances, landmarks
 from cli.main import app
 from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
@@ -38,8 +38,8 @@ def drawings(count, seed=0, **options):
     return render(factors_of(torch.randn(count, Z_DIM, generator=torch.Generator().manual_seed(seed))), 128, **options)
 
 
-def outcome(**changes):
-    return Outcome(group="1 point", row="default", case=0, iterations=1, stop_reason="reached", seconds=0.1, **changes)
+def measurement(**changes):
+    return Measurement(group="1 point", row="default", case=0, iterations=1, stop_reason="reached", seconds=0.1, **changes)
 
 
 class TestDetector:
@@ -83,7 +83,7 @@ class TestCases:
     def test_a_picture_corresponds_to_itself(self):
         picture = drawings(1, dense=True)
         twice = replace(picture, part=picture.part.repeat(2, 1, 1), coordinates=picture.coordinates.repeat(2, 1, 1, 1))
-        here, there = correspondence(twice, 32, np.random.RandomState(0))
+        here, there = find_correspondences(twice, 32, np.random.RandomState(0))
         np.testing.assert_allclose(here, there, atol=1e-6)
 
     def test_corresponding_points_of_a_perturbed_face_look_alike(self, ruler):
@@ -102,16 +102,16 @@ class TestMethods:
 
     def test_without_tracking_the_handles_are_believed_to_arrive(self, model, ruler):
         (case,) = landmark_cases(ruler, 0.7, 1, 1, 3)
-        ending = dragging("no tracking", model, Untracked, max_iterations=100).run(ruler.generator, case)
-        np.testing.assert_allclose(ending.handles, case.targets, atol=1.0)
+        edited = drag_method("no tracking", model, without_tracking, max_iterations=100).run(ruler.generator, case)
+        np.testing.assert_allclose(edited.handles, case.targets, atol=1.0)
 
     def test_block_matching_follows_a_high_contrast_point(self, model, ruler):
         cases = [case for case in landmark_cases(ruler, 0.7, 12, 28, 0)]
         pupil = replace(
             cases[0], handles=ruler.landmarks(cases[0].start)[:1], targets=ruler.landmarks(cases[0].start)[:1] + 6, labels=[0]
         )
-        ending = dragging("block matching", model, BlockMatching, max_iterations=4).run(ruler.generator, pupil)
-        assert np.linalg.norm(ruler.landmarks(ending.w)[:1] - ending.handles) < 2
+        edited = drag_method("block matching", model, block_matching, max_iterations=4).run(ruler.generator, pupil)
+        assert np.linalg.norm(ruler.landmarks(edited.w)[:1] - edited.handles) < 2
 
     def test_a_feature_ruler_finds_points_of_the_same_picture_where_they_are(self):
         generator = tiny_generator(64)
@@ -140,27 +140,29 @@ class TestOutcomes:
         case = Case(
             index=0, start=torch.zeros(1, 1, 1), handles=np.zeros((2, 2)), targets=np.array([[3.0, 4.0], [0, 0]]), labels=[]
         )
-        ending = Ending(w=case.start, handles=np.array([[3.0, 4.0], [0, 0]]), iterations=1, stop_reason="reached", seconds=0.0)
-        found = distances(case, ending, np.zeros((2, 2)))
+        edited = EditedCase(
+            w=case.start, handles=np.array([[3.0, 4.0], [0, 0]]), iterations=1, stop_reason="reached", seconds=0.0
+        )
+        found = distances(case, edited, np.zeros((2, 2)))
         assert found == {"true_px": 2.5, "worst_px": 5.0, "tracker_px": 0.0, "lost_percent": 50.0}
 
     def test_a_file_goes_on_after_a_line_that_was_cut_short(self, tmp_path):
         path = tmp_path / "landmarks.jsonl"
-        OutcomeFile(path, {"seed": 0}).add(outcome(true_px=1.0))
+        MeasurementFile(path, {"seed": 0}).add(measurement(true_px=1.0))
         with path.open("a") as file:
             file.write('{"group": "1 po')
-        OutcomeFile(path, {"seed": 0}).add(replace(outcome(true_px=2.0), case=1))
-        assert [known.true_px for known in OutcomeFile(path, {"seed": 0}).known.values()] == [1.0, 2.0]
+        MeasurementFile(path, {"seed": 0}).add(replace(measurement(true_px=2.0), case=1))
+        assert [known.true_px for known in MeasurementFile(path, {"seed": 0}).known.values()] == [1.0, 2.0]
 
     def test_a_file_of_another_run_is_refused(self, tmp_path):
-        OutcomeFile(tmp_path / "landmarks.jsonl", {"seed": 0})
+        MeasurementFile(tmp_path / "landmarks.jsonl", {"seed": 0})
         with pytest.raises(ValueError, match="holds another run"):
-            OutcomeFile(tmp_path / "landmarks.jsonl", {"seed": 1})
+            MeasurementFile(tmp_path / "landmarks.jsonl", {"seed": 1})
 
     def test_a_line_sums_up_its_cases(self, model, ruler):
-        bench = Bench(ruler.generator, model, ruler)
-        study = landmarks(bench, 2, 2, 0, [1], comparison_methods(bench))
-        rows = [replace(outcome(true_px=px, worst_px=px, tracker_px=0.5), case=k) for k, px in enumerate((0.5, 2.5))]
+        context = StudyContext(ruler.generator, model, ruler)
+        study = landmarks(context, 2, 2, 0, [1], comparison_methods(context))
+        rows = [replace(measurement(true_px=px, worst_px=px, tracker_px=0.5), case=k) for k, px in enumerate((0.5, 2.5))]
         (line,) = summarize(study, rows)
         figures = {name: found.value for name, found in line.figures.items()}
         assert (figures["true_px"], figures["gap_px"], figures["within_1_percent"], figures["within_2_percent"]) == (
@@ -181,9 +183,9 @@ def test_eval_writes_a_table_a_plot_and_a_sheet_and_does_not_run_twice(tmp_path)
     assert CliRunner().invoke(app, [*command, "no edit,default"]).exit_code == 0
     names = {"landmarks.json", "landmarks.csv", "landmarks.png", "landmarks-sheet.png", "landmarks.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    outcomes = (tmp_path / "landmarks.jsonl").read_bytes()
+    measurements = (tmp_path / "landmarks.jsonl").read_bytes()
     lines = json.loads((tmp_path / "landmarks.json").read_text())["lines"]
     assert [(line["row"], line["cases"]) for line in lines] == [("no edit", 2), ("default", 2)]
     assert lines[1]["figures"]["true_px"]["value"] < lines[0]["figures"]["true_px"]["value"]
     assert CliRunner().invoke(app, [*command, "no edit"]).exit_code == 0
-    assert (tmp_path / "landmarks.jsonl").read_bytes() == outcomes
+    assert (tmp_path / "landmarks.jsonl").read_bytes() == measurements

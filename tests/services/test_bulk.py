@@ -27,7 +27,7 @@ def write(path, rows):
 
 
 def start(service, edits, out):
-    command = [sys.executable, "-m", "cli.main", "bulk", "run", str(edits), "--out", str(out), "--json"]
+    command = [sys.executable, "-P", "-m", "cli.main", "bulk", "run", str(edits), "--out", str(out), "--json"]
     environment = os.environ | {"DRAGQUEUE_URL": service.url, "DRAGQUEUE_KEY": service.key}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 

@@ -9,7 +9,7 @@ import pytest
 from dragqueue_client import Client
 from ruamel.yaml import YAML
 
-from cli.keys import local_key
+from embedded.keys import local_key
 from embedded.processes import start
 from embedded.servers import free_port, speaks_http
 from jobs.settings import REPOSITORY
@@ -38,7 +38,7 @@ def test_the_images_hold_what_the_commands_need():
     """Every package of the project is copied, and every base is pinned."""
     text = (REPOSITORY / "Dockerfile").read_text()
     copied = set(re.findall(r"^COPY (\w+) \1$", text, re.MULTILINE))
-    assert {"api", "benchmarks", "checkpoints", "cli", "client", "engine", "jobs", "migrations", "worker"} == copied
+    assert {"api", "checkpoints", "cli", "client", "embedded", "engine", "jobs", "migrations", "worker"} == copied
     assert re.search(r"^FROM python:\d+\.\d+\.\d+-slim", text, re.MULTILINE)
 
 
@@ -60,9 +60,8 @@ def test_the_composed_commands_carry_a_job_through(compose, stack, queue, tmp_pa
             if "TMPDIR" in environment:
                 environment["TMPDIR"] = str(tmp_path / "scratch")
             command = compose[name].get("command", [name])
-            child = start(
-                name, [sys.executable, "-m", "cli.main", *command, *arguments], log=tmp_path / name, environment=environment
-            )
+            program = [sys.executable, "-P", "-m", "cli.main", *command, *arguments]
+            child = start(name, program, log=tmp_path / name, environment=environment)
             cleanup.callback(child.stop)
             return child
 
@@ -74,6 +73,6 @@ def test_the_composed_commands_carry_a_job_through(compose, stack, queue, tmp_pa
         api.wait_until(lambda: speaks_http(f"{url}/healthz"), LIMIT_S)
         with Client(url, local_key(stack)) as client:
             job = client.submit(DOCUMENT)
-            assert client.wait(job.id, limit_s=LIMIT_S).succeeded
+            assert client.wait(job.id, timeout_s=LIMIT_S).succeeded
             paths = list(client.download(job.id, tmp_path / "out"))
     assert tmp_path / "out" / "result.png" in paths

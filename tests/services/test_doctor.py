@@ -8,8 +8,13 @@ import pytest
 from sqlalchemy import make_url
 from typer.testing import CliRunner
 
-from cli.doctor import Verdict, chosen_device, examine
+from cli.doctor.database import check_database_clock
+from cli.doctor.examination import examine
+from cli.doctor.findings import Verdict
+from cli.doctor.host import check_chosen_device
+from cli.doctor.store import check_store_clock
 from cli.main import app
+from jobs.database import make_engine
 from jobs.models.manifest import ModelManifest
 from jobs.queue.claims import Claimer, claim
 from jobs.queue.workers import WorkerStatus, report_status
@@ -118,16 +123,22 @@ def test_a_wrong_key_and_links_that_lead_nowhere_are_problems(healthy):
 @pytest.mark.parametrize(
     ("skew_s", "expected"),
     [
-        (20, {"database clock": WARNING}),
-        (300, {"database clock": WARNING, "store clock": WARNING}),
-        (1000, {"database clock": WARNING, "store clock": PROBLEM}),
+        (20, (WARNING, OK)),
+        (300, (WARNING, WARNING)),
+        (1000, (WARNING, PROBLEM)),
     ],
 )
-def test_a_host_whose_clock_is_wrong_is_told_by_how_much(healthy, monkeypatch, skew_s, expected):
-    true_time = time.time
-    monkeypatch.setattr("cli.doctor.time.time", lambda: true_time() + skew_s)
-    assert wrong(healthy) == expected
-    assert findings(healthy)["database clock"][1] == f"-{skew_s}.0 s from this host's"
+def test_a_host_whose_clock_is_wrong_is_told_by_how_much(settings, skew_s, expected):
+    def now():
+        return time.time() + skew_s
+
+    engine = make_engine(settings.database_url)
+    with engine.connect() as connection:
+        database = check_database_clock("database clock", connection, now)
+    engine.dispose()
+    store = check_store_clock("store clock", settings.s3_endpoint, now)
+    assert (database.verdict, store.verdict) == expected
+    assert database.found == f"{-skew_s:+.1f} s from this host's"
 
 
 def test_damaged_and_missing_models_are_problems(healthy, checkpoints):
@@ -202,10 +213,10 @@ def test_a_broker_that_may_drop_messages_is_a_warning(healthy, queue):
     ],
 )
 def test_a_device_that_is_not_there_is_a_problem(wanted, count, verdict):
-    assert chosen_device(wanted, count).verdict == verdict
+    assert check_chosen_device(wanted, count).verdict == verdict
 
 
-def test_a_check_that_breaks_down_or_hangs_stops_no_other(healthy, monkeypatch):
+def test_a_check_that_breaks_down_or_hangs_stops_no_other(healthy):
     def broken(_):
         raise RuntimeError("the ladder fell")
 
@@ -215,9 +226,8 @@ def test_a_check_that_breaks_down_or_hangs_stops_no_other(healthy, monkeypatch):
     def fine(_):
         yield from ()
 
-    monkeypatch.setattr("cli.doctor.CHECKS", (broken, endless, fine))
-    monkeypatch.setattr("cli.doctor.LIMIT_S", 0.2)
-    assert {name: finding[1] for name, finding in findings(healthy).items()} == {
+    found = examine(healthy, {"broken": broken, "endless": endless, "fine": fine}, limit_s=0.2)
+    assert {finding.name: finding.found for finding in found} == {
         "broken": "the ladder fell", "endless": "no answer within 0.2 s"
     }  # fmt: skip
 

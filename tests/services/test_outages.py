@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import func, make_url, select
 
-from cli.keys import local_key
+from embedded.keys import local_key
 from embedded.service import prepare, start_part, start_worker
 from embedded.stack import Stack, local_stack
 from jobs.queue import attempts

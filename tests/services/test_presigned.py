@@ -8,7 +8,7 @@ from datetime import timedelta
 import httpx2
 import numpy as np
 import pytest
-from dragqueue_client import AsyncClient, Client, Refused, calls
+from dragqueue_client import AsyncClient, Client, RequestRefused, calls
 from PIL import Image
 from sqlalchemy import func, update
 
@@ -162,7 +162,7 @@ def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_k
     Image.fromarray(noise).save(out, format="PNG", compress_level=1)
     data = out.getvalue()
     before = set(storage.keys("t/default/p/"))
-    assert len(data) > calls.DIRECT_BYTES
+    assert len(data) > calls.MAX_DIRECT_UPLOAD_BYTES
     with Client(service, api_key) as client:
         upload = client.upload(data)
     assert (upload.kind, upload.width, upload.height) == ("image", 3300, 3400)
@@ -170,11 +170,11 @@ def test_the_client_sends_a_photo_of_more_than_30_mb_to_the_store(service, api_k
 
 
 def test_so_does_the_client_for_asyncio(service, api_key, monkeypatch):
-    monkeypatch.setattr(calls, "DIRECT_BYTES", 0)
+    monkeypatch.setattr(calls, "MAX_DIRECT_UPLOAD_BYTES", 0)
 
     async def upload():
         async with AsyncClient(service, api_key) as client:
-            with pytest.raises(Refused, match="is not a picture"):
+            with pytest.raises(RequestRefused, match="is not a picture"):
                 await client.upload(b"hello")
             return await client.upload(photo(), kind="mask")
 

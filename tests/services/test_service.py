@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dragqueue_client import Refused
+from dragqueue_client import Client, RequestRefused
 
-from cli.errors import CommandError
+from embedded.errors import StackError
 from embedded.servers import free_port
 from embedded.service import prepare, running_service
 from tests.services.jobs import DOCUMENT
@@ -22,11 +22,11 @@ LIMIT_S = 60
 
 
 def test_an_edit_goes_over_http_through_all_processes_into_a_folder(stack, queue, tmp_path):
-    with running_service(stack) as service, service.client() as client:
+    with running_service(stack) as service, Client(service.url, service.key) as client:
         job = client.submit(DOCUMENT | {"movable": {"shapes": [{"circle": [15, 11, 9]}]}})
-        assert client.wait(job.id, limit_s=LIMIT_S).succeeded
+        assert client.wait(job.id, timeout_s=LIMIT_S).succeeded
         paths = list(client.download(job.id, tmp_path))
-        with pytest.raises(Refused, match="points: List should have at most 64 items"):
+        with pytest.raises(RequestRefused, match="points: List should have at most 64 items"):
             client.submit(DOCUMENT | {"points": DOCUMENT["points"] * 65})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {str(path.relative_to(tmp_path)) for path in paths} == set(manifest["artifacts"]) | {"manifest.json"}
@@ -36,7 +36,7 @@ def test_an_edit_goes_over_http_through_all_processes_into_a_folder(stack, queue
 
 def test_a_database_that_is_away_is_one_sentence(settings):
     away = settings.model_copy(update={"database_url": "postgresql+psycopg://app@127.0.0.1:9/app"})
-    with pytest.raises(CommandError, match=r"^the service cannot be prepared: [^\n]+$"):
+    with pytest.raises(StackError, match=r"^the service cannot be prepared: [^\n]+$"):
         prepare(away)
 
 
@@ -44,18 +44,8 @@ def test_a_database_that_is_away_is_one_sentence(settings):
 def test_up_leaves_no_process_behind(stack, tmp_path, number):
     """The servers are given; what `up` starts itself must end with it, the workers' children included."""
     log = tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "cli.main",
-        "up",
-        "--workers",
-        "2",
-        "--port",
-        str(free_port()),
-        "--state",
-        tmp_path / "state",
-    ]
+    options = ["--workers", "2", "--port", str(free_port()), "--state", tmp_path / "state"]
+    command = [sys.executable, "-P", "-m", "cli.main", "up", *options]
     ignore_sigint = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]  # as shells do with what they start in the background
     with log.open("w") as output:
         up = subprocess.Popen([*ignore_sigint, *command], env=stack.environment, stderr=output)
@@ -82,6 +72,6 @@ def test_a_second_service_on_the_port_is_refused(stack, tmp_path):
     with running_service(stack) as service:
         url = service.url
         port = int(url.rpartition(":")[2])
-        with pytest.raises(CommandError, match=f"something answers on {url} already"), running_service(stack, port=port):
+        with pytest.raises(StackError, match=f"something answers on {url} already"), running_service(stack, port=port):
             pass
     assert Path(stack.logs / "api.log").exists()

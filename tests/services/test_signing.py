@@ -304,7 +304,7 @@ def test_the_reconciler_signs_beside_its_sweeps(client, stack, certificate, clea
 
 def test_the_reconciler_does_not_start_with_a_certificate_that_is_not_there(stack, tmp_path):
     environment = environment_of(stack, (tmp_path / "none.pem", tmp_path / "none.key")).environment
-    command = [sys.executable, "-m", "cli.main", "reconciler"]
+    command = [sys.executable, "-P", "-m", "cli.main", "reconciler"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (ended.returncode, ended.stderr) == (
         1, f"dragqueue: DRAGQUEUE_C2PA_CERTIFICATE: {tmp_path}/none.pem cannot be read: No such file or directory\n",

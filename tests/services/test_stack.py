@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import CommandError
+from embedded.errors import StackError
 from embedded.stack import local_stack
 from tests.services.conftest import open_to_nobody
 
@@ -69,7 +69,7 @@ def test_a_state_folder_has_one_user(tmp_path, stack):
     """No server is started here: all URLs are given."""
     with (
         local_stack(tmp_path, stack.environment),
-        pytest.raises(CommandError, match="another dragqueue uses"),
+        pytest.raises(StackError, match="another dragqueue uses"),
         local_stack(tmp_path, stack.environment),
     ):
         pass

@@ -23,7 +23,7 @@ from engine.drag.run import DragStep
 from engine.media.animation import write_animation
 from engine.media.overlay import draw_overlay
 from engine.media.provenance import DigitalSourceType, embed, xmp_packet
-from engine.media.renderer import Drawing, Painter
+from engine.media.renderer import RenderedImages, Renderer
 from jobs.models.manifest import ModelEntry
 from jobs.spec.job_spec import JobSpec
 from jobs.storage.artifacts import StoredObject
@@ -95,7 +95,7 @@ class ArtifactWriter:
         self.spec = spec
         self.beginning = beginning
         self.generator = beginning.generator
-        self.painter = Painter(self.generator)
+        self.painter = Renderer(self.generator)
         self.source_type = source_type_of(beginning)
         self.movable = movable
         self.sink = sink
@@ -168,7 +168,7 @@ class ArtifactWriter:
         latents = [self.latent(rows) for _, rows in self.framed[-len(names) :]]
         padded = latents + [latents[-1]] * (self.group - len(latents))
         with self.turn:
-            drawing = self.painter.draw(torch.cat(padded))
+            drawing = self.painter.render(torch.cat(padded))
         self.frames.append(drawing, len(names))
         for k, name in enumerate(names):
             self.put_drawn(name, partial(encode_drawn, drawing, k, Path(name).suffix))
@@ -177,7 +177,7 @@ class ArtifactWriter:
     def render(self, w: Tensor) -> np.ndarray:
         """The picture of w+ [1, L, D], uint8 [R, R, 3]."""
         with self.turn:
-            drawing = self.painter.draw(w)
+            drawing = self.painter.render(w)
         pixels: np.ndarray = drawing.pixels()[0]
         return pixels
 
@@ -269,9 +269,9 @@ class FrameFile:
     def __init__(self, resolution: int) -> None:
         self.shape = (resolution, resolution, 3)
         self.file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the recording
-        self.coming: list[tuple[Drawing, int]] = []
+        self.coming: list[tuple[RenderedImages, int]] = []
 
-    def append(self, drawing: Drawing, count: int) -> None:
+    def append(self, drawing: RenderedImages, count: int) -> None:
         """Its first pictures; those before have arrived background_thread."""
         self.write()
         self.coming.append((drawing, count))
@@ -305,7 +305,7 @@ def marked(data: bytes, suffix: str, source_type: DigitalSourceType) -> bytes:
     return embed(xmp_packet(source_type, CREATOR_TOOL), data, suffix)
 
 
-def encode_drawn(drawing: Drawing, number: int, suffix: str) -> bytes:
+def encode_drawn(drawing: RenderedImages, number: int, suffix: str) -> bytes:
     return encode_image(drawing.pixels()[number], suffix)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.checkpoints.load import load_discriminator, load_encoder
 from engine.errors import InvalidEdit
-from engine.inversion.inversion import Inversion, InversionOptions, InversionStep, changed_tensors, with_tensors
-from engine.inversion.losses import DiscriminatorLoss, Similarity, load_lpips
+from engine.inversion.inversion import Inversion, InversionOptions, InversionStep, changed_tensors, replace_tensors
+from engine.inversion.losses import DiscriminatorLoss, PerceptualLoss, load_lpips
 from engine.networks.encoder import Encoder
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelEntry, ModelManifest
@@ -89,7 +89,7 @@ def begin(spec: JobSpec, generator: Generator, materials: JobInputs) -> EditStar
     assert materials.latent is not None
     w = read_latent(materials.latent, generator)
     changes = {} if materials.changes is None else read_tensors(materials.changes)
-    tuned = with_tensors(generator, changes) if changes else generator
+    tuned = replace_tensors(generator, changes) if changes else generator
     return EditStart(generator=tuned, w=w, framing=framing, photo=materials.photo, changes=changes)
 
 
@@ -143,7 +143,7 @@ def inversion_options(spec: InversionSpec) -> InversionOptions:
 
 def choose_perceptual(
     spec: InversionSpec, manifest: ModelManifest, model: ModelEntry, device: torch.device, lpips: Path | None
-) -> Similarity | None:
+) -> PerceptualLoss | None:
     """auto is LPIPS where the operator gave it, else the model's own discriminator, else pixels alone."""
     wanted = spec.perceptual
     if wanted == "auto":
@@ -163,7 +163,7 @@ def choose_perceptual(
 def inverted(generator: Generator, photo: Photo, w: Tensor, changes: bytes | None, curve: list[CurvePoint]) -> EditStart:
     """Where the edit of a photo begins whose inversion is done: w+ [1, L, D], and the tuned tensors."""
     tensors = {} if changes is None else read_tensors(changes)
-    tuned = with_tensors(generator, tensors) if tensors else generator
+    tuned = replace_tensors(generator, tensors) if tensors else generator
     w = w.to(generator.mapping.w_avg)
     return EditStart(generator=tuned, w=w, framing=photo.framing, photo=photo, changes=tensors, curve=curve)
 

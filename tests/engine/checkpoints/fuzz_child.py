@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine.checkpoints.canonical import write_canonical, write_networks
+from engine.checkpoints.canonical import write_generator, write_networks
 from engine.checkpoints.layouts import read_generator_file
 from engine.errors import EngineError
 
@@ -42,7 +42,7 @@ def warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for file in sorted((Path(__file__).parents[2] / "data").glob("sg2-64-*")):
             if file.suffix != ".npz":
-                write_canonical(read_generator_file(file), Path(folder) / "out.safetensors")
+                write_generator(read_generator_file(file), Path(folder) / "out.safetensors")
 
 
 def outcome(path: Path) -> str:

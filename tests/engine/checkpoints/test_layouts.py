@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoints.canonical import write_canonical
+from engine.checkpoints.canonical import write_generator
 from engine.checkpoints.layouts import read_generator_file
 from engine.checkpoints.load import load_generator
 from engine.errors import CheckpointDamaged, CheckpointUnsupported, EngineError
@@ -25,7 +25,7 @@ FILES = {
 def converted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     for layout, name in FILES.items():
-        write_canonical(read_generator_file(DATA / name), folder / f"{layout}.safetensors")
+        write_generator(read_generator_file(DATA / name), folder / f"{layout}.safetensors")
     return folder
 
 
@@ -56,7 +56,7 @@ def test_a_mean_of_w_that_is_not_stored_is_computed(converted):
 def test_blue_first_becomes_red_first(tmp_path):
     found = read_generator_file(DATA / FILES["mmagic"])
     for bgr in (False, True):
-        write_canonical(found, tmp_path / f"{bgr}.safetensors", bgr=bgr)
+        write_generator(found, tmp_path / f"{bgr}.safetensors", bgr=bgr)
     rgb, bgr = (load_generator(tmp_path / f"{order}.safetensors") for order in (False, True))
     torch.testing.assert_close(rgb.images(rgb.map(seed=1)), bgr.images(bgr.map(seed=1)).flip(1))
 
@@ -147,7 +147,7 @@ def test_a_generator_of_pictures_that_are_not_square_is_refused_by_name(tmp_path
     checkpoint["g_ema"]["input.input"] = torch.cat([const, const], dim=2)  # 8 high, 4 wide, as StyleGAN-Human's
     torch.save(checkpoint, tmp_path / "file.pt")
     with pytest.raises(CheckpointUnsupported, match="not square"):
-        write_canonical(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
+        write_generator(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
 
 
@@ -156,7 +156,7 @@ def test_a_generator_that_lacks_a_tensor_is_damaged(tmp_path):
     del checkpoint["g_ema"]["convs.2.conv.weight"]
     torch.save(checkpoint, tmp_path / "file.pt")
     with pytest.raises(CheckpointDamaged, match=r"lacks synthesis\.b16\.conv0\.weight"):
-        write_canonical(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
+        write_generator(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -165,13 +165,13 @@ def test_numbers_that_are_not_finite_are_damage(tmp_path):
     checkpoint["g_ema"]["conv1.conv.weight"][0, 0, 0, 0, 0] = float("nan")
     torch.save(checkpoint, tmp_path / "file.pt")
     with pytest.raises(CheckpointDamaged, match="not finite"):
-        write_canonical(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
+        write_generator(read_generator_file(tmp_path / "file.pt"), tmp_path / "out.safetensors")
 
 
 def test_older_torch_files_are_read_too(tmp_path, converted):
     checkpoint = torch.load(DATA / FILES["rosinality"], weights_only=True)
     torch.save(checkpoint, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    write_canonical(read_generator_file(tmp_path / "old.pt"), tmp_path / "old.safetensors")
+    write_generator(read_generator_file(tmp_path / "old.pt"), tmp_path / "old.safetensors")
     assert (tmp_path / "old.safetensors").read_bytes() == (converted / "rosinality.safetensors").read_bytes()
 
 
@@ -179,5 +179,5 @@ def test_psps_files_are_read_too(tmp_path, converted):
     checkpoint = torch.load(DATA / FILES["rosinality"], weights_only=True)
     state = {f"decoder.{key}": tensor for key, tensor in checkpoint["g_ema"].items()}
     torch.save({"state_dict": state, "latent_avg": checkpoint["latent_avg"].expand(10, -1)}, tmp_path / "psp.pt")
-    write_canonical(read_generator_file(tmp_path / "psp.pt"), tmp_path / "psp.safetensors")
+    write_generator(read_generator_file(tmp_path / "psp.pt"), tmp_path / "psp.safetensors")
     assert (tmp_path / "psp.safetensors").read_bytes() == (converted / "rosinality.safetensors").read_bytes()

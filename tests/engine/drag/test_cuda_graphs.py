@@ -145,15 +145,21 @@ def test_the_test_of_waiting_sees_one_that_waits():
 
 def test_a_recording_keeps_alive_what_its_operations_read(exact):
     """A graph reads memory by its address; a freed tensor's memory may be another's by the time of a replay."""
-    options = replace(OPTIONS, motion_radius=5.0)
-    batch = recorded_batch(drags(exact, options, None))
-    advance(batch, RECORDED_AFTER + 2)
-    step = batch.executor.graphs.steps[batch.executor.shape]
-    constants = weakref.ref(batch.iteration.anchor_px)
+
+    def forget_program(program):
+        outputs = program()
+        return lambda: outputs
+
+    batch = DragBatch(drags(exact, OPTIONS, None))
+    advance(batch, 1)
+    step = RecordedStep(batch.iteration.evaluate, batch.inputs(), forget_program)
+    constants = [weakref.ref(tensor) for tensor in (batch.iteration.offsets, batch.iteration.anchor_px, batch.iteration.stop_px)]
     del batch
     gc.collect()
-    assert step is not None
-    assert constants() is not None
+    assert None not in [constant() for constant in constants]
+    del step
+    gc.collect()
+    assert {constant() for constant in constants} == {None}
 
 
 def test_a_model_that_is_let_go_takes_its_recordings_along():

@@ -7,11 +7,11 @@ from engine.inversion.inversion import (
     Inversion,
     InversionOptions,
     InversionState,
-    autocorrelation,
     changed_tensors,
-    projection_rate,
-    renormalize,
-    with_tensors,
+    learning_rate_factor,
+    noise_regularization,
+    normalize_noise,
+    replace_tensors,
 )
 from engine.inversion.losses import DiscriminatorLoss, Lpips, load_lpips, pixel_loss
 from engine.networks.config import DiscriminatorConfig
@@ -56,20 +56,20 @@ def test_the_model_itself_is_left_alone(generator, inverted):
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in generator.state_dict().items())
 
 
-def test_what_tuning_changed_makes_the_tuned_generator_again(generator, inverted):
+def test_the_changed_tensors_make_the_tuned_generator_again(generator, inverted):
     inversion, _ = inverted
     changes = changed_tensors(generator, inversion.generator)
     assert changes
     assert not any(name.startswith("mapping") for name in changes)
-    again = with_tensors(generator, changes)
+    again = replace_tensors(generator, changes)
     assert torch.equal(again.images(inversion.w), inversion.generator.images(inversion.w))
 
 
 def test_tensors_of_another_model_are_refused(generator):
     with pytest.raises(InvalidEdit, match="does not fit this model"):
-        with_tensors(generator, {"synthesis.b4.const": torch.zeros(3)})
-    with pytest.raises(InvalidEdit, match=r"mapping\.w_avg"):  # nothing bends what the copies share
-        with_tensors(generator, {"mapping.w_avg": torch.zeros_like(generator.mapping.w_avg)})
+        replace_tensors(generator, {"synthesis.b4.const": torch.zeros(3)})
+    with pytest.raises(InvalidEdit, match=r"mapping\.w_avg"):  # the copies share the mapping network
+        replace_tensors(generator, {"mapping.w_avg": torch.zeros_like(generator.mapping.w_avg)})
 
 
 def test_a_tuned_generator_knows_how_the_models_w_is_distributed(generator, inverted):
@@ -78,14 +78,14 @@ def test_a_tuned_generator_knows_how_the_models_w_is_distributed(generator, inve
     assert latent_statistics(tuned) is latent_statistics(generator)
 
 
-def test_in_w_all_rows_stay_alike_and_in_w_plus_they_part(generator, target):
-    def rows_part(space):
+def test_all_rows_stay_equal_in_w_and_differ_in_w_plus(generator, target):
+    def rows_differ(space):
         inversion = Inversion(generator, target, InversionOptions(space=space, steps=5))
         for _ in inversion.project():
             pass
         return not torch.equal(inversion.w, inversion.w[:, :1].expand_as(inversion.w))
 
-    assert (rows_part("w"), rows_part("w+")) == (False, True)
+    assert (rows_differ("w"), rows_differ("w+")) == (False, True)
 
 
 def test_an_inversion_can_be_left_between_steps(generator, target):
@@ -97,13 +97,13 @@ def test_an_inversion_can_be_left_between_steps(generator, target):
     assert inversion.generator is not generator
 
 
-def test_it_starts_at_the_guess(generator, target):
+def test_a_projection_starts_at_the_encoders_estimate(generator, target):
     guess = torch.full((1, 64), 0.5)
     first = next(Inversion(generator, target, SHORT, start=guess).run())
     torch.testing.assert_close(first.w, guess[:, None].expand(-1, 10, -1))
 
 
-def test_two_runs_are_alike(generator, target):
+def test_two_runs_end_with_the_same_image(generator, target):
     def final():
         inversion = Inversion(generator, target, InversionOptions(steps=4, tuning_steps=4))
         for _ in inversion.run():
@@ -125,7 +125,7 @@ def test_optimized_noise_belongs_to_the_tuned_generator(target):
     assert noise.square().mean() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_loss_that_is_no_number_ends_it_and_keeps_the_latent(generator, target):
+def test_a_loss_that_is_not_finite_ends_the_inversion_and_keeps_the_latent(generator, target):
     inversion = Inversion(generator, target, InversionOptions(steps=2, tuning_steps=5, tuning_learning_rate=1e30))
     with pytest.raises(InversionDiverged, match="the loss became"):
         for _ in inversion.run():
@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_the_latent(generator, target
     assert inversion.w.isfinite().all()
 
 
-def test_a_gradient_that_is_no_number_does_not_end_as_a_result(generator, target):
+def test_a_gradient_that_is_not_finite_never_ends_in_a_result(generator, target):
     class Spoiled(torch.autograd.Function):
         @staticmethod
         def forward(ctx, image):
@@ -154,16 +154,16 @@ def test_a_gradient_that_is_no_number_does_not_end_as_a_result(generator, target
         assert inversion.w.isfinite().all()
 
 
-def test_a_perceptual_loss_is_part_of_it(generator, target):
-    asked = []
+def test_a_perceptual_loss_is_computed_at_every_step_and_after_each_phase(generator, target):
+    seen = []
 
     def perceptual(images, wanted):
-        asked.append(images.shape)
+        seen.append(images.shape)
         return pixel_loss(images, wanted)
 
     inversion = Inversion(generator, target, InversionOptions(steps=2, tuning_steps=2, locality_weight=0), perceptual=perceptual)
     assert [step.phase for step in inversion.run()] == ["projection"] * 2 + ["tuning"] * 2
-    assert asked == [(1, 3, 64, 64)] * 6  # after each phase once more
+    assert seen == [(1, 3, 64, 64)] * 6  # once more after each phase
 
 
 def test_a_discriminators_features_tell_pictures_apart(target):
@@ -179,16 +179,16 @@ def test_a_discriminators_features_tell_pictures_apart(target):
 
 
 def test_the_learning_rate_rises_and_falls():
-    assert projection_rate(0) < 0.05
-    assert projection_rate(0.4) == 1
-    assert projection_rate(0.999) < 0.01
+    assert learning_rate_factor(0) < 0.05
+    assert learning_rate_factor(0.4) == 1
+    assert learning_rate_factor(0.999) < 0.01
 
 
 def test_noise_that_repeats_is_told_from_noise_that_does_not():
     white = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     smooth = (white + white.roll(1, 0) + white.roll(1, 1) + white.roll((1, 1), (0, 1))) / 2
-    assert autocorrelation(smooth) > 10 * autocorrelation(white)
-    renormalize(smooth)
+    assert noise_regularization(smooth) > 10 * noise_regularization(white)
+    normalize_noise(smooth)
     assert smooth.std() == pytest.approx(1, abs=1e-3)
 
 
@@ -211,7 +211,7 @@ def test_an_lpips_file_is_the_packages_state_dict(tmp_path):
 
 @pytest.mark.parametrize(("phase", "left_at"), [("projection", 3), ("tuning", 0), ("tuning", 5)])
 @pytest.mark.parametrize("optimize_noise", [False, True])
-def test_an_inversion_taken_up_elsewhere_ends_with_the_same_bytes(generator, target, phase, left_at, optimize_noise):
+def test_an_inversion_resumed_from_a_state_ends_with_the_same_bytes(generator, target, phase, left_at, optimize_noise):
     options = InversionOptions(steps=8, tuning_steps=8, optimize_noise=optimize_noise, noise_weight=1.0)
     whole = Inversion(generator, target, options)
     steps = list(whole.run())

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.networks.config import GeneratorConfig
-from engine.networks.conv_kernels import FEWEST, Packed, Plain, can_pack, convolve
+from engine.networks.conv_kernels import MIN_PACKED_NUMEL, PackedConvKernel, PlainConvKernel, can_pack, convolve
 from engine.networks.frozen_synthesis import trunk_of
 from engine.networks.stylegan2 import Generator, SynthesisLayer, channels_last
 
@@ -28,7 +28,7 @@ def both_ways(convolve, x):
 @pytest.mark.parametrize("padding", [0, 1])
 def test_a_packed_convolution_is_the_usual_one(batch, size, padding):
     weight, x = kernel(48, 32), torch.randn(batch, 32, size, size)
-    packed = Packed(weight, up=False)
+    packed = PackedConvKernel(weight, up=False)
     found = both_ways(lambda x: convolve(x, packed, padding), x)
     expected = both_ways(lambda x: F.conv2d(x, weight, padding=padding), x)
     for one, other in zip(found, expected, strict=True):
@@ -38,7 +38,7 @@ def test_a_packed_convolution_is_the_usual_one(batch, size, padding):
 @pytest.mark.parametrize("size", [4, 9])
 def test_a_packed_layer_that_goes_up_is_the_usual_transposed_convolution(size):
     weight, x = kernel(48, 32), torch.randn(2, 32, size, size)
-    packed = Packed(weight, up=True)
+    packed = PackedConvKernel(weight, up=True)
     found = both_ways(lambda x: convolve(x, packed, 0), x)
     expected = both_ways(lambda x: F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), x)
     for one, other in zip(found, expected, strict=True):
@@ -54,22 +54,22 @@ def test_a_plain_convolution_of_frozen_weights_has_the_same_bytes_and_keeps_no_i
         return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if up else F.conv2d(x, weight, padding=padding)
 
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: None):
-        convolve(x.clone().requires_grad_(), Plain.of(weight, up), padding)
-    found, expected = both_ways(lambda x: convolve(x, Plain.of(weight, up), padding), x), both_ways(usual, x)
+        convolve(x.clone().requires_grad_(), PlainConvKernel.of_layer(weight, up), padding)
+    found, expected = both_ways(lambda x: convolve(x, PlainConvKernel.of_layer(weight, up), padding), x), both_ways(usual, x)
     assert not kept
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_it_is_laid_out_anew_for_maps_of_another_size():
     weight = kernel(192, 192)  # whose layout depends on the size
-    packed = Packed(weight, up=False)
+    packed = PackedConvKernel(weight, up=False)
     for size in (4, 16, 4):
         x = torch.randn(1, 192, size, size)
         torch.testing.assert_close(convolve(x, packed, 1), F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-3)
 
 
 def test_only_large_float32_weights_on_a_cpu_are_packed():
-    large = torch.zeros(512, FEWEST // 512 // 9 + 1, 3, 3)
+    large = torch.zeros(512, MIN_PACKED_NUMEL // 512 // 9 + 1, 3, 3)
     assert can_pack(large)
     assert not can_pack(large[:256])
     assert not can_pack(large.double())
@@ -80,13 +80,14 @@ def test_drags_through_windows_pack_and_the_generator_itself_does_not():
     generator = channels_last(Generator(GeneratorConfig(resolution=32)).requires_grad_(False))
 
     def packed(synthesis):
-        return [isinstance(layer.frozen, Packed) for layer in synthesis.modules() if isinstance(layer, SynthesisLayer)]
+        layers = [layer for layer in synthesis.modules() if isinstance(layer, SynthesisLayer)]
+        return [isinstance(layer.conv_kernel, PackedConvKernel) for layer in layers]
 
     windowed, whole = (
         trunk_of(generator, 8, rgb=False, precision="float32", windowed=windowed).synthesis for windowed in (True, False)
     )
     assert packed(windowed) == [True, True, True, False, False, False, False]  # nothing beyond the 8 block
     assert not any(packed(whole) + packed(generator.synthesis))
-    assert isinstance(whole.block(8).conv0.frozen, Plain)
-    assert generator.synthesis.block(8).conv0.frozen is None
+    assert isinstance(whole.block(8).conv0.conv_kernel, PlainConvKernel)
+    assert generator.synthesis.block(8).conv0.conv_kernel is None
     assert windowed.block(8).conv0.weight is generator.synthesis.block(8).conv0.weight

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.writers import WRITERS, nvidia
-from engine.checkpoints.canonical import write_canonical
+from engine.checkpoints.canonical import write_generator
 from engine.checkpoints.layouts import read_generator_file
 from engine.checkpoints.load import load_generator
 from engine.networks.config import GeneratorConfig
@@ -51,7 +51,7 @@ def test_a_network_is_read_back_as_it_was(tmp_path, layout, config):
     WRITERS[layout](generator, tmp_path / "file")
     found = read_generator_file(tmp_path / "file")
     assert found.layout == layout
-    assert equal_shapes(write_canonical(found, tmp_path / "read.safetensors"), config)
+    assert equal_shapes(write_generator(found, tmp_path / "read.safetensors"), config)
     read = load_generator(tmp_path / "read.safetensors")
     for name, tensor in generator.state_dict().items():
         torch.testing.assert_close(read.state_dict()[name], tensor, atol=1e-6, rtol=0, msg=name)
@@ -67,6 +67,6 @@ def equal_shapes(found, config):
 def test_blocks_in_half_precision_keep_their_weights(tmp_path):
     generator = random_weights(CLAMPED)
     nvidia(generator, tmp_path / "file", fp16_blocks=2)
-    write_canonical(read_generator_file(tmp_path / "file"), tmp_path / "read.safetensors")
+    write_generator(read_generator_file(tmp_path / "file"), tmp_path / "read.safetensors")
     read, w = load_generator(tmp_path / "read.safetensors"), torch.zeros(1, generator.config.num_ws, 16)
     torch.testing.assert_close(read.images(w), generator.images(w))

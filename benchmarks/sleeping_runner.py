@@ -2,7 +2,7 @@
 
 import time
 
-from benchmarks.scale import Work
+from benchmarks.synthetic_work import SyntheticWork
 from jobs.tables import Job
 from worker.edit.artifacts import PendingArtifact
 from worker.edit.uploader import Uploader
@@ -13,10 +13,12 @@ from worker.slots.dynamic_batcher import DynamicBatcher
 OBJECT = bytes(range(256)) * 16  # 4 KiB, as a small frame
 
 
-class StandIn(Runner):
+class SleepingRunner(Runner):
+    """Runs the synthetic work that a job's metadata describes."""
+
     def edit(self, job: Job, meeting: DynamicBatcher | None) -> str | None:
-        """Spend the time that the job's metadata asks for, with progress and objects spread over it."""
-        work, settings = Work(**job.spec["metadata"]), self.settings
+        """Sleep for as long as the job asks, with its progress reports and artifacts spread over that time."""
+        work, settings = SyntheticWork(**job.spec["metadata"]), self.settings
         pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
         lease = Lease(self.sessions, job.id, job.attempt, pace)
         with Uploader(job, self.storage, self.sessions, patience_s=settings.patience_s) as uploader:

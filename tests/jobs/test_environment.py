@@ -1,7 +1,6 @@
 import pytest
 
-from cli.errors import CommandError
-from cli.settings import read_settings
+from jobs.environment import SettingsInvalid, read_settings
 
 GIVEN = {
     "DRAGQUEUE_DATABASE_URL": "postgresql+psycopg://db/app",
@@ -21,10 +20,10 @@ GIVEN = {
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(change, message):
-    with pytest.raises(CommandError, match=message):
+    with pytest.raises(SettingsInvalid, match=message):
         read_settings(GIVEN | change)
 
 
 def test_every_missing_variable_is_named():
-    with pytest.raises(CommandError, match="DRAGQUEUE_DATABASE_URL: Field required; DRAGQUEUE_REDIS_URL: Field required"):
+    with pytest.raises(SettingsInvalid, match="DRAGQUEUE_DATABASE_URL: Field required; DRAGQUEUE_REDIS_URL: Field required"):
         read_settings({})

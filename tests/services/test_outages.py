@@ -107,7 +107,7 @@ def test_a_job_whose_message_was_flushed_gets_another(own, api):
     job = api.post("/v1/jobs", json=DOCUMENT).json()
     assert queue.count_messages("default") == 1
     queue.redis.flushall()
-    sweep = Reconciler(api.app.state.sessions, queue, own.settings().retries).sweep()
+    sweep = Reconciler(api.app.state.sessions, queue, RetryPolicy.from_settings(own.settings())).sweep()
     assert (sweep.messages, queue.count_messages("default")) == (1, 1)
     api.post(f"/v1/jobs/{job['id']}/cancel")
 

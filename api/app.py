@@ -17,8 +17,8 @@ from jobs.database import make_sessions
 from jobs.models.manifest import ManifestFile
 from jobs.queue.broker import Broker
 from jobs.settings import Settings
-from jobs.storage.objects import OF_A_REQUEST, Storage
-from jobs.tenants.quotas import QueueQuota
+from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
+from jobs.tenants.quotas import QueueQuota, Quotas
 
 
 @asynccontextmanager
@@ -43,13 +43,13 @@ def create_app(settings: Settings | None = None, api_key_cached_s: float = CACHE
     app.state.settings = settings
     app.state.manifest_file = ManifestFile(settings.checkpoints)
     app.state.sessions = make_sessions(settings.database_url)
-    app.state.storage = Storage.from_settings(settings, OF_A_REQUEST)
+    app.state.storage = Storage.from_settings(settings, REQUEST_TIMEOUTS)
     app.state.broker = Broker(settings.redis_url)
     app.state.api_key_cache = ApiKeyCache(app.state.sessions, api_key_cached_s)
     app.state.rate_limits = RateLimits(settings)
     app.state.change_notifier = ChangeNotifier(app.state.sessions)
     app.state.stream_counter = StreamCounter()
-    app.state.queue_quota = QueueQuota(settings.quotas)
+    app.state.queue_quota = QueueQuota(Quotas.from_settings(settings))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, exceptions={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError, TimeoutError
 
 from jobs.database import Sessions
 from jobs.errors import Forbidden, RateLimited, Unauthorized
-from jobs.queue.broker import plain_url
+from jobs.queue.broker import to_redis_py_url
 from jobs.settings import Settings
 from jobs.tenants import keys
 from jobs.tenants.keys import Principal, Scope
@@ -91,7 +91,7 @@ class RateLimits:
 
     def __init__(self, settings: Settings) -> None:
         timeouts = {"socket_timeout": BROKER_TIMEOUT_S, "socket_connect_timeout": BROKER_TIMEOUT_S}
-        self.connections = ConnectionPool.from_url(plain_url(settings.redis_url), **timeouts)
+        self.connections = ConnectionPool.from_url(to_redis_py_url(settings.redis_url), **timeouts)
         storage = RedisStorage("async+redis://", implementation="redispy", connection_pool=self.connections)  # type: ignore[arg-type]
         self.limiter = SlidingWindowCounterRateLimiter(storage)
         self.settings = settings

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import Sessions
-from jobs.queue.events import versions
+from jobs.queue.events import get_versions
 
 POLL_S = 0.25  # between two polls
 UNAVAILABLE_S = 1.0  # after a poll that the database did not answer
@@ -76,7 +76,7 @@ class ChangeNotifier:
     def read_versions(self, ids: list[UUID]) -> dict[UUID, str]:
         """Return the version of each job's row."""
         with self.sessions() as session:
-            rows = versions(session, ids)
+            rows = get_versions(session, ids)
         return {job_id: rows.get(job_id, DELETED) for job_id in ids}
 
     def notify(self, current: dict[UUID, str]) -> None:

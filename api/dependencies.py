@@ -17,10 +17,8 @@ from jobs.database import Sessions
 from jobs.errors import StorageUnavailable
 from jobs.models.manifest import ManifestFile, ModelManifest
 from jobs.queue.broker import Broker
-from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.storage.objects import Storage
-from jobs.storage.uploads import UploadRepository
 from jobs.tenants.quotas import QueueQuota
 
 
@@ -66,8 +64,6 @@ class UnitOfWork:
     """The transaction of one request, and what follows once it is committed."""
 
     session: Session
-    jobs: JobRepository
-    uploads: UploadRepository
     pools_to_wake: list[str] = field(default_factory=list)  # one wake-up message for each entry
     objects_to_delete: list[str] = field(default_factory=list)  # their keys
 
@@ -78,7 +74,7 @@ async def unit_of_work(request: Request) -> AsyncIterator[UnitOfWork]:
     The session connects with its first statement, in the route's thread; only the end needs a thread of its own.
     """
     session: Session = request.app.state.sessions()
-    work = UnitOfWork(session, JobRepository(session), UploadRepository(session))
+    work = UnitOfWork(session)
     try:
         yield work
     except BaseException:
@@ -93,7 +89,7 @@ def commit(work: UnitOfWork, broker: Broker, storage: Storage) -> None:
     with work.session as session:
         session.commit()
     for pool in work.pools_to_wake:
-        if not broker.wake(pool):
+        if not broker.send_wake_up(pool):
             break  # the broker is away: the reconciler sends the messages again
     with suppress(StorageUnavailable):  # the reconciler's purge deletes what is left
         storage.remove(work.objects_to_delete)

@@ -28,8 +28,8 @@ from embedded.stack import Stack, local_stack
 from jobs.database import make_sessions
 from jobs.environment import ENV_PREFIX
 from jobs.models.manifest import ModelManifest
+from jobs.queue import jobs as job_rows
 from jobs.queue.broker import Broker
-from jobs.queue.repository import JobRepository
 from jobs.settings import Settings
 from jobs.spec.validation import check_submission
 from jobs.states import JobState
@@ -94,11 +94,10 @@ class ScaleBench:
         """Add jobs in one transaction and send a wake-up message for each; return their batch."""
         batch, submission = uuid4(), check_submission(job_document(work), self.manifest)
         with self.sessions.begin() as session:
-            jobs = JobRepository(session)
-            ids = [jobs.add(uuid4(), DEFAULT_TENANT, submission).id for _ in range(count)]
+            ids = [job_rows.add(session, uuid4(), DEFAULT_TENANT, submission).id for _ in range(count)]
             session.execute(update(Job).where(Job.id.in_(ids)).values(batch=batch))
         for _ in range(count):
-            self.broker.wake(submission.pool)
+            self.broker.send_wake_up(submission.pool)
         return batch
 
     def wait(self, batch: UUID, count: int, report_ended: Callable[[int], object]) -> None:

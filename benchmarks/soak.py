@@ -35,8 +35,8 @@ from embedded.service import running_service
 from embedded.stack import Stack, local_stack, stop_on_signals
 from jobs.database import make_sessions
 from jobs.models.manifest import ModelManifest
-from jobs.queue.broker import plain_url, queue_of
-from jobs.queue.repository import JobRepository
+from jobs.queue import jobs
+from jobs.queue.broker import queue_name, to_redis_py_url
 from jobs.settings import Settings
 from jobs.spec.validation import check_submission
 from jobs.tables import DEFAULT_POOL, DEFAULT_TENANT
@@ -211,7 +211,7 @@ class Sampler:
         settings = stack.settings()
         self.processes = {ROLES.get(child.name, child.name): psutil.Process(child.process.pid) for child in stack.children}
         self.sessions = make_sessions(settings.database_url)
-        self.redis = redis.Redis.from_url(plain_url(settings.redis_url))
+        self.redis = redis.Redis.from_url(to_redis_py_url(settings.redis_url))
         self.bucket = stack.logs.parent / "s3" / settings.s3_bucket
         self.temporary = temporary
 
@@ -242,7 +242,7 @@ class Sampler:
 
     def messages(self) -> dict[str, float]:
         """Count messages and keys of the broker."""
-        length, keys = self.redis.llen(queue_of(DEFAULT_POOL)), self.redis.dbsize()
+        length, keys = self.redis.llen(queue_name(DEFAULT_POOL)), self.redis.dbsize()
         return {"messages": float(str(length)), "redis_keys": float(str(keys))}
 
     def objects(self) -> dict[str, float]:
@@ -307,7 +307,7 @@ def queue_job_without_message(settings: Settings) -> None:
     sessions = make_sessions(settings.database_url)
     submission = check_submission(DRAG | {"source": {"seed": 1}}, ModelManifest.load(settings.checkpoints))
     with sessions.begin() as session:
-        JobRepository(session).add(uuid4(), DEFAULT_TENANT, submission)
+        jobs.add(session, uuid4(), DEFAULT_TENANT, submission)
     sessions.kw["bind"].dispose()
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from cli import scale
 from cli.checkout import require_checkout
 from cli.errors import CommandError
-from jobs.settings import MOST_SLOTS
+from jobs.settings import MAX_SLOTS
 
 if TYPE_CHECKING:
     from benchmarks.bulk_speed import BulkTime
@@ -201,7 +201,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def read_slot_counts(text: str, option: str) -> list[int]:
     """Read comma-separated numbers of jobs or drags at once. Raises CommandError."""
-    return [int(word) for word in read_words(text, option, tuple(str(number) for number in range(1, MOST_SLOTS + 1)))]
+    return [int(word) for word in read_words(text, option, tuple(str(number) for number in range(1, MAX_SLOTS + 1)))]
 
 
 def read_words(text: str, option: str, known: tuple[str, ...]) -> list[str]:

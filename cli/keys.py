@@ -47,7 +47,7 @@ def create(
     """Make a key and print it: it is never shown again."""
     with database() as session:
         token = keys.create(session, tenant, name, scope, None if days is None else timedelta(days=days))
-        audit.note(session, tenant, operator(), "key.create", key_id_of(token))
+        audit.record(session, tenant, operator(), "key.create", key_id_of(token))
     typer.echo(token)
 
 
@@ -56,7 +56,7 @@ def list_(tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")
     """Show all keys, without their secrets."""
     table = Table("id", "tenant", "name", "scopes", "created", "expires", "revoked", "last used")
     with database() as session:
-        for key in keys.listed(session, tenant):
+        for key in keys.list_keys(session, tenant):
             times = (key.created_at, key.expires_at, key.revoked_at, key.last_used_at)
             shown = [f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times]
             table.add_row(key.id, key.tenant, key.name, " ".join(key.scopes), *shown)
@@ -68,7 +68,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Make a key invalid, within five seconds everywhere."""
     with database() as session:
         key = keys.revoke(session, key_id)
-        audit.note(session, key.tenant, operator(), "key.revoke", key_id)
+        audit.record(session, key.tenant, operator(), "key.revoke", key_id)
     typer.echo(f"{key_id} is revoked")
 
 
@@ -80,7 +80,7 @@ def rotate(
     """Make a key that replaces another and print it."""
     with database() as session:
         token = keys.rotate(session, key_id, timedelta(seconds=grace_s))
-        audit.note(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {key_id_of(token)}")
+        audit.record(session, keys.get(session, key_id).tenant, operator(), "key.rotate", f"{key_id} -> {key_id_of(token)}")
     typer.echo(token)
 
 
@@ -112,7 +112,7 @@ def set_(
         if row is None:
             raise CommandError(f"there is no tenant {tenant}")
         setattr(row, limit, None if value == "-" else int(value))
-        audit.note(session, tenant, operator(), f"tenant.{limit}", value)
+        audit.record(session, tenant, operator(), f"tenant.{limit}", value)
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from engine.media.provenance import DigitalSourceType
 from engine.networks.stylegan2 import Generator, NoiseMode, to_pixels
 from jobs.errors import JobError, JobNotFound, UploadNotFound
 from jobs.models.manifest import ModelEntry, ModelManifest
-from jobs.queue.repository import StoredObject
 from jobs.spec.model_points import model_points
 from jobs.spec.validation import check_submission
+from jobs.storage.artifacts import StoredObject
 from jobs.storage.decoding import Decoded, decode, decode_mask
 from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload

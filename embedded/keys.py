@@ -34,7 +34,7 @@ def local_key(stack: Stack) -> str:
             keys.authenticate(session, token)
         except Unauthorized:
             token = keys.create(session, DEFAULT_TENANT, "this machine", ALL_SCOPES, None if stack.durable else TEMPORARY)
-            audit.note(session, DEFAULT_TENANT, f"operator:{getpass.getuser()}", "key.create", token.split("_")[1])
+            audit.record(session, DEFAULT_TENANT, f"operator:{getpass.getuser()}", "key.create", token.split("_")[1])
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
                 out.write(token)
     return token

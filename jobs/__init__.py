@@ -1,1 +1,1 @@
-"""What a job is: its words, rows, states, files and messages. No HTTP and no PyTorch; shared by api and worker."""
+"""Jobs: their specifications, rows, states, files and messages, shared by api and worker. No HTTP and no PyTorch."""

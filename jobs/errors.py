@@ -1,4 +1,4 @@
-"""A caller's mistake or a conflict, each with a stable code that clients may test for.
+"""Errors of callers and conflicts between them. Each class has a stable code that clients may test for.
 
 JobError
 ├── InvalidJob          invalid_job           the request cannot become a job; lists every problem
@@ -63,10 +63,14 @@ class Problem:
 
 
 class JobError(Exception):
+    """Base of the errors that an API answer or a command reports to its caller."""
+
     code = "job_error"
 
 
 class InvalidJob(JobError):
+    """A request that cannot become a job, with every problem that was found in it."""
+
     code = "invalid_job"
 
     def __init__(self, problems: Sequence[Problem]) -> None:

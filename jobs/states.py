@@ -1,4 +1,4 @@
-"""The six states of a job and every legal move between them."""
+"""The six states of a job and the legal transitions between them."""
 
 from enum import StrEnum
 
@@ -13,7 +13,8 @@ class JobState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return not MOVES[self]
+        """Whether a job in this state never changes its state again."""
+        return not TRANSITIONS[self]
 
 
 class Ending(StrEnum):
@@ -27,7 +28,7 @@ class Ending(StrEnum):
     HANDED_BACK = "handed back"  # its worker had to end
 
 
-MOVES: dict[JobState, frozenset[JobState]] = {
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELED, JobState.EXPIRED}),
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.QUEUED}),
     JobState.SUCCEEDED: frozenset(),
@@ -37,6 +38,6 @@ MOVES: dict[JobState, frozenset[JobState]] = {
 }
 
 
-def sources(state: JobState) -> list[JobState]:
-    """The states from which a job may move to this one."""
-    return [source for source, targets in MOVES.items() if state in targets]
+def source_states(target: JobState) -> list[JobState]:
+    """Return the states from which a job may change to the target state."""
+    return [source for source, targets in TRANSITIONS.items() if target in targets]

@@ -1,4 +1,4 @@
-"""The rows. A job's row is the truth about it; messages and objects follow."""
+"""The tables. A job's row is the truth about it; messages and objects follow it."""
 
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.states import JobState
 
 DEFAULT_TENANT = "default"
 DEFAULT_POOL = "default"
+POOL_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 
 
 class Base(DeclarativeBase):
@@ -41,14 +42,14 @@ class Base(DeclarativeBase):
 
 
 class Tenant(Base):
-    """Who submits. Claims go round the tenants, the least recently served first."""
+    """An owner of jobs. Claims go round the tenants, the least recently served first."""
 
     __tablename__ = "tenants"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     served_at: Mapped[datetime] = mapped_column(server_default=text("'epoch'"))
     max_running: Mapped[int | None]  # jobs at a time; None: as many as there are workers
-    # quotas; None: what the settings say
+    # quotas; None: as the settings say
     max_queued: Mapped[int | None]
     max_uploads: Mapped[int | None]
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -60,7 +61,7 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """What a client proves who it is with; of its secret only the hash is known."""
+    """An API key. Only the hash of its secret is stored."""
 
     __tablename__ = "api_keys"
 
@@ -76,16 +77,16 @@ class ApiKey(Base):
 
 
 class AuditLine(Base):
-    """Who did what that cannot be undone."""
+    """A line of the audit log: who did what that cannot be undone."""
 
     __tablename__ = "audit_lines"
 
     seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp(), index=True)
-    tenant: Mapped[str]  # no foreign key: it outlives what it tells of
+    tenant: Mapped[str]  # no foreign key, because the line outlives its tenant
     actor: Mapped[str]  # the id of a key, or the operator's user name
     action: Mapped[str]  # job.cancel, job.delete, key.create, ...
-    subject: Mapped[str]  # id of what it was done to
+    subject: Mapped[str]  # id of the object of the action
 
     __table_args__ = (Index("ix_audit_lines_tenant_seq", "tenant", "seq"),)
 
@@ -101,25 +102,31 @@ class Job(Base):
     batch: Mapped[UUID | None]
     custom_id: Mapped[str | None]  # the client's name for a line of its batch
     model: Mapped[str]
-    pool: Mapped[str] = mapped_column(server_default=DEFAULT_POOL)  # the workers that have its model
+    pool: Mapped[str] = mapped_column(server_default=DEFAULT_POOL)  # of the workers that have its model
     spec: Mapped[dict[str, Any]]  # a resolved JobSpec
     priority: Mapped[int]  # higher runs first
     start_before: Mapped[datetime | None]
     state: Mapped[JobState] = mapped_column(Text, server_default=JobState.QUEUED)
     attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: it only grows
-    failures: Mapped[int] = mapped_column(server_default="0")  # attempts that died; what max_attempts limits
-    not_before: Mapped[datetime | None]  # rests until then, after a failure
+    failures: Mapped[int] = mapped_column(server_default="0")  # attempts that broke down or went silent; limited by max_attempts
+    not_before: Mapped[datetime | None]  # after a failure no attempt begins until then
     passed_over: Mapped[int] = mapped_column(server_default="0")  # times that a younger job of a warm model went first
-    together: Mapped[bool] = mapped_column(server_default=false())  # its attempt shares the worker's process with others
-    alone: Mapped[bool] = mapped_column(server_default=false())  # no attempt may any more: one of them died
+    together: Mapped[bool] = mapped_column(
+        server_default=false()
+    )  # whether its attempt shares the worker's process with other jobs
+    alone: Mapped[bool] = mapped_column(
+        server_default=false()
+    )  # whether its attempts must run alone, because one that shared a process died
     worker: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
-    cancel_requested_at: Mapped[datetime | None]  # a wish, not a state
-    stop_requested_at: Mapped[datetime | None]  # another: end the drag, keep the picture
-    parent: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)  # went on from
-    root: Mapped[UUID | None]  # where its chain began; may be gone
+    cancel_requested_at: Mapped[datetime | None]  # a request, not a state
+    stop_requested_at: Mapped[datetime | None]  # a request to end the drag and keep the picture
+    parent: Mapped[UUID | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="SET NULL"), index=True
+    )  # the job that it goes on from
+    root: Mapped[UUID | None]  # the first job of its chain, which may be deleted
     progress: Mapped[dict[str, Any] | None]
-    checkpoint: Mapped[dict[str, Any] | None]  # a Checkpoint: where the next attempt goes on
+    checkpoint: Mapped[dict[str, Any] | None]  # the ResumePoint: where the next attempt goes on
     stop_reason: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
@@ -127,9 +134,11 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]  # when row and objects may be deleted
-    tidied_at: Mapped[datetime | None]  # when what no result needs was deleted
-    signed_at: Mapped[datetime | None]  # when the last signed copy was made, or given up
-    sign_tries: Mapped[int] = mapped_column(server_default="0")  # to make them; what is lost to a store that is away is none
+    tidied_at: Mapped[datetime | None]  # when the objects were deleted that no result needs
+    signed_at: Mapped[datetime | None]  # when the last signed copy was made or given up
+    sign_tries: Mapped[int] = mapped_column(
+        server_default="0"
+    )  # to make signed copies; a try that failed for a store that is away does not count
 
     __table_args__ = (
         CheckConstraint("state IN ('" + "', '".join(JobState) + "')", name="state"),
@@ -149,7 +158,7 @@ class Job(Base):
 
 
 class Artifact(Base):
-    """One stored object of one attempt; a job shows those of its latest."""
+    """A stored object of one attempt. A job shows the artifacts of its latest attempt."""
 
     __tablename__ = "artifacts"
 
@@ -174,35 +183,35 @@ class Attempt(Base):
     began_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     ended_at: Mapped[datetime | None]
     ending: Mapped[str | None]  # an Ending
-    reason: Mapped[str | None]  # why, where that is not plain
+    reason: Mapped[str | None]  # why, where the ending does not say it
 
 
 class IdempotencyKey(Base):
-    """A submission that a client may repeat without making a second job."""
+    """The key of a submission that a client may repeat without making a second job."""
 
     __tablename__ = "idempotency_keys"
 
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)  # the client's
     fingerprint: Mapped[str]  # sha256 of what was posted
-    answer: Mapped[dict[str, Any] | None]  # the body that was answered
+    answer: Mapped[dict[str, Any] | None]  # the body of the first answer
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
 
 class Event(Base):
-    """What happened to a job, in order. A trigger of the database writes them, whenever a job's row says so."""
+    """One change of a job. A trigger of the database writes the rows, in the order of the changes."""
 
     __tablename__ = "events"
 
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)  # grows, of one job
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)  # within one job it grows with time
     type: Mapped[str]  # an EventType
-    data: Mapped[dict[str, Any]]  # state, attempt; stop_reason, error_code, error_message where there are such
+    data: Mapped[dict[str, Any]]  # state, attempt, and what is set of stop_reason, error_code, error_message
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class Webhook(Base):
-    """An address of a tenant that wants to be told of events."""
+    """An address to which the events of a tenant's jobs are sent."""
 
     __tablename__ = "webhooks"
 
@@ -210,21 +219,21 @@ class Webhook(Base):
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
     url: Mapped[str]
     events: Mapped[list[str]] = mapped_column(ARRAY(Text))  # of EventType
-    every_job: Mapped[bool]  # or only of those that name it
-    secrets: Mapped[list[str]] = mapped_column(ARRAY(Text))  # whsec_...; every one signs, while they are rotated
+    every_job: Mapped[bool]  # or only the jobs that name it
+    secrets: Mapped[list[str]] = mapped_column(ARRAY(Text))  # whsec_...; each of them signs, while they are rotated
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     failing_since: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
 
 
 class Delivery(Base):
-    """One event on its way to one webhook. The trigger that writes the event makes them."""
+    """One event on its way to one webhook. The trigger that writes the event adds the row."""
 
     __tablename__ = "deliveries"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     webhook: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
-    job_id: Mapped[UUID]  # no foreign key: it is told of also when the job is gone
+    job_id: Mapped[UUID]  # no foreign key, because the event is sent also when the job is gone
     type: Mapped[str]
     data: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(server_default="pending")  # or delivered, failed
@@ -243,15 +252,15 @@ class Delivery(Base):
 
 
 class Batch(Base):
-    """Many jobs that were sent together."""
+    """A batch: many jobs that were sent together."""
 
     __tablename__ = "batches"
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
-    lines: Mapped[int]  # that were sent
-    refused: Mapped[int]  # of them, because they are no jobs
+    lines: Mapped[int]  # of the JSONL that was sent
+    refused: Mapped[int]  # lines that are no jobs
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     cancel_requested_at: Mapped[datetime | None]
 
@@ -270,37 +279,37 @@ class Refusal(Base):
 
 
 class Worker(Base):
-    """A worker process, as it last said; whether it lives is known by the lease of its job, never by a ping."""
+    """The last report of a worker process. Whether it lives is known by the lease of its job, never by a ping."""
 
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(primary_key=True)  # host:pid of the process that computes
     pool: Mapped[str]
     models: Mapped[list[str]] = mapped_column(ARRAY(Text))  # in its memory
-    job_id: Mapped[UUID | None]  # that it runs; how far it is stands in the job's progress
+    job_id: Mapped[UUID | None]  # the job that it runs
     started_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
-    seen_at: Mapped[datetime]  # when it last said something
+    seen_at: Mapped[datetime]  # when it last reported
 
 
 class Upload(Base):
-    """A photo, mask or latent that a tenant sent, checked and re-encoded; named by its content."""
+    """A photo, mask or latent of a tenant, checked and re-encoded, and named by its hash."""
 
     __tablename__ = "uploads"
 
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
-    sha256: Mapped[str] = mapped_column(primary_key=True)  # of what is stored, not of what was sent
+    sha256: Mapped[str] = mapped_column(primary_key=True)  # of the stored bytes, not of the bytes that were sent
     kind: Mapped[str]  # image, mask or latent
-    width: Mapped[int]  # pixels; of a latent the numbers in a row
-    height: Mapped[int]  # pixels; of a latent its rows
+    width: Mapped[int]  # pixels; the numbers in a row of a latent
+    height: Mapped[int]  # pixels; the rows of a latent
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    used_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)  # by a submission; to the hour
+    used_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)  # by a submission, to the hour
 
     __table_args__ = (CheckConstraint("kind IN ('image', 'mask', 'latent')", name="kind"),)
 
 
 class PresignedUpload(Base):
-    """A file that a client announced, to be sent straight to the store; gone some time after its link."""
+    """A file that a client announced and sends straight to the store. The row is deleted some time after its link expires."""
 
     __tablename__ = "presigned_uploads"
 
@@ -308,6 +317,6 @@ class PresignedUpload(Base):
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
     sha256: Mapped[str]  # of the file
     size_bytes: Mapped[int] = mapped_column(BigInteger)  # of the file
-    kind: Mapped[str | None]  # mask, or whatever the file is
-    upload: Mapped[str | None]  # sha256 of the upload that it has become
-    expires_at: Mapped[datetime] = mapped_column(index=True)  # the link
+    kind: Mapped[str | None]  # mask, or None: a photo or a latent
+    upload: Mapped[str | None]  # sha256 of the upload that the file has become
+    expires_at: Mapped[datetime] = mapped_column(index=True)  # when the link expires

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.signals import worker_process_init, worker_shutting_down
 
-from jobs.queue.broker import CONNECTION_OPTIONS, RUN_NEXT, queue_of
+from jobs.queue.broker import CONNECTION_OPTIONS, RUN_NEXT_TASK, queue_name
 from jobs.settings import Settings
 from worker.execution.drain import Drain
 
@@ -53,7 +53,7 @@ def create_app(settings: Settings, make: MakeRunner = make_runner) -> Celery:
         broker_transport_options=CONNECTION_OPTIONS,
     )
 
-    @app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator]
+    @app.task(name=RUN_NEXT_TASK)  # type: ignore[untyped-decorator]
     def run_next() -> None:
         signal.signal(signal.SIGTERM, drain)  # Celery's own handler exits: a signal to the whole group would kill the job
         runner(settings, make).run_next()
@@ -70,7 +70,7 @@ def main(settings: Settings, name: str, make: MakeRunner = make_runner) -> None:
     worker_process_init.connect(die_with_parent, weak=False)
     worker_process_init.connect(lambda **_: runner(settings, make).sign_on(), weak=False)
     worker_shutting_down.connect(drain, weak=False)
-    arguments = ["worker", *OPTIONS, f"--queues={queue_of(settings.pool)}", f"--hostname={name}@%h"]
+    arguments = ["worker", *OPTIONS, f"--queues={queue_name(settings.pool)}", f"--hostname={name}@%h"]
     create_app(settings, make).worker_main(arguments)
 
 

@@ -7,8 +7,10 @@ from api.dependencies import SettingsDep, UnitOfWorkDep
 from api.paging import Cursor, Limit, split_page
 from api.schemas.account import AuditPage, AuditView, QueueView, UsageView
 from api.schemas.problems import ERRORS
+from jobs.queue import jobs
 from jobs.tables import Tenant
 from jobs.tenants import audit, quotas
+from jobs.tenants.quotas import Quotas
 
 router = APIRouter(responses=ERRORS)
 
@@ -17,16 +19,16 @@ router = APIRouter(responses=ERRORS)
 def usage(principal: Reader, unit_of_work: UnitOfWorkDep, settings: SettingsDep) -> UsageView:
     """Return how many jobs, uploads and bytes the tenant has, and how many it may have."""
     tenant = unit_of_work.session.get_one(Tenant, principal.tenant)
-    usage, limits = quotas.usage(unit_of_work.session, principal.tenant), settings.quotas.of(tenant)
+    usage, limits = quotas.get_usage(unit_of_work.session, principal.tenant), Quotas.from_settings(settings).for_tenant(tenant)
     return UsageView(**vars(usage), **vars(limits), max_running=tenant.max_running)
 
 
 @router.get("/queue")
 def queue(principal: Reader, unit_of_work: UnitOfWorkDep) -> QueueView:
     """Return how many jobs wait and run, and for how long the first has waited."""
-    usage = quotas.usage(unit_of_work.session, principal.tenant)
+    usage = quotas.get_usage(unit_of_work.session, principal.tenant)
     return QueueView(
-        queued=usage.queued, running=usage.running, oldest_queued_s=unit_of_work.jobs.oldest_queued_s(principal.tenant)
+        queued=usage.queued, running=usage.running, oldest_queued_s=jobs.oldest_queued_s(unit_of_work.session, principal.tenant)
     )
 
 

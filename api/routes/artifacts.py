@@ -12,6 +12,8 @@ from api.paging import Limit, split_page
 from api.routes.parameters import Text
 from api.schemas.artifacts import ArtifactList, ArtifactView, FramePage
 from api.schemas.problems import ERRORS
+from jobs.queue import jobs
+from jobs.storage import artifacts as artifact_rows
 from jobs.tables import Artifact
 
 MAX_ARCHIVED = 10_000  # artifacts: one more than any job can have
@@ -21,14 +23,16 @@ router = APIRouter(responses=ERRORS)
 @router.get("/{job_id}/artifacts")
 def artifacts(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep) -> ArtifactList:
     """List what the job has stored besides frames."""
-    rows = unit_of_work.jobs.artifacts(unit_of_work.jobs.get(principal.tenant, job_id))
+    rows = artifact_rows.list_without_frames(unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id))
     return ArtifactList(artifacts=[ArtifactView.of(artifact) for artifact in rows])
 
 
 @router.get("/{job_id}/frames")
 def frames(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, cursor: Text = "", limit: Limit = 100) -> FramePage:
     """List the frames stored so far, by iteration. It works while the drag runs too."""
-    rows = unit_of_work.jobs.frames(unit_of_work.jobs.get(principal.tenant, job_id), after=cursor, limit=limit + 1)
+    rows = artifact_rows.list_frames(
+        unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id), after=cursor, limit=limit + 1
+    )
     page, next_cursor = split_page(rows, limit, lambda frame: frame.name)
     return FramePage(frames=list(map(ArtifactView.of, page)), next_cursor=next_cursor)
 
@@ -36,14 +40,17 @@ def frames(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, cursor:
 @router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
 def download(job_id: UUID, name: Text, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> str:
     """Redirect to a link of the store. The link lives some minutes and lets its holder fetch parts of the object (Range)."""
-    artifact = unit_of_work.jobs.artifact(unit_of_work.jobs.get(principal.tenant, job_id), name)
-    return storage.url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
+    artifact = artifact_rows.get(unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id), name)
+    return storage.make_download_url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
 
 
 @router.get("/{job_id}/archive", response_class=StreamingResponse, responses={200: {"content": {"application/zip": {}}}})
 def archive(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> StreamingResponse:
     """Return everything the job has stored, as a zip that is made while it is sent."""
-    job = unit_of_work.jobs.get(principal.tenant, job_id)
-    rows: list[Artifact] = [*unit_of_work.jobs.artifacts(job), *unit_of_work.jobs.frames(job, after="", limit=MAX_ARCHIVED)]
+    job = jobs.get(unit_of_work.session, principal.tenant, job_id)
+    rows: list[Artifact] = [
+        *artifact_rows.list_without_frames(unit_of_work.session, job),
+        *artifact_rows.list_frames(unit_of_work.session, job, after="", limit=MAX_ARCHIVED),
+    ]
     headers = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
     return StreamingResponse(stream_zip(rows, storage), media_type="application/zip", headers=headers)

@@ -20,7 +20,7 @@ from api.schemas.problems import ERRORS
 from api.services.batches import BatchServiceDep
 from jobs.database import Sessions
 from jobs.queue import batches
-from jobs.queue.batches import ENDED_BADLY, TOGETHER
+from jobs.queue.batches import CHUNK_ROWS, UNSUCCESSFUL_STATES
 from jobs.states import JobState
 from jobs.tables import Batch
 from jobs.tenants import audit
@@ -58,15 +58,15 @@ def page(principal: Reader, unit_of_work: UnitOfWorkDep, cursor: Cursor = None, 
 def get(batch_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep) -> BatchView:
     """Return a batch, with how many of its jobs are in which state."""
     batch = batches.get(unit_of_work.session, principal.tenant, batch_id)
-    return BatchView.of(batches.summary(unit_of_work.session, batch))
+    return BatchView.of(batches.summarize(unit_of_work.session, batch))
 
 
 @router.post("/{batch_id}/cancel")
 def cancel(batch_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep) -> BatchView:
     """Cancel the jobs that wait or run; those that have ended stay. Repeating it changes nothing."""
     batch = batches.cancel(unit_of_work.session, principal.tenant, batch_id)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "batch.cancel", batch_id)
-    return BatchView.of(batches.summary(unit_of_work.session, batch))
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "batch.cancel", batch_id)
+    return BatchView.of(batches.summarize(unit_of_work.session, batch))
 
 
 @router.get("/{batch_id}/results", response_class=StreamingResponse, responses=JSONL)
@@ -91,7 +91,7 @@ def find_batch(sessions: Sessions, tenant: str, batch_id: UUID) -> Batch:
 def error_lines(sessions: Sessions, batch: Batch) -> Iterator[BatchLine]:
     """Yield lines of what is no job, then of jobs that ended badly."""
     yield from refusal_lines(sessions, batch)
-    yield from job_lines(sessions, batch, ENDED_BADLY)
+    yield from job_lines(sessions, batch, UNSUCCESSFUL_STATES)
 
 
 def job_lines(sessions: Sessions, batch: Batch, states: Iterable[JobState]) -> Iterator[BatchLine]:
@@ -99,7 +99,7 @@ def job_lines(sessions: Sessions, batch: Batch, states: Iterable[JobState]) -> I
     after, more = 0, True
     while more:
         with sessions() as session:
-            jobs = batches.jobs_of(session, batch, states, after=after, limit=TOGETHER)
+            jobs = batches.list_jobs(session, batch, states, after=after, limit=CHUNK_ROWS)
         yield from map(BatchLine.of, jobs)
         more, after = bool(jobs), jobs[-1].seq if jobs else after
 
@@ -109,7 +109,7 @@ def refusal_lines(sessions: Sessions, batch: Batch) -> Iterator[BatchLine]:
     after, more = 0, True
     while more:
         with sessions() as session:
-            rows = batches.refusals_of(session, batch, after=after, limit=TOGETHER)
+            rows = batches.list_refusals(session, batch, after=after, limit=CHUNK_ROWS)
         yield from map(BatchLine.refused, rows)
         more, after = bool(rows), rows[-1].line if rows else after
 

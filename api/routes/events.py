@@ -106,8 +106,8 @@ class Update:
 def read_update(sessions: Sessions, tenant: str, job_id: UUID, after: int | None) -> Update:
     """Read the job and its events after a seq, by default those from now on. Raises JobNotFound."""
     with sessions() as session:
-        first = events.last(session, job_id) if after is None else after
+        first = events.get_last_seq(session, job_id) if after is None else after
     view, version = read_job(sessions, tenant, job_id)
     with sessions() as session:  # after the job: of one that was read as ended, all events are there
-        views = [EventView.of(event) for event in events.since(session, job_id, first)]
+        views = [EventView.of(event) for event in events.list_since(session, job_id, first)]
     return Update(views, views[-1].seq if views else first, view, version)

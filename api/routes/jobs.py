@@ -21,6 +21,7 @@ from api.services.accepted import Accepted
 from api.services.job_reads import Expansion, read_job
 from api.services.jobs import JobServiceDep
 from jobs.errors import JobActive
+from jobs.queue import jobs as job_rows
 from jobs.states import JobState
 from jobs.storage import retention
 from jobs.tenants import audit
@@ -61,7 +62,9 @@ def page(
     batch: UUID | None = None, cursor: Cursor = None, limit: Limit = 50,
 ) -> JobPage:  # fmt: skip
     """List jobs, the newest first."""
-    rows = unit_of_work.jobs.page(principal.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch)
+    rows = job_rows.page(
+        unit_of_work.session, principal.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch
+    )
     jobs, next_cursor = split_page(rows, limit, lambda job: job.seq)
     return JobPage(jobs=list(map(JobView.of, jobs)), next_cursor=next_cursor)
 
@@ -112,11 +115,11 @@ def make_etag(view: JobView) -> str:
 @router.delete("/{job_id}", status_code=204)
 def delete(job_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> None:
     """Delete an ended job with everything stored and known about it. Uploads stay."""
-    job = unit_of_work.jobs.get(principal.tenant, job_id, lock=True)
+    job = job_rows.get(unit_of_work.session, principal.tenant, job_id, lock=True)
     if not JobState(job.state).terminal:
         raise JobActive(f"job {job_id} is {job.state}: cancel it first")
-    retention.forget(unit_of_work.session, storage, job)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "job.delete", job_id)
+    retention.delete_job(unit_of_work.session, storage, job)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "job.delete", job_id)
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
@@ -128,12 +131,12 @@ def retry(job_id: UUID, jobs: JobServiceDep, idempotency_key: IdempotencyKey = N
 @router.post("/{job_id}/cancel")
 def cancel(job_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep) -> JobView:
     """Cancel a job: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
-    job = unit_of_work.jobs.request_cancel(principal.tenant, job_id)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "job.cancel", job_id)
+    job = job_rows.request_cancel(unit_of_work.session, principal.tenant, job_id)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "job.cancel", job_id)
     return JobView.of(job)
 
 
 @router.post("/{job_id}/stop")
 def stop(job_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep) -> JobView:
     """End a running drag and keep its picture as the result, from which another job may go on. Repeating it changes nothing."""
-    return JobView.of(unit_of_work.jobs.request_stop(principal.tenant, job_id))
+    return JobView.of(job_rows.request_stop(unit_of_work.session, principal.tenant, job_id))

@@ -14,6 +14,7 @@ from api.schemas.uploads import AnnouncedFile, PresignedView, UploadView
 from api.services.presigned_uploads import PresignedUploadServiceDep
 from api.services.uploads import UploadServiceDep
 from jobs.spec.job_spec import UploadId
+from jobs.storage import uploads as upload_rows
 from jobs.storage.decoding import decode, decode_mask
 from jobs.tenants import audit
 
@@ -50,11 +51,11 @@ def complete(presigned_id: UUID, presigned_uploads: PresignedUploadServiceDep) -
 @router.get("/{sha256}")
 def get(sha256: UploadId, principal: Reader, unit_of_work: UnitOfWorkDep) -> UploadView:
     """Return what is known about an upload."""
-    return UploadView.model_validate(unit_of_work.uploads.get(principal.tenant, sha256))
+    return UploadView.model_validate(upload_rows.get(unit_of_work.session, principal.tenant, sha256))
 
 
 @router.delete("/{sha256}", status_code=204)
 def delete(sha256: UploadId, principal: Submitter, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> None:
     """Delete an upload, unless a job that has not ended needs it."""
-    unit_of_work.uploads.remove(principal.tenant, sha256, storage)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "upload.delete", sha256)
+    upload_rows.remove(unit_of_work.session, principal.tenant, sha256, storage)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "upload.delete", sha256)

@@ -22,6 +22,7 @@ from api.schemas.webhooks import (
 from jobs.tenants import audit
 from jobs.webhooks import deliveries
 from jobs.webhooks import subscriptions as webhooks
+from jobs.webhooks.egress import EgressPolicy
 
 Cursor = Annotated[UUID | None, Query(description="next_cursor of the page before")]
 router = APIRouter(responses=ERRORS)
@@ -32,10 +33,10 @@ def create(
     body: NewWebhook, principal: Admin, unit_of_work: UnitOfWorkDep, settings: SettingsDep, response: Response
 ) -> WebhookSecret:
     """Create a webhook, to which events of jobs are sent. The secret that verifies them is shown here and never again."""
-    webhooks.check_url(settings.destinations, body.url)
+    webhooks.check_url(EgressPolicy.from_settings(settings), body.url)
     webhook = webhooks.add(unit_of_work.session, principal.tenant, body.subscription())
     unit_of_work.session.refresh(webhook)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "webhook.create", webhook.id)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "webhook.create", webhook.id)
     response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
     return WebhookSecret.of(webhook)
 
@@ -43,7 +44,9 @@ def create(
 @router.get("")
 def page(principal: Admin, unit_of_work: UnitOfWorkDep) -> WebhookList:
     """List the webhooks, the oldest first."""
-    return WebhookList(webhooks=[WebhookView.of(webhook) for webhook in webhooks.listed(unit_of_work.session, principal.tenant)])
+    return WebhookList(
+        webhooks=[WebhookView.of(webhook) for webhook in webhooks.list_webhooks(unit_of_work.session, principal.tenant)]
+    )
 
 
 @router.get("/{webhook_id}")
@@ -58,12 +61,12 @@ def change(
 ) -> WebhookView:
     """Change the given fields. With enabled: true it is sent events again. Pending deliveries go to the new URL."""
     if body.url is not None:
-        webhooks.check_url(settings.destinations, body.url)
+        webhooks.check_url(EgressPolicy.from_settings(settings), body.url)
     webhook = webhooks.get(unit_of_work.session, principal.tenant, webhook_id, lock=True)
     body.apply(webhook)
     if body.enabled:
         webhooks.enable(webhook)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "webhook.change", webhook_id)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "webhook.change", webhook_id)
     return WebhookView.of(webhook)
 
 
@@ -71,15 +74,15 @@ def change(
 def delete(webhook_id: UUID, principal: Admin, unit_of_work: UnitOfWorkDep) -> None:
     """Delete a webhook, its pending deliveries and its log."""
     unit_of_work.session.delete(webhooks.get(unit_of_work.session, principal.tenant, webhook_id, lock=True))
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "webhook.delete", webhook_id)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "webhook.delete", webhook_id)
 
 
 @router.post("/{webhook_id}/rotate")
 def rotate(webhook_id: UUID, principal: Admin, unit_of_work: UnitOfWorkDep) -> WebhookSecret:
     """Make a new secret, shown once. The one before signs too until the next rotation, or until it is deleted."""
     webhook = webhooks.get(unit_of_work.session, principal.tenant, webhook_id, lock=True)
-    webhooks.rotate(webhook)
-    audit.note(unit_of_work.session, principal.tenant, principal.key, "webhook.rotate", webhook_id)
+    webhooks.rotate_secret(webhook)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "webhook.rotate", webhook_id)
     return WebhookSecret.of(webhook)
 
 
@@ -93,7 +96,7 @@ def drop_old_secret(webhook_id: UUID, principal: Admin, unit_of_work: UnitOfWork
 def test(webhook_id: UUID, principal: Admin, unit_of_work: UnitOfWorkDep) -> DeliveryView:
     """Send an event of the type webhook.test, with as many tries as any other."""
     webhook = webhooks.get(unit_of_work.session, principal.tenant, webhook_id, lock=True)
-    return DeliveryView.of(deliveries.add_test(unit_of_work.session, webhook))
+    return DeliveryView.of(deliveries.add_test_event(unit_of_work.session, webhook))
 
 
 @router.get("/{webhook_id}/deliveries")

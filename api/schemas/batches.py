@@ -10,7 +10,7 @@ from api.schemas.artifacts import artifact_url
 from api.schemas.jobs import JobFailure
 from api.schemas.problems import FieldProblem
 from api.schemas.rows import Row
-from jobs.queue.batches import Summary
+from jobs.queue.batches import BatchSummary
 from jobs.states import JobState
 from jobs.tables import Job, Refusal
 
@@ -32,7 +32,7 @@ class BatchView(BatchHead):
     finished_at: datetime | None  # when the last job ended
 
     @classmethod
-    def of(cls, summary: Summary) -> Self:
+    def of(cls, summary: BatchSummary) -> Self:
         """Return the view of a batch and its counts."""
         head = BatchHead.model_validate(summary.batch).model_dump()
         counts = {JobState(state): count for state, count in summary.counts.items()}

@@ -45,10 +45,10 @@ class BatchService:
         file.seek(0)
         inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage)
         batch, reading = batches.add(session, self.tenant, read_lines(file), self.manifest_file.current(), inputs)
-        self.queue_quota.count(session, self.tenant, more=0)  # the jobs are in the queue already
+        self.queue_quota.check(session, self.tenant, more=0)  # the jobs are in the queue already
         for pool, count in reading.pools.items():
             self.unit_of_work.pools_to_wake += [pool] * min(count, MOST_WOKEN)
-        answer = BatchView.of(batches.summary(session, batch)).model_dump(mode="json")
+        answer = BatchView.of(batches.summarize(session, batch)).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
         return Accepted(answer)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api.dependencies import UnitOfWork
+from jobs.queue import jobs
+from jobs.storage import uploads
 from jobs.storage.decoding import Decoded
 from jobs.storage.objects import Storage, upload_key
 from jobs.storage.uploads import row_of
@@ -25,7 +27,7 @@ class TenantInputs:
         """Return an upload. Raises UploadNotFound."""
         if self.posted_photo is not None and sha256 == self.posted_photo.sha256:
             return Upload(**row_of(self.tenant, self.posted_photo))
-        return self.unit_of_work.uploads.use(self.tenant, sha256)
+        return uploads.use(self.unit_of_work.session, self.tenant, sha256)
 
     def read_upload(self, sha256: str) -> bytes:
         """Return an upload's bytes. Raises ObjectMissing, StorageUnavailable."""
@@ -33,12 +35,12 @@ class TenantInputs:
 
     def get_job(self, job_id: UUID) -> Job:
         """Return an earlier job, and lock the photo that its chain began with. Raises JobNotFound, UploadNotFound."""
-        job = self.unit_of_work.jobs.get_for_share(self.tenant, job_id)
-        photo = self.unit_of_work.jobs.photo_of(job)
+        job = jobs.get_for_share(self.unit_of_work.session, self.tenant, job_id)
+        photo = jobs.find_photo(self.unit_of_work.session, job)
         if photo is not None:
             self.get_upload(photo)
         return job
 
     def known_webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
         """Return those of the ids that are webhooks of the tenant."""
-        return webhooks.known(self.unit_of_work.session, self.tenant, ids)
+        return webhooks.find_known_ids(self.unit_of_work.session, self.tenant, ids)

@@ -16,8 +16,8 @@ from api.services.inputs import TenantInputs
 from api.services.uploads import UploadService, UploadServiceDep
 from jobs.errors import IdTaken, JobActive
 from jobs.models.manifest import ManifestFile
-from jobs.queue import idempotency
-from jobs.queue.estimates import place, run_time
+from jobs.queue import idempotency, jobs
+from jobs.queue.estimates import estimate_position, estimate_run_time
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.validation import Submission, check_spec, check_submission, parse_json
 from jobs.states import JobState
@@ -62,11 +62,11 @@ class JobService:
         Raises:
             IdTaken: the id is another job's; and what `submit` raises.
         """
-        if self.unit_of_work.jobs.take_id(job_id):
+        if jobs.reserve_id(self.unit_of_work.session, job_id):
             parsed = parse_posted_job(posted)
             return self.enqueue(job_id, self.check(parsed), parsed.files)
         parse_json(posted.job_json)  # a body that is no JSON is reported before the conflict
-        job = self.unit_of_work.jobs.find(self.tenant, job_id)
+        job = jobs.find(self.unit_of_work.session, self.tenant, job_id)
         manifest = self.manifest_file.current()
         if job is None or JobSpec.model_validate(job.spec) != parse_posted_job(posted).resolved_spec(manifest):
             raise IdTaken(f"the id {job_id} is another job's: choose a new one")
@@ -82,7 +82,7 @@ class JobService:
         earlier = idempotency.begin(session, self.tenant, idempotency_key, f"retry {job_id}")
         if earlier is not None:
             return Accepted(earlier, replayed=True)
-        ended = self.unit_of_work.jobs.get(self.tenant, job_id)
+        ended = jobs.get(self.unit_of_work.session, self.tenant, job_id)
         if not JobState(ended.state).terminal:
             raise JobActive(f"job {job_id} is {ended.state}: it may still succeed")
         inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage)
@@ -97,10 +97,10 @@ class JobService:
         """Check a posted job as `submit` would, and estimate when it would run."""
         session = self.unit_of_work.session
         submission = self.check(parse_posted_job(posted))
-        self.queue_quota.count(session, self.tenant, more=1)
+        self.queue_quota.check(session, self.tenant, more=1)
         spec = submission.spec
         job = Job(tenant=self.tenant, pool=submission.pool, model=spec.model, priority=spec.priority)
-        return Verdict.of(spec, run_time(session, spec.model), place(session, job).starts_in_s)
+        return Verdict.of(spec, estimate_run_time(session, spec.model), estimate_position(session, job).starts_in_s)
 
     def check(self, parsed: ParsedJob) -> Submission:
         """Check that a parsed job can run; nothing is stored yet."""
@@ -109,10 +109,10 @@ class JobService:
 
     def enqueue(self, job_id: UUID, submission: Submission, files: Sequence[Decoded] = ()) -> Job:
         """Store a job that passed its checks, with the files that came along. Raises QuotaExceeded, StorageUnavailable."""
-        self.queue_quota.take(self.unit_of_work.session, self.tenant)
+        self.queue_quota.reserve(self.unit_of_work.session, self.tenant)
         for file in files:
             self.uploads.keep(file)
-        job = self.unit_of_work.jobs.add(job_id, self.tenant, submission)
+        job = jobs.add(self.unit_of_work.session, job_id, self.tenant, submission)
         self.unit_of_work.pools_to_wake.append(job.pool)
         return job
 

@@ -13,10 +13,11 @@ from api.services.uploads import UploadService, UploadServiceDep
 from jobs.database import Sessions
 from jobs.errors import NotUploaded
 from jobs.storage import presigned
+from jobs.storage import uploads as upload_rows
 from jobs.storage.decoding import Decoded
 from jobs.storage.objects import Storage, raw_key
 from jobs.tables import PresignedUpload, Upload
-from jobs.tenants.quotas import check_room_to_announce
+from jobs.tenants.quotas import check_announced_upload_quota
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class PresignedUploadService:
     def announce(self, file: AnnouncedFile) -> PresignedView:
         """Return a link to which the client sends the file. Raises QuotaExceeded."""
         session = self.unit_of_work.session
-        check_room_to_announce(session, self.tenant, file.size_bytes, self.uploads.quotas)
+        check_announced_upload_quota(session, self.tenant, file.size_bytes, self.uploads.quotas)
         lifetime = self.storage.link_lifetime
         announced = presigned.announce(session, self.tenant, file.sha256, file.size_bytes, file.kind, lifetime)
         headers = presigned.headers(announced)
-        url = self.storage.upload_url(raw_key(self.tenant, announced.id), headers)
+        url = self.storage.make_upload_url(raw_key(self.tenant, announced.id), headers)
         return PresignedView(id=announced.id, url=url, headers=headers, expires_at=announced.expires_at)
 
     def complete(self, presigned_id: UUID) -> Upload:
@@ -47,7 +48,7 @@ class PresignedUploadService:
         """
         announced, file = self.read(presigned_id)
         if file is None:
-            return self.unit_of_work.uploads.get(self.tenant, str(announced.upload))
+            return upload_rows.get(self.unit_of_work.session, self.tenant, str(announced.upload))
         upload = self.uploads.keep(file)
         presigned.set_upload(self.unit_of_work.session, announced, upload.sha256)
         self.unit_of_work.objects_to_delete.append(raw_key(self.tenant, presigned_id))

@@ -7,10 +7,11 @@ from fastapi import Depends
 
 from api.auth import Submitter
 from api.dependencies import SettingsDep, StorageDep, UnitOfWork, UnitOfWorkDep
+from jobs.storage import uploads
 from jobs.storage.decoding import Decoded
 from jobs.storage.objects import Storage
 from jobs.tables import Upload
-from jobs.tenants.quotas import Quotas, check_room_for_upload
+from jobs.tenants.quotas import Quotas, check_upload_quota
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class UploadService:
 
     def keep(self, file: Decoded) -> Upload:
         """Store a decoded file; the same content again is the same upload. Raises QuotaExceeded, StorageUnavailable."""
-        check_room_for_upload(self.unit_of_work.session, self.tenant, file.sha256, self.quotas)
-        return self.unit_of_work.uploads.add(self.tenant, file, self.storage)
+        check_upload_quota(self.unit_of_work.session, self.tenant, file.sha256, self.quotas)
+        return uploads.add(self.unit_of_work.session, self.tenant, file, self.storage)
 
 
 async def upload_service(
     principal: Submitter, unit_of_work: UnitOfWorkDep, storage: StorageDep, settings: SettingsDep
 ) -> UploadService:
-    return UploadService(principal.tenant, unit_of_work, storage, settings.quotas)
+    return UploadService(principal.tenant, unit_of_work, storage, Quotas.from_settings(settings))
 
 
 UploadServiceDep = Annotated[UploadService, Depends(upload_service)]

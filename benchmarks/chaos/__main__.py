@@ -33,7 +33,7 @@ from jobs.database import make_sessions
 from jobs.states import JobState
 from jobs.storage.objects import Storage
 from jobs.tables import Job
-from worker.reconciler.purge import Purge
+from worker.reconciler.purge import Purger
 
 SAMPLE_INTERVAL_S = 0.05
 WIDTH = 130  # characters
@@ -182,7 +182,7 @@ def run_and_check(chaos: ChaosRun, *, same_bytes: bool) -> ChaosReport:
             log = chaos.run(bar)
         chaos.service.stop()
         storage = Storage.from_settings(chaos.service.stack.settings())
-        everything = Purge(chaos.sessions, storage, tidy_after_s=0, upload_retain_s=3600)
+        everything = Purger(chaos.sessions, storage, tidy_after_s=0, upload_retain_s=3600)
         while everything.purge().tidied:
             pass
         allowed_s = float(QUICK["LEASE_S"]) + float(QUICK["SWEEP_S"]) + REACTION_S

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from cli.doctor.findings import Finding, Findings, Verdict, first_line, ok, problem, run_check, warning
 from jobs.database import make_engine
-from jobs.queue.claims import claimable
+from jobs.queue.claims import count_claimable
 from jobs.settings import Settings
 from jobs.tables import Base
 from migrations.upgrade import alembic_config
@@ -125,7 +125,7 @@ def check_leases(name: str, connection: Connection) -> Finding:
 def check_workers(connection: Connection) -> Findings:
     """Yield for each pool whether workers serve it and whether jobs wait there."""
     known = {row.pool: row for row in connection.execute(WORKERS, {"seen_s": SEEN_S})}
-    waiting = claimable(Session(connection), MAX_WAITING)
+    waiting = count_claimable(Session(connection), MAX_WAITING)
     if not known and not waiting:
         yield ok("workers", "none has run a job yet, no job waits")
     for pool in sorted({*known, *waiting}):

@@ -10,7 +10,7 @@ import httpx2
 
 from cli.doctor.findings import Finding, Findings, Verdict, ok, problem, run_check, warning
 from jobs.settings import Settings
-from jobs.storage.objects import OF_A_REQUEST, Storage
+from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
 
 WARNING_SKEW_S, MAX_SKEW_S = 60.0, 900.0  # stores refuse signatures that are older than the latter
 HTTP_TIMEOUT_S = 5.0
@@ -18,7 +18,7 @@ HTTP_TIMEOUT_S = 5.0
 
 def check_store(settings: Settings) -> Findings:
     """Yield the findings about the store; each probe uses one object, which is removed at the end."""
-    storage, key = Storage.from_settings(settings, OF_A_REQUEST), f"doctor/{uuid4()}"
+    storage, key = Storage.from_settings(settings, REQUEST_TIMEOUTS), f"doctor/{uuid4()}"
     access = "start it, and see that DRAGQUEUE_S3_ENDPOINT and both keys are right"
     reached = run_check("store", check_bucket, storage, advice=access)
     yield run_check("store clock", check_store_clock, settings.s3_endpoint, advice="see that DRAGQUEUE_S3_ENDPOINT is right")
@@ -48,7 +48,7 @@ def put_and_get(name: str, storage: Storage, key: str) -> Finding:
 
 def fetch_link(name: str, storage: Storage, key: str) -> Finding:
     """Report presigned links that do not lead to the object, at least from here."""
-    url = storage.url(key, "probe.txt")
+    url = storage.make_download_url(key, "probe.txt")
     response = httpx2.get(url, timeout=HTTP_TIMEOUT_S)
     host = httpx2.URL(url).netloc.decode()
     if response.content != b"probe":

@@ -1,1 +1,1 @@
-"""The queue in Postgres: jobs, claims, events, batches, estimates."""
+"""The queue in Postgres: jobs, attempts, claims, events, batches, estimates."""

@@ -13,14 +13,14 @@ from jobs.queue.priorities import LANE
 from jobs.states import JobState
 from jobs.tables import DEFAULT_POOL, Job, Tenant
 
-MOST_PASSED_OVER = 32  # times that a cold job lets one of a warm model go first
-MOST_LOOKS = 20  # of one claim: others may take, again and again, what it waited for
+MAX_PASSED_OVER = 32  # times that a cold job lets one of a warm model go first
+MAX_TRIES = 20  # of one claim: other claimers may take the job that it waited for, again and again
 
 MAY_RUN = (
     "(start_before IS NULL OR start_before > now() OR started_at IS NOT NULL) AND (not_before IS NULL OR not_before <= now())"
 )
 
-# A process with other jobs: not those that invert a photo, which takes the memory of many drags.
+# A job may share a process with others unless it inverts a photo, which takes the memory of many drags.
 MAY_SHARE = "NOT jobs.alone AND jobs.spec #>> '{source,upload}' IS NULL"
 
 # Tenants that have work and may run more of it: those whose next job somebody waits for, before those with batches alone;
@@ -52,7 +52,7 @@ pick AS MATERIALIZED (
     SELECT candidate.*, turns.id AS tenant, turns.max_running FROM turns CROSS JOIN LATERAL (
         SELECT (array_agg(id ORDER BY priority DESC, warm AND NOT starved DESC, seq))[1] AS id,
             (array_agg(id) FILTER (WHERE NOT warm))[1] AS oldest
-        FROM (SELECT arms.*, bool_or(passed_over >= :most_passed_over AND NOT warm) OVER () AS starved FROM (
+        FROM (SELECT arms.*, bool_or(passed_over >= :max_passed_over AND NOT warm) OVER () AS starved FROM (
             SELECT warm_arm.* FROM unnest(:warm) AS warm_model CROSS JOIN LATERAL (
                 SELECT id, priority, seq, passed_over, true AS warm FROM jobs
                 WHERE tenant = turns.id AND state = 'queued' AND model BETWEEN warm_model AND warm_model
@@ -87,7 +87,7 @@ begun AS (
     INSERT INTO attempts (job_id, attempt, worker) SELECT id, attempt, :worker FROM claimed
 )
 SELECT * FROM claimed
-""").bindparams(bindparam("warm", type_=ARRAY(Text)), bindparam("only", type_=Text), most_passed_over=MOST_PASSED_OVER)
+""").bindparams(bindparam("warm", type_=ARRAY(Text)), bindparam("only", type_=Text), max_passed_over=MAX_PASSED_OVER)
 
 WAITING = f"""{TURNS}
 SELECT found.id FROM turns CROSS JOIN LATERAL (
@@ -95,13 +95,13 @@ SELECT found.id FROM turns CROSS JOIN LATERAL (
     ORDER BY priority DESC, seq LIMIT 1 {{lock}}
 ) AS found LIMIT 1
 """
-LOOK = text(WAITING.format(lock=""))
-WAIT = text(WAITING.format(lock="FOR SHARE"))
+FIRST_WAITING = text(WAITING.format(lock=""))
+LOCK_FIRST_WAITING = text(WAITING.format(lock="FOR SHARE"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claimer:
-    """Who claims."""
+    """The worker that claims, and what it can run."""
 
     worker: str
     lease: timedelta
@@ -112,50 +112,50 @@ class Claimer:
 
 
 def claim(session: Session, claimer: Claimer) -> Job | None:
-    """Start the job whose turn it is; None when nothing waits that may run."""
-    for _ in range(MOST_LOOKS):
+    """Start the job whose turn it is; return None when no job may run."""
+    for _ in range(MAX_TRIES):
         job = try_to_claim(session, claimer)
-        if job is not None or not held_back(session, claimer.pool):
+        if job is not None or not wait_for_claimers(session, claimer.pool):
             return job
     return None
 
 
 def try_to_claim(session: Session, claimer: Claimer) -> Job | None:
-    """None also when it is another model's turn, or what waits is just being claimed, or passed over, by others."""
+    """Claim once. Return None also when it is another model's turn, or when other claimers hold the jobs that wait."""
     with session.begin_nested() as attempt:
         query = select(Job, Tenant.max_running).from_statement(CLAIM).execution_options(populate_existing=True)
         found = session.execute(query, vars(claimer) | {"warm": list(claimer.warm)}).one_or_none()
         if found is None:
             return None
         job: Job = found.Job
-        if found.max_running is not None and over_the_cap(session, job.tenant, found.max_running):
+        if found.max_running is not None and exceeds_running_limit(session, job.tenant, found.max_running):
             attempt.rollback()
             return None
     return job
 
 
-def over_the_cap(session: Session, tenant: str, max_running: int) -> bool:
-    """Whether others claimed for the tenant at the same time and it has too many jobs running now."""
-    session.execute(select(Tenant.id).where(Tenant.id == tenant).with_for_update(key_share=True))  # we see who was before us
+def exceeds_running_limit(session: Session, tenant: str, max_running: int) -> bool:
+    """Return whether the tenant has too many running jobs now, because others claimed for it at the same time."""
+    session.execute(select(Tenant.id).where(Tenant.id == tenant).with_for_update(key_share=True))  # their claims are visible now
     running = select(func.count()).where(Job.tenant == tenant, Job.state == JobState.RUNNING)
     return (session.scalar(running) or 0) > max_running
 
 
-def held_back(session: Session, pool: str) -> bool:
-    """Wait for the first job that others hold in their claims; whether one is left that may run."""
+def wait_for_claimers(session: Session, pool: str) -> bool:
+    """Wait for the first job that other claimers hold; return whether a job is left that may run."""
     try:
-        with session.begin_nested() as look:
-            job_id = session.scalar(WAIT, {"pool": pool})
-            look.rollback()  # it is anybody's again
+        with session.begin_nested() as nested:
+            job_id = session.scalar(LOCK_FIRST_WAITING, {"pool": pool})
+            nested.rollback()  # releases the lock
     except OperationalError as error:
-        if isinstance(error.orig, LockNotAvailable):  # a claimer that is frozen
+        if isinstance(error.orig, LockNotAvailable):  # the other claimer is frozen
             return False
         raise
     return job_id is not None
 
 
-def claimable(session: Session, limit: int) -> dict[str, int]:
-    """How many jobs of each pool may be claimed now, counted up to limit."""
+def count_claimable(session: Session, limit: int) -> dict[str, int]:
+    """Count the jobs of each pool that may be claimed now, up to a limit over all pools."""
     now = func.clock_timestamp()
     running = select(func.count()).where(Job.tenant == Tenant.id, Job.state == JobState.RUNNING).scalar_subquery()
     at_the_cap = select(Tenant.id).where(Tenant.max_running <= running)
@@ -164,6 +164,6 @@ def claimable(session: Session, limit: int) -> dict[str, int]:
     return dict(session.execute(select(found.c.pool, func.count()).group_by(found.c.pool)).all())
 
 
-def is_claimable(session: Session, pool: str) -> bool:
-    """Whether a job of the pool may be claimed now."""
-    return session.scalar(LOOK, {"pool": pool}) is not None
+def has_claimable(session: Session, pool: str) -> bool:
+    """Return whether a job of the pool may be claimed now."""
+    return session.scalar(FIRST_WAITING, {"pool": pool}) is not None

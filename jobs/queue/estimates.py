@@ -1,4 +1,4 @@
-"""When a job that waits is likely to start: its place in the claims' order, and how long jobs of its model took lately."""
+"""Estimates of when a queued job starts, from its position in the claims' order and the latest run times of its model."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from jobs.queue.priorities import lane_floor
 from jobs.states import JobState
 from jobs.tables import Job, Worker
 
-MOST_COUNTED = 1000  # jobs ahead, of each tenant
-BEHIND_ALL = 2**62  # a seq
-HISTORY = 50  # jobs whose time to run is taken
+MAX_COUNTED = 1000  # jobs ahead, of each tenant
+LAST_SEQ = 2**62  # behind every job that is queued
+HISTORY = 50  # jobs whose run times are averaged
 
 # Tenants take turns: until this one's k jobs before the job have run, every other has run as many, if it has so many.
 AHEAD = text("""
@@ -36,7 +36,7 @@ FROM mine
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """How long, in seconds; of two jobs in ten it takes longer than the second."""
+    """A duration in seconds: half of the jobs take at most p50, eight in ten at most p80."""
 
     p50: float
     p80: float
@@ -47,29 +47,31 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuePosition:
+    """The position of a queued job, and when it is likely to start."""
+
     position: int  # jobs that are likely to start before
     starts_in_s: Expected | None  # None: nobody serves the pool, or no job of the model has run yet
 
 
-def place(session: Session, job: Job) -> QueuePosition:
-    """Of a queued job; one without a seq, which nobody has queued, would be the last of its tenant."""
-    given = {"pool": job.pool, "tenant": job.tenant, "priority": job.priority, "seq": job.seq or BEHIND_ALL}
-    limits = {"most": MOST_COUNTED, "floor": lane_floor(job.priority)}
+def estimate_position(session: Session, job: Job) -> QueuePosition:
+    """Estimate the position of a queued job. A job without a seq is not stored and counts as the last of its tenant."""
+    given = {"pool": job.pool, "tenant": job.tenant, "priority": job.priority, "seq": job.seq or LAST_SEQ}
+    limits = {"most": MAX_COUNTED, "floor": lane_floor(job.priority)}
     position = int(session.scalar(AHEAD, given | limits) or 0)
-    return QueuePosition(position=position, starts_in_s=waits(session, job.pool, job.model, position))
+    return QueuePosition(position=position, starts_in_s=estimate_start(session, job.pool, job.model, position))
 
 
-def waits(session: Session, pool: str, model: str, position: int) -> Expected | None:
-    """Until the job after so many others starts: as many as run now end one after the other."""
-    took, running = run_time(session, model), busy(session, pool)
+def estimate_start(session: Session, pool: str, model: str, position: int) -> Expected | None:
+    """Estimate the time until the job behind `position` others starts, with as many jobs at once as run now."""
+    took, running = estimate_run_time(session, model), count_running(session, pool)
     if running:
         return None if took is None else took * ((position + 1) / running)
     idle = session.scalar(select(func.count()).where(Worker.pool == pool)) or 0
     return None if took is None or idle == 0 else took * (position / idle)
 
 
-def run_time(session: Session, model: str) -> Expected | None:
-    """From start to end of the model's latest jobs that succeeded; None when there is none."""
+def estimate_run_time(session: Session, model: str) -> Expected | None:
+    """Return how long the model's latest jobs took from start to success; None when there is none."""
     took = func.extract("epoch", Job.finished_at - Job.started_at).label("took")
     ended = select(took).where(Job.model == model, Job.state == JobState.SUCCEEDED).order_by(Job.finished_at.desc())
     times = ended.limit(HISTORY).subquery().c.took
@@ -77,6 +79,6 @@ def run_time(session: Session, model: str) -> Expected | None:
     return None if found[0] is None else Expected(p50=round(float(found[0]), 3), p80=round(float(found[1]), 3))
 
 
-def busy(session: Session, pool: str) -> int:
-    """Jobs of a pool that run: while others wait, as many as its workers have room for."""
+def count_running(session: Session, pool: str) -> int:
+    """Count the running jobs of a pool. While others wait, this is how many its workers can run at once."""
     return session.scalar(select(func.count()).where(Job.pool == pool, Job.state == JobState.RUNNING)) or 0

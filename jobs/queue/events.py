@@ -1,4 +1,4 @@
-"""What happened to jobs. A trigger of the database (migration 0007) writes the rows, so that no move goes untold."""
+"""The events of jobs. A trigger of the database (migration 0007) writes the rows, so that every state change has its event."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -23,16 +23,16 @@ class EventType(StrEnum):
     EXPIRED = "job.expired"
 
 
-def since(session: Session, job_id: UUID, seq: int) -> list[Event]:
-    """A job's events after one, in order."""
+def list_since(session: Session, job_id: UUID, seq: int) -> list[Event]:
+    """List a job's events whose seq is greater than the given one, in order."""
     return list(session.scalars(select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq)))
 
 
-def last(session: Session, job_id: UUID) -> int:
-    """The seq of a job's latest event; 0 when there is none."""
+def get_last_seq(session: Session, job_id: UUID) -> int:
+    """Return the seq of a job's latest event; 0 when there is none."""
     return session.scalar(select(func.max(Event.seq)).where(Event.job_id == job_id)) or 0
 
 
-def versions(session: Session, ids: Collection[UUID]) -> dict[UUID, str]:
-    """A mark of each job's row that changes whenever the row does; without those that are gone."""
+def get_versions(session: Session, ids: Collection[UUID]) -> dict[UUID, str]:
+    """Return the version of each job's row, which changes whenever the row does. Jobs that are gone are left out."""
     return {row.id: row.version for row in session.execute(VERSIONS, {"ids": list(ids)})}

@@ -1,1 +1,1 @@
-"""What a client may ask for, and every check before a job is accepted."""
+"""Specifications of jobs, and the checks before a job is accepted."""

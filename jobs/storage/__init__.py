@@ -1,1 +1,1 @@
-"""Objects in the store: keys, uploads, decoding, retention."""
+"""Objects in the store, and the rows that describe them: artifacts, uploads, signed copies, retention."""

@@ -1,6 +1,6 @@
-"""Links to an S3 store that hold their user to certain headers: the minio SDK signs none but the host.
+"""Presigned URLs with signed headers: AWS Signature Version 4 in the query, with an unsigned payload.
 
-The form is AWS Signature Version 4 in the query, with a payload that is not signed: all stores know it.
+The minio SDK signs no header but the host, so its URLs cannot require a length or a checksum (decision 0019).
 """
 
 import hashlib
@@ -14,16 +14,16 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signer:
-    """Whose links they are, and for which store."""
+class UrlSigner:
+    """A key pair that signs URLs of one store."""
 
-    endpoint: str  # http(s)://host:port as who gets the link reaches it
+    endpoint: str  # http(s)://host:port as the holder of the link reaches it
     region: str
     access_key: str
     secret_key: str
 
-    def link(self, method: str, path: str, headers: Mapping[str, str], at: datetime, lifetime: timedelta) -> str:
-        """A link for one request of that method, from `at` (UTC) on for a while; the request has to carry the headers."""
+    def presign(self, method: str, path: str, headers: Mapping[str, str], at: datetime, lifetime: timedelta) -> str:
+        """Return a URL for requests with this method and these headers, valid from `at` (UTC) on for the lifetime."""
         scope = f"{at:%Y%m%d}/{self.region}/s3/aws4_request"
         signed = {name.lower(): value for name, value in headers.items()} | {"host": urlsplit(self.endpoint).netloc}
         names = ";".join(sorted(signed))
@@ -41,10 +41,11 @@ class Signer:
         lines = [f"{name}:{signed[name]}" for name in sorted(signed)]
         request = "\n".join([method, quote(path), query, *lines, "", names, "UNSIGNED-PAYLOAD"])
         text = "\n".join([ALGORITHM, f"{at:%Y%m%dT%H%M%SZ}", scope, hashlib.sha256(request.encode()).hexdigest()])
-        signature = hmac.new(self.key(scope), text.encode(), "sha256").hexdigest()
+        signature = hmac.new(self.signing_key(scope), text.encode(), "sha256").hexdigest()
         return f"{self.endpoint}{quote(path)}?{query}&X-Amz-Signature={signature}"
 
-    def key(self, scope: str) -> bytes:
+    def signing_key(self, scope: str) -> bytes:
+        """Derive the key of a scope: date, region, service."""
         key = f"AWS4{self.secret_key}".encode()
         for part in scope.split("/"):
             key = hmac.new(key, part.encode(), "sha256").digest()

@@ -17,85 +17,83 @@ from jobs.tables import Job, Upload
 USED_PRECISION = timedelta(hours=1)
 
 
-class UploadRepository:
-    """Queries on uploads. They never commit; the caller that opened the session does."""
+def add(session: Session, tenant: str, decoded: Decoded, storage: Storage) -> Upload:
+    """Store row and bytes; the same content again is the same upload. Raises StorageUnavailable.
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    The row comes first, so that a concurrent removal waits for this transaction.
+    """
+    added = insert(Upload).values(**row_of(tenant, decoded))
+    session.execute(added.on_conflict_do_update(index_elements=["tenant", "sha256"], set_={"used_at": func.now()}))
+    storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
+    return get(session, tenant, decoded.sha256)
 
-    def add(self, tenant: str, decoded: Decoded, storage: Storage) -> Upload:
-        """Store row and bytes; the same content again is the same upload. Raises StorageUnavailable.
 
-        The row comes first, so that a concurrent removal waits for this transaction.
-        """
-        added = insert(Upload).values(**row_of(tenant, decoded))
-        self.session.execute(added.on_conflict_do_update(index_elements=["tenant", "sha256"], set_={"used_at": func.now()}))
-        storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
-        return self.get(tenant, decoded.sha256)
+def use(session: Session, tenant: str, sha256: str) -> Upload:
+    """Return an upload that a job is made from, and keep it from removal until the transaction ends.
 
-    def use(self, tenant: str, sha256: str) -> Upload:
-        """Return an upload that a job is made from, and keep it from removal until the transaction ends.
+    Raises:
+        UploadNotFound.
+    """
+    upload = get(session, tenant, sha256, share=True)
+    long_ago = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at < func.now() - USED_PRECISION)
+    unlocked = select(Upload.sha256).where(*long_ago).with_for_update(skip_locked=True, key_share=True)
+    which = (Upload.tenant == tenant, Upload.sha256.in_(unlocked))  # never waits for other users of the upload
+    session.execute(update(Upload).where(*which).values(used_at=func.now()))
+    return upload
 
-        Raises:
-            UploadNotFound.
-        """
-        upload = self.get(tenant, sha256, share=True)
-        long_ago = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at < func.now() - USED_PRECISION)
-        unlocked = select(Upload.sha256).where(*long_ago).with_for_update(skip_locked=True, key_share=True)
-        which = (Upload.tenant == tenant, Upload.sha256.in_(unlocked))  # never waits for other users of the upload
-        self.session.execute(update(Upload).where(*which).values(used_at=func.now()))
-        return upload
 
-    def get(self, tenant: str, sha256: str, *, lock: bool = False, share: bool = False) -> Upload:
-        """Return an upload. Raises UploadNotFound, also for other tenants' uploads.
+def get(session: Session, tenant: str, sha256: str, *, lock: bool = False, share: bool = False) -> Upload:
+    """Return an upload. Raises UploadNotFound, also for other tenants' uploads.
 
-        Args:
-            lock: until the transaction ends no other transaction may lock the row in either way.
-            share: until the transaction ends no other transaction may remove the row.
-        """
-        query = select(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256)
-        query = query.with_for_update() if lock else query.with_for_update(read=True, key_share=True) if share else query
-        upload = self.session.scalar(query)
-        if upload is None:
-            raise UploadNotFound(f"there is no upload {sha256}")
-        return upload
+    Args:
+        lock: until the transaction ends no other transaction may lock the row in either way.
+        share: until the transaction ends no other transaction may remove the row.
+    """
+    query = select(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256)
+    query = query.with_for_update() if lock else query.with_for_update(read=True, key_share=True) if share else query
+    upload = session.scalar(query)
+    if upload is None:
+        raise UploadNotFound(f"there is no upload {sha256}")
+    return upload
 
-    def unused(self, after: timedelta, limit: int) -> list[Upload]:
-        """Return uploads that no submission has named for so long, the longest unused first."""
-        return list(
-            self.session.scalars(select(Upload).where(Upload.used_at < func.now() - after).order_by(Upload.used_at).limit(limit))
-        )
 
-    def touch(self, tenant: str, sha256: str) -> None:
-        """Record that an upload is in use."""
-        self.session.execute(update(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256).values(used_at=func.now()))
+def unused(session: Session, after: timedelta, limit: int) -> list[Upload]:
+    """Return uploads that no submission has named for so long, the longest unused first."""
+    return list(session.scalars(select(Upload).where(Upload.used_at < func.now() - after).order_by(Upload.used_at).limit(limit)))
 
-    def remove(self, tenant: str, sha256: str, storage: Storage, unused_for: timedelta = timedelta(0)) -> None:
-        """Delete an upload's row and bytes.
 
-        Raises:
-            UploadNotFound.
-            UploadInUse: a job that has not ended needs it, or a submission has named it within unused_for.
-        """
-        self.get(tenant, sha256, lock=True)
-        job_id = self.find_user(tenant, sha256)
+def touch(session: Session, tenant: str, sha256: str) -> None:
+    """Record that an upload is in use."""
+    session.execute(update(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256).values(used_at=func.now()))
+
+
+def remove(session: Session, tenant: str, sha256: str, storage: Storage, unused_for: timedelta = timedelta(0)) -> None:
+    """Delete an upload's row and bytes.
+
+    Raises:
+        UploadNotFound.
+        UploadInUse: a job that has not ended needs it, or a submission has named it within unused_for.
+    """
+    get(session, tenant, sha256, lock=True)
+    job_id = find_user(session, tenant, sha256)
+    if job_id is not None:
+        raise UploadInUse(f"job {job_id} needs it")
+    which = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at <= func.clock_timestamp() - unused_for)
+    if session.scalar(delete(Upload).where(*which).returning(Upload.sha256)) is None:
+        raise UploadInUse("it was named by a submission a moment ago")
+    storage.remove([upload_key(tenant, sha256)])
+
+
+def find_user(session: Session, tenant: str, sha256: str) -> UUID | None:
+    """Return a job that has not ended and needs the upload, also as the photo that its chain began with."""
+    root = aliased(Job)
+    for state in (JobState.QUEUED, JobState.RUNNING):  # each has an index of its own
+        query = select(Job.id).outerjoin(root, Job.root == root.id).where(Job.tenant == tenant, Job.state == state)
+        needs = or_(*(name.as_string() == sha256 for job in (Job, root) for name in input_columns(job)))
+        job_id = session.scalar(query.where(needs).limit(1))
         if job_id is not None:
-            raise UploadInUse(f"job {job_id} needs it")
-        which = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.used_at <= func.clock_timestamp() - unused_for)
-        if self.session.scalar(delete(Upload).where(*which).returning(Upload.sha256)) is None:
-            raise UploadInUse("it was named by a submission a moment ago")
-        storage.remove([upload_key(tenant, sha256)])
-
-    def find_user(self, tenant: str, sha256: str) -> UUID | None:
-        """Return a job that has not ended and needs the upload, also as the photo that its chain began with."""
-        root = aliased(Job)
-        for state in (JobState.QUEUED, JobState.RUNNING):  # each has an index of its own
-            query = select(Job.id).outerjoin(root, Job.root == root.id).where(Job.tenant == tenant, Job.state == state)
-            needs = or_(*(name.as_string() == sha256 for job in (Job, root) for name in input_columns(job)))
-            job_id = self.session.scalar(query.where(needs).limit(1))
-            if job_id is not None:
-                return job_id
-        return None
+            return job_id
+    return None
 
 
 def input_columns(job: type[Job]) -> tuple[Any, ...]:

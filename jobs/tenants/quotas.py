@@ -1,31 +1,38 @@
-"""How much a tenant may have at a time, and how much it has."""
+"""Quotas: how much a tenant may have at a time, and how much it has."""
 
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.errors import QuotaExceeded
+from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.tables import Artifact, Job, PresignedUpload, Tenant, Upload
 
-TRUSTED_S = 1.0  # a count of queued jobs
+COUNT_VALID_S = 1.0  # how long a count of queued jobs is used
 UNLIMITED = 2**31
-MEASURED_EVERY = timedelta(minutes=5)
+MEASURE_INTERVAL = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """What a tenant may have; None: as much as it likes."""
+    """The limits of a tenant; None means no limit."""
 
     max_queued: int | None  # jobs that wait
     max_uploads: int | None
     max_stored_bytes: int | None  # uploads and artifacts
 
-    def of(self, tenant: Tenant) -> "Quotas":
-        """These, where the tenant has none of its own."""
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Return the limits of tenants without limits of their own."""
+        return cls(**{name: getattr(settings, name) for name in ("max_queued", "max_uploads", "max_stored_bytes")})
+
+    def for_tenant(self, tenant: Tenant) -> "Quotas":
+        """Return a tenant's own limits, and these defaults where it has none."""
         own = {name: getattr(tenant, name) for name in vars(self)}
         return Quotas(**{name: value if own[name] is None else own[name] for name, value in vars(self).items()})
 
@@ -41,25 +48,29 @@ class Usage:
 
 
 class QueueQuota:
-    """Whether tenants may queue more jobs. One that is far from its limit is not counted again for a second."""
+    """The limit on queued jobs. A tenant far from its limit is counted at most once a second."""
 
     def __init__(self, defaults: Quotas) -> None:
         self.defaults = defaults
-        self.counted: dict[str, tuple[float, int]] = {}  # when, and how many more may come before it is counted again
+        self.counted: dict[str, tuple[float, int]] = {}  # by tenant: when, and how many more jobs need no new count
 
-    def take(self, session: Session, tenant: str, more: int = 1) -> None:
-        """Raises QuotaExceeded when so many more jobs may not be queued."""
+    def reserve(self, session: Session, tenant: str, more: int = 1) -> None:
+        """Raise QuotaExceeded when the tenant may not queue so many more jobs."""
         at, spare = self.counted.get(tenant, (0.0, 0))
-        if time.monotonic() - at > TRUSTED_S or spare < more:
-            at, spare = time.monotonic(), self.count(session, tenant, more)
+        if time.monotonic() - at > COUNT_VALID_S or spare < more:
+            at, spare = time.monotonic(), self.check(session, tenant, more)
         self.counted[tenant] = at, spare - more
 
-    def count(self, session: Session, tenant: str, more: int) -> int:
-        """Half of what may still come: other processes take from it too. Raises QuotaExceeded."""
+    def check(self, session: Session, tenant: str, more: int) -> int:
+        """Count the tenant's queued jobs, and raise QuotaExceeded when it may not queue so many more.
+
+        Returns:
+            Half of the remaining quota, because other processes use it too.
+        """
         queued = select(func.count()).where(Job.tenant == tenant, Job.state == JobState.QUEUED).scalar_subquery()
         row, waiting = session.execute(select(Tenant, queued).where(Tenant.id == tenant)).one()
-        quotas = self.defaults.of(row)
-        check_stored(row, quotas)
+        quotas = self.defaults.for_tenant(row)
+        check_stored_bytes(row, quotas)
         if quotas.max_queued is None:
             return UNLIMITED
         if waiting + more > quotas.max_queued:
@@ -67,27 +78,28 @@ class QueueQuota:
         return (quotas.max_queued - int(waiting)) // 2
 
 
-def check_room_for_upload(session: Session, tenant: str, sha256: str, quotas: Quotas) -> None:
-    """Raises QuotaExceeded when the tenant may not keep another upload; one that is kept already is none."""
+def check_upload_quota(session: Session, tenant: str, sha256: str, quotas: Quotas) -> None:
+    """Raise QuotaExceeded when the tenant may not keep another upload. An upload that it has already is always allowed."""
     if session.get(Upload, (tenant, sha256)) is not None:
         return
     row = session.get_one(Tenant, tenant)
-    quotas = quotas.of(row)
-    check_stored(row, quotas)
-    check_uploads(session, tenant, quotas)
+    quotas = quotas.for_tenant(row)
+    check_stored_bytes(row, quotas)
+    check_upload_count(session, tenant, quotas)
 
 
-def check_room_to_announce(session: Session, tenant: str, size_bytes: int, quotas: Quotas) -> None:
-    """Raises QuotaExceeded when the tenant may not send a file of that size, besides those it has announced already."""
+def check_announced_upload_quota(session: Session, tenant: str, size_bytes: int, quotas: Quotas) -> None:
+    """Raise QuotaExceeded when the tenant may not send a file of that size besides those that it has announced."""
     open_ = (PresignedUpload.tenant == tenant, PresignedUpload.upload.is_(None))
     files, size = session.execute(select(func.count(), func.sum(PresignedUpload.size_bytes)).where(*open_)).one()
     row = session.get_one(Tenant, tenant)
-    quotas = quotas.of(row)
-    check_stored(row, quotas, int(size or 0) + size_bytes)
-    check_uploads(session, tenant, quotas, files)
+    quotas = quotas.for_tenant(row)
+    check_stored_bytes(row, quotas, int(size or 0) + size_bytes)
+    check_upload_count(session, tenant, quotas, files)
 
 
-def check_uploads(session: Session, tenant: str, quotas: Quotas, announced: int = 0) -> None:
+def check_upload_count(session: Session, tenant: str, quotas: Quotas, announced: int = 0) -> None:
+    """Raise QuotaExceeded when the tenant may not keep one more upload."""
     if quotas.max_uploads is None:
         return
     kept = session.scalar(select(func.count()).where(Upload.tenant == tenant)) or 0
@@ -96,14 +108,16 @@ def check_uploads(session: Session, tenant: str, quotas: Quotas, announced: int 
         raise QuotaExceeded(f"may keep {quotas.max_uploads} uploads, keeps {kept}{also}: delete some")
 
 
-def check_stored(tenant: Tenant, quotas: Quotas, more: int = 1) -> None:
-    """Raises QuotaExceeded when there is no room for so many bytes more."""
+def check_stored_bytes(tenant: Tenant, quotas: Quotas, more: int = 1) -> None:
+    """Raise QuotaExceeded when the tenant may not store so many more bytes."""
     if quotas.max_stored_bytes is not None and tenant.stored_bytes + more > quotas.max_stored_bytes:
         raise QuotaExceeded(f"may store {quotas.max_stored_bytes} bytes, stores {tenant.stored_bytes}: delete jobs or uploads")
 
 
-def usage(session: Session, tenant: str) -> Usage:
-    def count(state: JobState) -> int:  # one state at a time: each has an index of its own
+def get_usage(session: Session, tenant: str) -> Usage:
+    """Return what a tenant has now."""
+
+    def count(state: JobState) -> int:  # one query a state, because each state has its own index
         return session.scalar(select(func.count()).where(Job.tenant == tenant, Job.state == state)) or 0
 
     uploads = session.scalar(select(func.count()).where(Upload.tenant == tenant)) or 0
@@ -111,14 +125,14 @@ def usage(session: Session, tenant: str) -> Usage:
     return Usage(queued=count(JobState.QUEUED), running=count(JobState.RUNNING), uploads=uploads, stored_bytes=stored)
 
 
-def due(session: Session, limit: int) -> list[str]:
-    """Tenants that were not measured for a while."""
-    long_ago = or_(Tenant.measured_at.is_(None), Tenant.measured_at < func.now() - MEASURED_EVERY)
+def list_unmeasured(session: Session, limit: int) -> list[str]:
+    """List tenants whose stored bytes were not measured for a while."""
+    long_ago = or_(Tenant.measured_at.is_(None), Tenant.measured_at < func.now() - MEASURE_INTERVAL)
     return list(session.scalars(select(Tenant.id).where(long_ago).order_by(Tenant.measured_at.nulls_first()).limit(limit)))
 
 
-def measure(session: Session, tenant: str) -> None:
-    """Sum up what a tenant stores; its row is locked only to write that down."""
+def measure_stored_bytes(session: Session, tenant: str) -> None:
+    """Sum up the bytes that a tenant stores. Its row is locked only while the sum is written."""
     uploads = session.scalar(select(func.sum(Upload.size_bytes)).where(Upload.tenant == tenant)) or 0
     artifacts = select(func.sum(Artifact.size_bytes)).join(Job, Artifact.job_id == Job.id).where(Job.tenant == tenant)
     stored = uploads + (session.scalar(artifacts) or 0)

@@ -1,1 +1,1 @@
-"""Addresses that are told of events: subscriptions, deliveries, signatures, allowed destinations."""
+"""Webhooks: subscriptions, deliveries, signatures, allowed destinations."""

@@ -1,7 +1,7 @@
-"""Where webhooks may go: to public addresses alone, besides the networks that the operator allows.
+"""The egress policy of webhooks: public addresses only, and the networks that the operator allows.
 
-A name is looked up anew for every delivery, and the socket goes to an address that was checked: a name that turns to a private
-address between two look-ups (DNS rebinding) gains nothing.
+A name is looked up again for every delivery, and the socket connects to an address that was checked, so a name that changes to a
+private address between two look-ups (DNS rebinding) gains nothing.
 """
 
 import re
@@ -12,27 +12,29 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
-Network = IPv4Network | IPv6Network
-Resolve = Callable[[str, int], Sequence[str]]  # host and port to addresses; raises OSError, UnicodeError
+from jobs.settings import Network, Settings
+
+Resolver = Callable[[str, int], Sequence[str]]  # host and port to addresses; raises OSError, UnicodeError
 
 MAX_URL_LENGTH = 2048
-LOOK_UP_LIMIT_S = 5.0
+MAX_LOOKUP_S = 5.0
 PRINTABLE = re.compile(r"[!-\[\]-~]+")  # ASCII without spaces, and without the backslash that parsers take for a slash
 PORTS = {"https": 443, "http": 80}
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 NAT64 = IPv6Network("64:ff9b::/96")
-SHARED = IPv4Network("100.64.0.0/10")  # of carriers; Pythons differ about whether it is private
+SHARED_ADDRESS_SPACE = IPv4Network("100.64.0.0/10")  # RFC 6598; Python versions differ about whether it is private
 
 
 class EgressRefused(Exception):
-    """Nothing is sent there; the message says why, without addresses: who may not reach a network may not map it either."""
+    """Nothing may be sent to a URL. The message says why but names no address, so that nobody can map a network by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """A URL's parts, as the one parser understood them that everybody uses here."""
+class ParsedUrl:
+    """The parts of a URL. Only this parser's reading is used, so that a check and a request never differ."""
 
     scheme: str
     authority: str  # of the Host header
@@ -41,24 +43,32 @@ class Target:
     path: str  # with the query
 
 
-def ask_system(host: str, port: int) -> list[str]:
+def resolve_with_system(host: str, port: int) -> list[str]:
+    """Return a host's addresses, without doubles, in the order of the system's resolver."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EgressPolicy:
+    """The rules for the URLs and addresses that webhooks may be sent to."""
+
     allow_http: bool = False
     allowed_networks: Sequence[Network] = ()  # besides what is public
-    resolve: Resolve = ask_system
+    resolve: Resolver = resolve_with_system
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """Return the policy of the settings."""
+        return cls(allow_http=settings.webhook_allow_http, allowed_networks=settings.webhook_allowed_networks)
 
     def check(self, url: str) -> None:
-        """Raises EgressRefused."""
-        target = self.parse(url)
-        self.addresses(target.host, target.port, LOOK_UP_LIMIT_S)
+        """Raise EgressRefused when nothing may be sent to the URL now."""
+        parsed = self.parse(url)
+        self.resolve_allowed(parsed.host, parsed.port, MAX_LOOKUP_S)
 
-    def parse(self, url: str) -> Target:
-        """Raises EgressRefused."""
+    def parse(self, url: str) -> ParsedUrl:
+        """Split a URL into its parts. Raises EgressRefused when its form is not allowed."""
         if len(url) > MAX_URL_LENGTH or not PRINTABLE.fullmatch(url):
             raise EgressRefused(f"must be at most {MAX_URL_LENGTH} printable ASCII characters without spaces or backslashes")
         try:
@@ -71,30 +81,31 @@ class EgressPolicy:
             raise EgressRefused("may have neither user name, nor password, nor fragment")
         if not parts.hostname or port == 0:
             raise EgressRefused("has no host that could be connected to")
-        return Target(
+        return ParsedUrl(
             scheme=parts.scheme,
             authority=parts.netloc,
             host=parts.hostname,
             port=port or PORTS[parts.scheme],
-            path=path_of(parts),
+            path=request_target(parts),
         )
 
-    def addresses(self, host: str, port: int, limit_s: float) -> list[str]:
-        """The addresses of a host, looked up within limit_s. Raises EgressRefused: there is none, or one is not allowed."""
-        found = self.look_up(host, port, min(limit_s, LOOK_UP_LIMIT_S))
+    def resolve_allowed(self, host: str, port: int, limit_s: float) -> list[str]:
+        """Look up a host's addresses within limit_s seconds. Raises EgressRefused when there is none, or one is not allowed."""
+        found = self.resolve_within(host, port, min(limit_s, MAX_LOOKUP_S))
         if not found or not all(self.allows(address) for address in found):
             raise EgressRefused(f"{host} is not at a public address")
         return list(found)
 
     def allows(self, text: str) -> bool:
+        """Return whether an address is public or in an allowed network."""
         try:
-            address = embedded(ip_address(text))
+            address = unwrap_ipv4(ip_address(text))
         except ValueError:
             return False
         return any(address in network for network in self.allowed_networks) or is_public(address)
 
-    def look_up(self, host: str, port: int, limit_s: float) -> Sequence[str]:
-        """The system's resolver knows no time limit, so it is asked in a thread that can be left behind."""
+    def resolve_within(self, host: str, port: int, limit_s: float) -> Sequence[str]:
+        """Look up a host in a thread that is left behind at the limit, because the system's resolver has none."""
         answers: SimpleQueue[Sequence[str] | Exception] = SimpleQueue()
 
         def ask() -> None:
@@ -114,12 +125,13 @@ class EgressPolicy:
         return answer
 
 
-def path_of(parts: SplitResult) -> str:
+def request_target(parts: SplitResult) -> str:
+    """Return the path with the query, as the request line has it."""
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def embedded(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address that an IPv6 one leads to: mapped, 6to4, or through NAT64; else the address itself."""
+def unwrap_ipv4(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Return the IPv4 address inside a mapped, 6to4 or NAT64 address; any other address as it is."""
     if isinstance(address, IPv4Address):
         return address
     if address in NAT64:
@@ -128,6 +140,7 @@ def embedded(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Return whether an address can be reached on the public Internet."""
     if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return False
-    return address.is_global and not address.is_multicast and not (address.version == 4 and address in SHARED)
+    return address.is_global and not address.is_multicast and not (address.version == 4 and address in SHARED_ADDRESS_SPACE)

@@ -1,4 +1,4 @@
-"""The addresses where a tenant wants to be told what happens to its jobs."""
+"""Webhooks: the addresses to which the events of a tenant's jobs are sent."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ from jobs.webhooks.egress import EgressPolicy, EgressRefused
 from jobs.webhooks.signing import new_secret
 
 MAX_WEBHOOKS = 16  # of a tenant
-MAX_SECRETS = 2  # of a webhook: the new one, and the one it takes the place of
+MAX_SECRETS = 2  # of a webhook: the new one and the one before
 ENDED = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED, EventType.EXPIRED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subscription:
-    """What a webhook is told of, and where."""
+    """The address of a webhook and the events that are sent to it."""
 
     url: str
     events: Sequence[EventType] = ENDED
-    every_job: bool = True  # or only of those that name it
+    every_job: bool = True  # or only the jobs that name it
 
 
-def check_url(destinations: EgressPolicy, url: str) -> None:
-    """Look its host up too: call it before the transaction begins. Raises InvalidWebhook."""
+def check_url(policy: EgressPolicy, url: str) -> None:
+    """Raise InvalidWebhook when nothing may be sent to the URL. This looks up its host, so call it outside a transaction."""
     try:
-        destinations.check(url)
+        policy.check(url)
     except EgressRefused as error:
         raise InvalidWebhook([Problem(field="url", message=str(error))]) from error
 
 
 def add(session: Session, tenant: str, wanted: Subscription) -> Webhook:
-    """A new webhook with a secret of its own. Raises QuotaExceeded."""
-    # of those who add at the same time, each sees what the one before has added
+    """Add a webhook with a new secret. Raises QuotaExceeded."""
+    # the lock lets each of several requests see what the one before has added
     session.execute(select(Tenant.id).where(Tenant.id == tenant).with_for_update(key_share=True))
     has = session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0
     if has >= MAX_WEBHOOKS:
@@ -50,7 +50,7 @@ def add(session: Session, tenant: str, wanted: Subscription) -> Webhook:
 
 
 def get(session: Session, tenant: str, webhook_id: UUID, *, lock: bool = False) -> Webhook:
-    """Raises WebhookNotFound."""
+    """Return a tenant's webhook. Raises WebhookNotFound."""
     query = select(Webhook).where(Webhook.id == webhook_id, Webhook.tenant == tenant)
     webhook = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if webhook is None:
@@ -58,34 +58,39 @@ def get(session: Session, tenant: str, webhook_id: UUID, *, lock: bool = False) 
     return webhook
 
 
-def listed(session: Session, tenant: str) -> list[Webhook]:
-    """By age."""
+def list_webhooks(session: Session, tenant: str) -> list[Webhook]:
+    """List a tenant's webhooks by age."""
     return list(session.scalars(select(Webhook).where(Webhook.tenant == tenant).order_by(Webhook.created_at, Webhook.id)))
 
 
-def known(session: Session, tenant: str, ids: Collection[UUID]) -> set[UUID]:
-    """Those of them that are the tenant's."""
+def find_known_ids(session: Session, tenant: str, ids: Collection[UUID]) -> set[UUID]:
+    """Return those of the ids that are the tenant's webhooks."""
     if not ids:
         return set()
     return set(session.scalars(select(Webhook.id).where(Webhook.tenant == tenant, Webhook.id.in_(ids))))
 
 
-def rotate(webhook: Webhook) -> str:
-    """A new secret; the one before goes on signing too, one before that no longer."""
+def rotate_secret(webhook: Webhook) -> str:
+    """Give the webhook a new secret and return it. The secret before keeps signing too, an older one does not."""
     webhook.secrets = [new_secret(), *webhook.secrets][:MAX_SECRETS]
     return webhook.secrets[0]
 
 
 def drop_old_secret(webhook: Webhook) -> None:
+    """Sign with the newest secret only."""
     webhook.secrets = webhook.secrets[:1]
 
 
 def enable(webhook: Webhook) -> None:
+    """Send to the webhook again."""
     webhook.disabled_at = webhook.failing_since = None
 
 
 def disable(session: Session, webhook: Webhook) -> None:
-    """Send it nothing more, also of what waits. The row must be locked: who locks deliveries too locks them after it."""
+    """Send nothing more to the webhook, and fail its pending deliveries.
+
+    The caller has locked the row; deliveries are always locked after their webhook.
+    """
     webhook.disabled_at = session.execute(select(func.now())).scalar_one()
     session.flush()
     waiting = update(Delivery).where(Delivery.webhook == webhook.id, Delivery.state == "pending")

@@ -1,4 +1,4 @@
-from jobs.states import MOVES, JobState, sources
+from jobs.states import TRANSITIONS, JobState, source_states
 
 
 def test_ended_jobs_never_move():
@@ -11,7 +11,7 @@ def test_ended_jobs_never_move():
 
 
 def test_these_are_the_moves():
-    moves = {(source.value, target.value) for source, targets in MOVES.items() for target in targets}
+    moves = {(source.value, target.value) for source, targets in TRANSITIONS.items() for target in targets}
     assert moves == {
         ("queued", "running"), ("queued", "canceled"), ("queued", "expired"),
         ("running", "succeeded"), ("running", "failed"), ("running", "canceled"), ("running", "queued"),
@@ -19,5 +19,5 @@ def test_these_are_the_moves():
 
 
 def test_sources_are_the_moves_backwards():
-    assert sources(JobState.CANCELED) == [JobState.QUEUED, JobState.RUNNING]
-    assert sources(JobState.QUEUED) == [JobState.RUNNING]
+    assert source_states(JobState.CANCELED) == [JobState.QUEUED, JobState.RUNNING]
+    assert source_states(JobState.QUEUED) == [JobState.RUNNING]

@@ -23,7 +23,7 @@ from jobs.tenants import keys
 from jobs.tenants.keys import Scope
 from tests.manifests import write_tiny_checkpoints
 from tests.receivers import Receiver, receiving
-from worker.reconciler.webhook_delivery import Deliverer
+from worker.reconciler.webhook_delivery import WebhookDeliverer
 
 QUICK = {
     "LEASE_S": "2", "BEAT_S": "0.4", "SWEEP_S": "0.5", "PROGRESS_INTERVAL_S": "0.1", "THREADS": "1", "DRAIN_GRACE_S": "0.3",
@@ -124,8 +124,8 @@ def service(stack, queue) -> Iterator[Service]:
 
 
 @pytest.fixture
-def deliverer(settings, sessions) -> Deliverer:
-    return Deliverer.from_settings(sessions, settings)
+def deliverer(settings, sessions) -> WebhookDeliverer:
+    return WebhookDeliverer.from_settings(sessions, settings)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from jobs.queue.repository import JobRepository
+from jobs.queue import attempts, jobs
+from jobs.queue.retry_policy import RetryPolicy
 from jobs.settings import Settings
 from jobs.storage.objects import Storage
 from worker.execution.attempt import Attempt
@@ -85,22 +86,22 @@ POINTS: dict[str, Callable[[], None]] = {
     "mid-drag": at_step("drag", 9),
     "while saving a checkpoint": at_object("checkpoint/00006"),
     "between a checkpoint and its row": lambda: before(
-        JobRepository, "save_resume_point", lambda *given: "checkpoint/00006" in given[-1].key
+        attempts, "save_resume_point", lambda *given: "checkpoint/00006" in given[-1].key
     ),
     "while storing a frame": at_object("frames/00006"),
     "mid-upload": at_object("result.png"),
     "between upload and row": lambda: before(
-        JobRepository, "add_artifacts", lambda *given: "result.png" in [stored.name for stored in given[-1]]
+        attempts, "add_artifacts", lambda *given: "result.png" in [stored.name for stored in given[-1]]
     ),
     "between upload and commit": lambda: before(Runner, "finish"),
-    "between the outcome and its commit": lambda: after(JobRepository, "finish"),
+    "between the outcome and its commit": lambda: after(attempts, "finish"),
     "before an old checkpoint is deleted": lambda: before(Storage, "remove"),
     "after the commit": lambda: after(Runner, "write"),
     "mid-drain": draining,
 }
 RECONCILER_POINTS: dict[str, Callable[[], None]] = {
-    "between two moves of a sweep": lambda: before(JobRepository, "expire"),
-    "between a sweep and its messages": lambda: before(Reconciler, "wake"),
+    "between two moves of a sweep": lambda: before(jobs, "expire"),
+    "between a sweep and its messages": lambda: before(Reconciler, "send_wake_ups"),
 }
 
 
@@ -135,4 +136,4 @@ def sweep(settings: Settings, point: str | None) -> None:
 
     if point is not None:
         RECONCILER_POINTS[point]()
-    Reconciler(make_sessions(settings.database_url), Broker(settings.redis_url), settings.retries).sweep()
+    Reconciler(make_sessions(settings.database_url), Broker(settings.redis_url), RetryPolicy.from_settings(settings)).sweep()

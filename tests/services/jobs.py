@@ -3,7 +3,7 @@
 from uuid import UUID, uuid4
 
 from jobs.models.manifest import ModelManifest
-from jobs.queue.repository import JobRepository
+from jobs.queue import jobs
 from jobs.spec.validation import check_submission
 from jobs.tables import DEFAULT_TENANT, Job, Tenant
 from tests.manifests import TINY
@@ -31,7 +31,7 @@ def add_job(sessions, *, tenant: str = DEFAULT_TENANT, **change) -> UUID:
         if session.get(Tenant, tenant) is None:
             session.add(Tenant(id=tenant))
             session.flush()
-        return JobRepository(session).add(uuid4(), tenant, check_submission(DOCUMENT | change, MODELS)).id
+        return jobs.add(session, uuid4(), tenant, check_submission(DOCUMENT | change, MODELS)).id
 
 
 def read_job(sessions, job_id: UUID) -> Job:

@@ -15,8 +15,8 @@ QUICK = {
 
 def deliver(deliverer):
     """Deliver all that is due, and what becomes due by that."""
-    while deliverer.look():
-        deliverer.finish()
+    while deliverer.start_due():
+        deliverer.wait()
 
 
 def create(client, receiver, **fields):

@@ -30,7 +30,7 @@ def test_a_job_is_accepted_stored_and_announced(client, queue):
     assert (job["state"], job["attempt"], job["spec"]["drag"]["learning_rate"]) == ("queued", 0, 0.002)
     seen = client.get(answer.headers["location"]).json()
     assert seen == job | {"place": {"position": 0, "starts_in_s": None}}
-    assert queue.length("default") == 1
+    assert queue.count_messages("default") == 1
 
 
 def test_a_mask_comes_as_a_part_and_is_stored_under_its_hash(client, storage):
@@ -68,7 +68,7 @@ def test_bad_input_is_refused_by_field_and_nothing_is_stored(client, sessions, q
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
     problem = answer.json()
     assert (problem["code"], problem["status"], [error["field"] for error in problem["errors"]]) == ("invalid_job", 422, [field])
-    assert (stored(sessions), queue.length("default")) == (0, 0)
+    assert (stored(sessions), queue.count_messages("default")) == (0, 0)
 
 
 def test_a_body_over_the_limit_is_refused(client, settings):

@@ -50,7 +50,7 @@ def test_good_lines_are_queued_and_bad_ones_are_told_by_line_and_field(client, q
     ]  # fmt: skip
     jobs = client.get("/v1/jobs", params={"batch": batch["id"]}).json()["jobs"]
     assert [job["custom_id"] for job in jobs] == ["3", "a"]
-    assert queue.length("default") == 2
+    assert queue.count_messages("default") == 2
 
 
 def test_results_are_told_in_the_order_of_the_lines(client, settings, sessions, storage, queue):

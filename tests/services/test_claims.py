@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import ARRAY, Text, bindparam, func, select, text, update
 
-from jobs.queue.claims import CLAIM, MOST_PASSED_OVER, Claimer, claim, claimable, is_claimable
+from jobs.queue.claims import CLAIM, MAX_PASSED_OVER, Claimer, claim, count_claimable, has_claimable
 from jobs.tables import Job, Tenant
 from tests.services.jobs import add_job, read_job
 
@@ -89,18 +89,18 @@ def test_what_a_cap_holds_back_calls_no_worker(sessions):
         add_job(sessions, tenant="capped")
     let_run_at_once(sessions, "capped", 1)
     with sessions() as session:
-        assert (is_claimable(session, "default"), claimable(session, 10)) == (True, {"default": 3})
+        assert (has_claimable(session, "default"), count_claimable(session, 10)) == (True, {"default": 3})
     take(sessions)
     with sessions() as session:
-        assert (is_claimable(session, "default"), claimable(session, 10)) == (False, {})
+        assert (has_claimable(session, "default"), count_claimable(session, 10)) == (False, {})
 
 
 def test_a_cold_job_is_passed_over_so_many_times_and_no_more(sessions):
     cold = add_job(sessions, model="other")
-    for _ in range(MOST_PASSED_OVER + 5):
+    for _ in range(MAX_PASSED_OVER + 5):
         add_job(sessions)
-    order = [take(sessions, "tiny").id for _ in range(MOST_PASSED_OVER + 1)]
-    assert (order.index(cold), read_job(sessions, cold).passed_over) == (MOST_PASSED_OVER, MOST_PASSED_OVER)
+    order = [take(sessions, "tiny").id for _ in range(MAX_PASSED_OVER + 1)]
+    assert (order.index(cold), read_job(sessions, cold).passed_over) == (MAX_PASSED_OVER, MAX_PASSED_OVER)
 
 
 def test_of_several_warm_models_the_oldest_job_goes_first(sessions):
@@ -170,7 +170,7 @@ def test_a_claim_reads_few_rows_however_many_there_are(sessions, many, analyzed)
     with sessions.begin() as session:
         session.execute(text(many))
         session.execute(text("ANALYZE jobs, tenants" if analyzed else "SELECT 1"))
-    claimer = vars(Claimer(worker="w", lease=LEASE)) | {"warm": ["third", "tiny"], "most_passed_over": MOST_PASSED_OVER}
+    claimer = vars(Claimer(worker="w", lease=LEASE)) | {"warm": ["third", "tiny"], "max_passed_over": MAX_PASSED_OVER}
     with sessions() as session:
         plan = session.scalar(EXPLAIN, claimer)[0]["Plan"]
     assert max(rows_read(plan)) < FEW_ROWS

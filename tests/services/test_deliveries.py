@@ -9,7 +9,7 @@ from standardwebhooks import Webhook as Verifier
 
 from jobs.tables import Delivery, Job, Webhook
 from jobs.webhooks import deliveries
-from jobs.webhooks.deliveries import RESTS_S
+from jobs.webhooks.deliveries import RETRY_DELAYS_S
 from tests.receivers import Answer, receiving
 from tests.services.telling import QUICK, change, create, deliver, end, log, row, submit
 
@@ -97,7 +97,7 @@ def test_after_the_last_try_a_delivery_has_failed(client, deliverer, receiver):
     receiver.answer = Answer(500)
     end(client)
     deliver(deliverer)
-    assert len(receiver.all()) == len(RESTS_S) == 10
+    assert len(receiver.all()) == len(RETRY_DELAYS_S) == 10
     (line,) = log(client, webhook, state="failed")
     assert (line["tries"], line["status"], line["error"], line["next_at"]) == (10, 500, "HTTP 500", None)
     shown = client.get(f"/v1/webhooks/{webhook['id']}").json()
@@ -109,11 +109,11 @@ def test_a_delivery_that_failed_rests(client, sessions, deliverer, receiver):
     receiver.answer = Answer(500)
     end(client)
     change(sessions, Delivery, tries=4)
-    deliverer.rest_scale = 1.0
+    deliverer.delay_scale = 1.0
     began = datetime.now(UTC)
     deliver(deliverer)
     assert len(receiver.all()) == 1
-    assert 0.8 * RESTS_S[5] <= (row(sessions, Delivery).next_at - began).total_seconds() <= 1.2 * RESTS_S[5] + 5
+    assert 0.8 * RETRY_DELAYS_S[5] <= (row(sessions, Delivery).next_at - began).total_seconds() <= 1.2 * RETRY_DELAYS_S[5] + 5
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -150,8 +150,8 @@ def test_a_webhook_that_fails_for_five_days_is_disabled(client, sessions, delive
     receiver.answer = Answer(500)
     change(sessions, Webhook, failing_since=func.now() - timedelta(days=days))
     end(client)
-    deliverer.look()
-    deliverer.finish()
+    deliverer.start_due()
+    deliverer.wait()
     assert (client.get(f"/v1/webhooks/{webhook['id']}").json()["disabled_at"] is not None) == disabled
     assert log(client, webhook)[0]["state"] == ("failed" if disabled else "pending")
 
@@ -245,5 +245,5 @@ def test_the_log_is_kept_for_a_month(client, sessions, deliverer, receiver):
         oldest = session.scalars(select(Delivery).order_by(Delivery.created_at)).first()
         oldest.ended_at = func.now() - timedelta(days=31)
         session.flush()
-        assert deliveries.forget_old(session) == 1
+        assert deliveries.delete_old(session) == 1
     assert [line["state"] for line in log(client, webhook)] == ["pending", "delivered"]

@@ -14,12 +14,12 @@ from sqlalchemy import func, text
 from embedded.service import start_part
 from jobs.database import make_sessions
 from jobs.tables import Delivery, Webhook
-from jobs.webhooks.deliveries import AT_ONCE, DeliveryCapacity, claim
+from jobs.webhooks.deliveries import MAX_PER_WEBHOOK, DeliveryCapacity, claim
 from jobs.webhooks.egress import EgressPolicy
 from tests.receivers import receiving
 from tests.services.doomed import SPAWN, before, end_of
 from tests.services.telling import QUICK, change, create, deliver, end, log, row
-from worker.reconciler.webhook_delivery import ROOM_FOR_FAILING, Deliverer
+from worker.reconciler.webhook_delivery import MAX_IN_FLIGHT_FAILING, WebhookDeliverer
 from worker.reconciler.webhook_sender import WebhookSender
 
 HOUR = timedelta(hours=1)
@@ -36,9 +36,9 @@ def test_a_host_that_has_become_private_is_not_reached(client, sessions, receive
     end(client)
     for address in ("10.0.0.1", "::ffff:127.0.0.1", "100.64.0.1", "127.0.0.1"):
         rebound = EgressPolicy(allow_http=True, resolve=lambda host, port, address=address: [address])
-        rebinding = Deliverer(sessions, WebhookSender(destinations=rebound, timeout_s=3), rest_scale=1)
-        assert rebinding.look() == 1
-        rebinding.finish()
+        rebinding = WebhookDeliverer(sessions, WebhookSender(policy=rebound, timeout_s=3), delay_scale=1)
+        assert rebinding.start_due() == 1
+        rebinding.wait()
         (line,) = log(client, webhook)
         assert (line["state"], line["status"], line["error"]) == ("pending", None, "127.0.0.1 is not at a public address")
         change(sessions, Delivery, next_at=func.now())
@@ -66,8 +66,8 @@ def test_a_dead_receiver_holds_up_nobody(client, deliverer, receiver):
             end(client)
         began = time.monotonic()
         assert len({receiver.get().id for _ in range(20)}) == 20
-        assert time.monotonic() - began < deliverer.poster.timeout_s
-        assert (dead.most_at_once, receiver.most_at_once <= AT_ONCE) == (AT_ONCE, True)
+        assert time.monotonic() - began < deliverer.sender.timeout_s
+        assert (dead.most_at_once, receiver.most_at_once <= MAX_PER_WEBHOOK) == (MAX_PER_WEBHOOK, True)
         assert {line["state"] for line in log(client, stuck)} == {"pending"}
 
 
@@ -81,8 +81,8 @@ def test_many_that_fail_leave_room_for_others(client, sessions, deliverer, recei
         for _ in range(5):
             end(client)
         assert len({receiver.get().id for _ in range(5)}) == 5
-        failing = Counter(this.webhook for this in list(deliverer.under_way) if this.failing)
-        assert list(failing.values()) == [1] * ROOM_FOR_FAILING
+        failing = Counter(this.webhook for this in list(deliverer.in_flight) if this.failing)
+        assert list(failing.values()) == [1] * MAX_IN_FLIGHT_FAILING
 
 
 def test_no_delivery_is_claimed_twice(client, sessions, receiver):
@@ -94,7 +94,7 @@ def test_no_delivery_is_claimed_twice(client, sessions, receiver):
     def take():
         barrier.wait()
         with sessions.begin() as session:
-            claimed.extend(this.id for this in claim(session, DeliveryCapacity(room=8, room_for_failing=4, under_way={}), HOUR))
+            claimed.extend(this.id for this in claim(session, DeliveryCapacity(total=8, for_failing=4, in_flight={}), HOUR))
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -108,11 +108,11 @@ def test_an_outcome_that_comes_too_late_changes_nothing(client, sessions, delive
     create(client, receiver)
     end(client)
     receiver.open.clear()
-    deliverer.look()
+    deliverer.start_due()
     receiver.get()
     change(sessions, Delivery, next_at=func.now() + HOUR)  # as a deliverer does that claims it after our lease
     receiver.open.set()
-    deliverer.finish()
+    deliverer.wait()
     assert row(sessions, Delivery).state == "pending"
 
 
@@ -120,38 +120,38 @@ def test_a_webhook_that_is_deleted_while_it_is_told_is_no_harm(client, sessions,
     webhook = create(client, receiver)
     end(client)
     receiver.open.clear()
-    deliverer.look()
+    deliverer.start_due()
     receiver.get()
     assert client.delete(f"/v1/webhooks/{webhook['id']}").status_code == 204
     receiver.open.set()
-    deliverer.finish()
-    assert deliverer.under_way == set()
+    deliverer.wait()
+    assert deliverer.in_flight == set()
 
 
 def test_jobs_go_on_while_no_webhook_can_be_told(client, sessions, deliverer, receiver):
     create(client, receiver)
     receiver.open.clear()
     end(client)
-    deliverer.look()
+    deliverer.start_due()
     receiver.get()
     began = time.monotonic()
     end(client)
     assert time.monotonic() - began < 1
     receiver.open.set()
-    deliverer.finish()
+    deliverer.wait()
 
 
 DEATHS = {
-    "before it is sent": lambda: before(Deliverer, "send"),
-    "before it is settled": lambda: before(Deliverer, "settle"),
+    "before it is sent": lambda: before(WebhookDeliverer, "send"),
+    "before it is settled": lambda: before(WebhookDeliverer, "record_outcome"),
 }
 
 
 def doomed(settings, point):
     DEATHS[point]()
-    deliverer = Deliverer.from_settings(make_sessions(settings.database_url), settings)
-    deliverer.look()
-    deliverer.finish()
+    deliverer = WebhookDeliverer.from_settings(make_sessions(settings.database_url), settings)
+    deliverer.start_due()
+    deliverer.wait()
 
 
 @pytest.mark.parametrize(("point", "arrived"), [("before it is sent", 0), ("before it is settled", 1)])
@@ -179,7 +179,7 @@ def test_many_that_wait_for_one_webhook_do_not_slow_down_the_claims(client, sess
         session.execute(text("ANALYZE deliveries"))
     with sessions.begin() as session:
         began = time.monotonic()
-        assert len(claim(session, DeliveryCapacity(room=8, room_for_failing=4, under_way={}), HOUR)) == 2
+        assert len(claim(session, DeliveryCapacity(total=8, for_failing=4, in_flight={}), HOUR)) == 2
         assert time.monotonic() - began < 0.1
 
 

@@ -17,7 +17,7 @@ from cli.main import app
 from jobs.database import make_engine
 from jobs.models.manifest import ModelManifest
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.workers import WorkerStatus, report
+from jobs.queue.workers import WorkerStatus, report_status
 from jobs.storage.objects import Storage
 from tests.certificates import write_certificate
 from tests.generators import tiny_generator
@@ -170,7 +170,7 @@ def test_jobs_of_a_pool_without_workers_are_a_problem(healthy, sessions):
         "start dragqueue worker with DRAGQUEUE_POOL=default",
     )
     with sessions.begin() as session:
-        report(session, WorkerStatus(name="host:1", pool="default", models=[], job_id=None))
+        report_status(session, WorkerStatus(name="host:1", pool="default", models=[], job_id=None))
     assert findings(healthy)["pool default"][:2] == (OK, "workers: 1, seen within 10 min: 1; jobs that wait: 1")
     execute(healthy["DRAGQUEUE_DATABASE_URL"], "UPDATE workers SET seen_at = seen_at - interval '1 hour'")
     assert findings(healthy)["pool default"][0] == PROBLEM
@@ -180,7 +180,7 @@ def test_a_worker_with_a_long_job_is_there(healthy, sessions):
     add_job(sessions)
     with sessions.begin() as session:
         job = claim(session, Claimer(worker="host:1", lease=timedelta(seconds=60)))
-        report(session, WorkerStatus(name="host:1", pool="default", models=[], job_id=job.id))
+        report_status(session, WorkerStatus(name="host:1", pool="default", models=[], job_id=job.id))
     execute(healthy["DRAGQUEUE_DATABASE_URL"], "UPDATE workers SET seen_at = seen_at - interval '1 hour'")
     assert findings(healthy)["pool default"][1] == "workers: 1, seen within 10 min: 1; jobs that wait: 0"
 

@@ -14,8 +14,8 @@ from sqlalchemy import select
 
 from embedded.servers import free_port, speaks_http
 from embedded.service import start_part
+from jobs.queue import attempts
 from jobs.queue.events import EventType
-from jobs.queue.repository import JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.tables import Event as EventRow
 from jobs.tables import Tenant
@@ -193,10 +193,10 @@ def test_every_move_is_told_once(client, sessions):
         client.post(f"/v1/jobs/{job_id}/stop")
     retries = RetryPolicy(max_attempts=2, delay_s=0, delay_limit_s=0)
     with sessions.begin() as session:
-        JobRepository(session).release(job_id, attempt, "a reason", retries)
+        attempts.release(session, job_id, attempt, "a reason", retries)
     attempt = take(sessions).attempt
     with sessions.begin() as session:
-        JobRepository(session).release(job_id, attempt, "a reason", retries)
+        attempts.release(session, job_id, attempt, "a reason", retries)
     assert events_of(sessions, job_id) == [
         EventType.QUEUED, EventType.RUNNING, EventType.STOP_REQUESTED, EventType.QUEUED, EventType.RUNNING, EventType.FAILED,
     ]  # fmt: skip
@@ -220,7 +220,7 @@ def test_a_queued_job_knows_its_place_and_when_it_is_likely_to_start(client, ses
 def test_a_job_can_be_checked_without_being_queued(client, sessions, runner, queue):
     verdict = client.post("/v1/jobs:validate", json=DOCUMENT)
     assert (verdict.status_code, verdict.json()["iterations"], verdict.json()["runs_for_s"]) == (200, 10, None)
-    assert (client.get("/v1/jobs").json()["jobs"], queue.length("default")) == ([], 0)
+    assert (client.get("/v1/jobs").json()["jobs"], queue.count_messages("default")) == ([], 0)
     refused = client.post("/v1/jobs:validate", json=DOCUMENT | {"model": "unknown"})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "model")
     add_job(sessions)

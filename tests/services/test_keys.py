@@ -189,9 +189,9 @@ def test_stored_bytes_are_measured_and_limited(client, settings, sessions, stora
     add_job(sessions)
     Runner(settings, sessions, storage, queue).run_next()
     with sessions.begin() as session:
-        assert "default" in quotas.due(session, 10)
-        quotas.measure(session, "default")
-        assert "default" not in quotas.due(session, 10)  # not again so soon
+        assert "default" in quotas.list_unmeasured(session, 10)
+        quotas.measure_stored_bytes(session, "default")
+        assert "default" not in quotas.list_unmeasured(session, 10)  # not again so soon
     (job,) = client.get("/v1/jobs").json()["jobs"]
     stored = client.get(f"/v1/jobs/{job['id']}/artifacts").json()["artifacts"]
     stored += client.get(f"/v1/jobs/{job['id']}/frames").json()["frames"]

@@ -10,7 +10,7 @@ from jobs.tables import Attempt, Job
 from tests.services.doomed import POINTS, RECONCILER_POINTS, run_reconciler, run_worker
 from tests.services.jobs import add_job, read_job
 from tests.services.test_photos import photo
-from worker.reconciler.purge import Purge
+from worker.reconciler.purge import Purger
 
 PHOTO_JOB = {
     "model": "tiny",
@@ -80,7 +80,7 @@ def test_a_worker_killed_leaves_what_the_next_one_ends_as_if_nothing_had_been(
     job = read_job(sessions, job_id)
     assert (job.state, job.attempt, job.checkpoint) == ("succeeded", 1 if point in ENDED_BEFORE else 2, None)
     assert artifacts(client, job_id) == expected
-    assert Purge(sessions, storage, 0, 3600).purge().tidied >= 1
+    assert Purger(sessions, storage, 0, 3600).purge().tidied >= 1
     with sessions() as session:
         rows = session.query(Attempt).filter(Attempt.job_id == job.id).order_by(Attempt.attempt).all()
     assert [row.ending for row in rows] == ["went silent", "succeeded"][-job.attempt :]
@@ -97,7 +97,7 @@ def test_a_reconciler_killed_leaves_a_database_that_the_next_one_repairs(setting
     assert run_reconciler(settings) == 0
     assert [read_job(sessions, job_id).state for job_id in (silent, late)] == ["queued", "expired"]
     assert read_job(sessions, silent).failures == 1
-    assert queue.length("default") == 1
+    assert queue.count_messages("default") == 1
 
 
 def test_an_attempt_goes_on_where_the_killed_one_was(client, settings, sessions):

@@ -19,13 +19,15 @@ from sqlalchemy import func, make_url, select
 from embedded.keys import local_key
 from embedded.service import prepare, start_part, start_worker
 from embedded.stack import Stack, local_stack
+from jobs.queue import attempts
+from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.broker import Broker
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import JobRepository, Outcome
+from jobs.queue.retry_policy import RetryPolicy
 from jobs.states import JobState
 from tests.services.conftest import api_client, execute, open_to_nobody
 from tests.services.jobs import DOCUMENT, add_job, read_job
-from worker.reconciler.reconciler import Reconciler, Sweep
+from worker.reconciler.reconciler import Reconciler, SweepResult
 
 LIMIT_S = 30
 ANSWER_S = 18  # the longest that an API request may wait for a store: two tries of 5 s, on a machine that is busy
@@ -103,10 +105,10 @@ def test_without_the_broker_jobs_are_accepted_at_once_and_run_when_it_is_back(ow
 def test_a_job_whose_message_was_flushed_gets_another(own, api):
     queue = Broker(own.settings().redis_url)
     job = api.post("/v1/jobs", json=DOCUMENT).json()
-    assert queue.length("default") == 1
+    assert queue.count_messages("default") == 1
     queue.redis.flushall()
-    sweep = Reconciler(api.app.state.sessions, queue, own.settings().retries).sweep()
-    assert (sweep.messages, queue.length("default")) == (1, 1)
+    sweep = Reconciler(api.app.state.sessions, queue, RetryPolicy.from_settings(own.settings())).sweep()
+    assert (sweep.messages, queue.count_messages("default")) == (1, 1)
     api.post(f"/v1/jobs/{job['id']}/cancel")
 
 
@@ -213,14 +215,14 @@ def test_leases_and_ages_follow_the_databases_clock_on_a_host_whose_clock_is_wro
         job = claim(session, Claimer(worker="w", lease=lease))
     assert str(job.id) == job_id
     assert near(job.created_at, job.started_at, job.lease_expires_at - lease, database_now(sessions))
-    queue.wake("default")  # as many messages as jobs wait: a sweep has nothing to do
-    assert Reconciler(sessions, queue, settings.retries).sweep() == Sweep()
+    queue.send_wake_up("default")  # as many messages as jobs wait: a sweep has nothing to do
+    assert Reconciler(sessions, queue, RetryPolicy.from_settings(settings)).sweep() == SweepResult()
     assert read_job(sessions, waiting).state == JobState.QUEUED
     with sessions.begin() as session:
-        JobRepository(session).renew(job.id, job.attempt, lease)
+        attempts.renew(session, job.id, job.attempt, lease)
     assert near(read_job(sessions, job.id).lease_expires_at - lease, database_now(sessions))
     with sessions.begin() as session:
-        JobRepository(session).finish(job.id, job.attempt, Outcome(state=JobState.SUCCEEDED))
+        attempts.finish(session, job.id, job.attempt, AttemptOutcome(state=JobState.SUCCEEDED))
     ended = read_job(sessions, job.id)
     retained = timedelta(seconds=ended.spec["retain_for_s"])
     assert near(ended.finished_at, ended.expires_at - retained, database_now(sessions))

@@ -11,12 +11,12 @@ from jobs.tables import Artifact, Batch, Job, PresignedUpload, Upload
 from tests.services.jobs import add_job, read_job
 from tests.services.test_photos import photo
 from worker.execution.runner import Runner
-from worker.reconciler.purge import Purge, Purged
+from worker.reconciler.purge import Purger, PurgeResult
 
 
 @pytest.fixture
 def purge(sessions, storage):
-    return Purge(sessions, storage, tidy_after_s=0, upload_retain_s=3600)
+    return Purger(sessions, storage, tidy_after_s=0, upload_retain_s=3600)
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def test_what_earlier_attempts_left_is_deleted_and_the_result_stays(purge, sessi
     result = keys(storage, done)
     storage.put(artifact_key("default", done, 0, "result.png"), b"of a killed attempt", "image/png")
     storage.put(artifact_key("default", done, 1, "checkpoint/00009.safetensors"), b"of a zombie", "application/octet-stream")
-    assert purge.purge() == Purged(tidied=1, objects=2)
+    assert purge.purge() == PurgeResult(tidied=1, objects=2)
     assert keys(storage, done) == result
-    assert purge.purge() == Purged()
+    assert purge.purge() == PurgeResult()
 
 
 def test_nothing_is_tidied_before_its_time(sessions, storage, done):
-    assert Purge(sessions, storage, tidy_after_s=600, upload_retain_s=3600).purge() == Purged()
+    assert Purger(sessions, storage, tidy_after_s=600, upload_retain_s=3600).purge() == PurgeResult()
 
 
 def test_a_canceled_job_keeps_nothing(purge, sessions, storage, done):
@@ -60,16 +60,16 @@ def test_a_canceled_job_keeps_nothing(purge, sessions, storage, done):
 
 def test_a_job_past_its_retention_goes_with_everything(purge, sessions, storage, done):
     let_expire(sessions, done)
-    assert purge.purge().forgotten == 1
+    assert purge.purge().deleted == 1
     assert (read_job(sessions, done), keys(storage, done)) == (None, set())
 
 
 def test_a_job_stays_while_another_that_has_not_ended_goes_on_from_it(purge, client, sessions, done):
     child = client.post("/v1/jobs", json={"model": "tiny", "source": {"job": str(done)}}).json()["id"]
     let_expire(sessions, done)
-    assert purge.purge().forgotten == 0
+    assert purge.purge().deleted == 0
     client.post(f"/v1/jobs/{child}/cancel")
-    assert purge.purge().forgotten == 1
+    assert purge.purge().deleted == 1
 
 
 class Locked:
@@ -93,7 +93,7 @@ def test_a_job_that_cannot_be_deleted_holds_up_no_other(settings, sessions, stor
     Runner(settings, sessions, storage, queue).run_next()
     for job_id in (done, other):
         let_expire(sessions, job_id)
-    assert Purge(sessions, Locked(storage, done), tidy_after_s=600, upload_retain_s=3600).purge().forgotten == 1
+    assert Purger(sessions, Locked(storage, done), tidy_after_s=600, upload_retain_s=3600).purge().deleted == 1
     assert (read_job(sessions, done) is None, read_job(sessions, other) is None) == (False, True)
 
 
@@ -102,7 +102,7 @@ def test_uploads_that_nobody_names_go_and_those_that_a_job_needs_stay(client, se
     client.post("/v1/jobs", json={"model": "tiny", "source": {"upload": queued}})
     with sessions.begin() as session:
         session.execute(update(Upload).where(Upload.sha256 != used).values(used_at=func.now() - timedelta(days=1)))
-    assert Purge(sessions, storage, tidy_after_s=600, upload_retain_s=3600).purge().uploads == 1
+    assert Purger(sessions, storage, tidy_after_s=600, upload_retain_s=3600).purge().uploads == 1
     assert [client.get(f"/v1/uploads/{sha256}").status_code for sha256 in (used, unused, queued)] == [200, 404, 200]
     assert [bool(list(storage.keys(upload_key("default", sha256)))) for sha256 in (used, unused, queued)] == [True, False, True]
 
@@ -124,7 +124,7 @@ def test_files_that_were_announced_and_never_completed_go_once_their_links_have_
             session.execute(update(PresignedUpload).where(PresignedUpload.id == presigned_id).values(expires_at=at))
     for presigned_id in ids[:2]:  # to the last nothing was sent
         storage.put(raw_key("default", presigned_id), b"hello", "image/png")
-    assert purge.purge() == Purged(presigned=2)
+    assert purge.purge() == PurgeResult(presigned=2)
     assert [bool(list(storage.keys(raw_key("default", presigned_id)))) for presigned_id in ids] == [True, False, False]
     assert [client.post(f"/v1/uploads/presigned/{each}/complete").status_code for each in ids] == [422, 404, 404]
 

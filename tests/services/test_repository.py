@@ -7,11 +7,15 @@ import pytest
 from sqlalchemy import func, update
 
 from jobs.errors import ArtifactNotFound, ErrorCode, JobNotFound, LeaseLost
+from jobs.queue import attempts, jobs
+from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.claims import Claimer
 from jobs.queue.claims import claim as claim_next
-from jobs.queue.repository import JobRepository, Outcome, StoredObject
 from jobs.queue.retry_policy import RetryPolicy
-from jobs.states import MOVES, JobState
+from jobs.queue.transitions import transition
+from jobs.states import TRANSITIONS, JobState
+from jobs.storage import artifacts
+from jobs.storage.artifacts import StoredObject
 from jobs.tables import Job
 from tests.services.jobs import add_job, read_job
 
@@ -43,17 +47,16 @@ def test_a_job_moves_where_the_table_says_and_nowhere_else(sessions, source, tar
     job_id = add_job(sessions)
     put_into(sessions, job_id, source)
     with sessions.begin() as session:
-        repository = JobRepository(session)
-        moved = len(session.execute(repository.move(target, Job.id == job_id).returning(Job.id)).all())
-    expected = target if target in MOVES[source] else source
-    assert (moved, read_job(sessions, job_id).state) == (int(target in MOVES[source]), expected)
+        moved = len(session.execute(transition(target, Job.id == job_id).returning(Job.id)).all())
+    expected = target if target in TRANSITIONS[source] else source
+    assert (moved, read_job(sessions, job_id).state) == (int(target in TRANSITIONS[source]), expected)
 
 
 @pytest.mark.parametrize("source", JobState)
 def test_a_claim_starts_what_is_queued_and_nothing_else(sessions, source):
     job_id = add_job(sessions)
     put_into(sessions, job_id, source)
-    assert (claim(sessions) is not None) == (JobState.RUNNING in MOVES[source])
+    assert (claim(sessions) is not None) == (JobState.RUNNING in TRANSITIONS[source])
 
 
 def test_a_claim_counts_the_attempt_and_holds_a_lease(sessions):
@@ -129,7 +132,7 @@ def test_what_should_have_started_is_not_claimed_and_expires(sessions):
     late = add_job(sessions, start_before="2026-01-01T00:00:00Z")
     assert claim(sessions) is None
     with sessions.begin() as session:
-        assert JobRepository(session).expire() == 1
+        assert jobs.expire(session) == 1
     job = read_job(sessions, late)
     assert (job.state, job.expires_at - job.finished_at) == ("expired", timedelta(days=7))
 
@@ -138,10 +141,10 @@ def test_a_job_that_has_begun_in_time_may_go_on_later(sessions):
     job_id = add_job(sessions, start_before="2100-01-01T00:00:00Z")
     claim(sessions)
     with sessions.begin() as session:
-        JobRepository(session).hand_back(job_id, 1)
+        attempts.hand_back(session, job_id, 1)
         session.execute(update(Job).where(Job.id == job_id).values(start_before=func.now() - LEASE))
     with sessions.begin() as session:
-        assert JobRepository(session).expire() == 0
+        assert jobs.expire(session) == 0
     assert claim(sessions).id == job_id
 
 
@@ -149,16 +152,16 @@ def test_a_lease_is_renewed_with_progress_and_brings_back_the_wish_to_cancel(ses
     add_job(sessions)
     job = claim(sessions)
     with sessions.begin() as session:
-        assert not JobRepository(session).renew(job.id, 1, LEASE, {"iteration": 3}).cancel
+        assert not attempts.renew(session, job.id, 1, LEASE, {"iteration": 3}).cancel
     with sessions.begin() as session:
-        JobRepository(session).request_cancel("default", job.id)
+        jobs.request_cancel(session, "default", job.id)
     with sessions.begin() as session:
-        assert JobRepository(session).renew(job.id, 1, LEASE).cancel
+        assert attempts.renew(session, job.id, 1, LEASE).cancel
     with sessions.begin() as session:
-        JobRepository(session).renew(job.id, 1, LEASE, {"phase": "upload", "psnr_db": 30.5})
+        attempts.renew(session, job.id, 1, LEASE, {"phase": "upload", "psnr_db": 30.5})
     assert read_job(sessions, job.id).progress == {"iteration": 3, "phase": "upload", "psnr_db": 30.5}
     with sessions.begin() as session:
-        JobRepository(session).renew(job.id, 1, LEASE, {"psnr_db": None})
+        attempts.renew(session, job.id, 1, LEASE, {"psnr_db": None})
     assert read_job(sessions, job.id).progress == {"iteration": 3, "phase": "upload"}
 
 
@@ -167,16 +170,16 @@ def test_an_attempt_that_lost_its_lease_can_write_nothing(sessions):
     claim(sessions)
     let_lease_expire(sessions, job_id)
     with sessions.begin() as session:
-        assert JobRepository(session).requeue_expired_leases(RETRIES) == (1, 0)
+        assert attempts.requeue_expired_leases(session, RETRIES) == (1, 0)
     assert claim(sessions).attempt == 2
     stale = [
-        lambda jobs: jobs.renew(job_id, 1, LEASE, {"iteration": 9}),
-        lambda jobs: jobs.add_artifacts(job_id, 1, [FRAME]),
-        lambda jobs: jobs.finish(job_id, 1, Outcome(state=JobState.SUCCEEDED)),
+        lambda session: attempts.renew(session, job_id, 1, LEASE, {"iteration": 9}),
+        lambda session: attempts.add_artifacts(session, job_id, 1, [FRAME]),
+        lambda session: attempts.finish(session, job_id, 1, AttemptOutcome(state=JobState.SUCCEEDED)),
     ]
     for write in stale:
         with pytest.raises(LeaseLost), sessions.begin() as session:
-            write(JobRepository(session))
+            write(session)
     job = read_job(sessions, job_id)
     assert (job.state, job.attempt, job.failures, job.progress) == ("running", 2, 1, None)
 
@@ -187,7 +190,7 @@ def test_the_last_attempt_that_falls_silent_fails_the_job(sessions):
         claim(sessions)
         let_lease_expire(sessions, job_id)
         with sessions.begin() as session:
-            JobRepository(session).requeue_expired_leases(RETRIES)
+            attempts.requeue_expired_leases(session, RETRIES)
     job = read_job(sessions, job_id)
     assert (job.state, job.failures, job.error_code) == ("failed", 3, ErrorCode.ATTEMPTS_EXHAUSTED)
 
@@ -196,10 +199,10 @@ def test_a_silent_job_that_somebody_canceled_is_canceled(sessions):
     job_id = add_job(sessions)
     claim(sessions)
     with sessions.begin() as session:
-        JobRepository(session).request_cancel("default", job_id)
+        jobs.request_cancel(session, "default", job_id)
     let_lease_expire(sessions, job_id)
     with sessions.begin() as session:
-        assert JobRepository(session).requeue_expired_leases(RETRIES) == (0, 0)
+        assert attempts.requeue_expired_leases(session, RETRIES) == (0, 0)
     assert read_job(sessions, job_id).state == "canceled"
 
 
@@ -209,9 +212,7 @@ def test_an_attempt_that_broke_down_is_tried_again_until_the_last(sessions):
     for attempt in (1, 2):
         claim(sessions)
         with sessions.begin() as session:
-            JobRepository(session).release(
-                job_id, attempt, "ZeroDivisionError: division by zero", replace(RETRIES, max_attempts=2)
-            )
+            attempts.release(session, job_id, attempt, "ZeroDivisionError: division by zero", replace(RETRIES, max_attempts=2))
         states.append(read_job(sessions, job_id).state)
     assert states == ["queued", "failed"]
     assert read_job(sessions, job_id).error_message == "2 attempts failed, the last one by ZeroDivisionError: division by zero"
@@ -221,26 +222,25 @@ def test_a_lease_that_lives_is_left_alone(sessions):
     add_job(sessions)
     claim(sessions)
     with sessions.begin() as session:
-        assert JobRepository(session).requeue_expired_leases(RETRIES) == (0, 0)
+        assert attempts.requeue_expired_leases(session, RETRIES) == (0, 0)
 
 
 def test_canceling_ends_what_waits_and_asks_what_runs(sessions):
     waiting, running = add_job(sessions), add_job(sessions, priority=1)
     claim(sessions)
     with sessions.begin() as session:
-        jobs = JobRepository(session)
-        assert jobs.request_cancel("default", waiting).state == "canceled"
-        assert jobs.request_cancel("default", running).state == "running"
-        assert jobs.request_cancel("default", waiting).state == "canceled"
+        assert jobs.request_cancel(session, "default", waiting).state == "canceled"
+        assert jobs.request_cancel(session, "default", running).state == "running"
+        assert jobs.request_cancel(session, "default", waiting).state == "canceled"
     assert read_job(sessions, running).cancel_requested_at is not None
 
 
 def test_other_tenants_jobs_do_not_exist(sessions):
     job_id = add_job(sessions, tenant="one")
     with sessions.begin() as session:
-        for look in (JobRepository(session).get, JobRepository(session).request_cancel):
+        for read in (jobs.get, jobs.request_cancel):
             with pytest.raises(JobNotFound):
-                look("two", job_id)
+                read(session, "two", job_id)
     assert read_job(sessions, job_id).state == "queued"
 
 
@@ -248,16 +248,16 @@ def test_a_job_shows_the_artifacts_of_its_latest_attempt(sessions):
     job_id = add_job(sessions)
     claim(sessions)
     with sessions.begin() as session:
-        JobRepository(session).add_artifacts(job_id, 1, [FRAME])
+        attempts.add_artifacts(session, job_id, 1, [FRAME])
         job = session.get(Job, job_id)
-        assert [frame.name for frame in JobRepository(session).frames(job, after="", limit=9)] == [FRAME.name]
-        assert JobRepository(session).artifacts(job) == []
+        assert [frame.name for frame in artifacts.list_frames(session, job, after="", limit=9)] == [FRAME.name]
+        assert artifacts.list_without_frames(session, job) == []
         job.attempt = 2
-        assert JobRepository(session).frames(job, after="", limit=9) == []
+        assert artifacts.list_frames(session, job, after="", limit=9) == []
         with pytest.raises(ArtifactNotFound):
-            JobRepository(session).artifact(job, FRAME.name)
+            artifacts.get(session, job, FRAME.name)
 
 
 def test_an_unknown_job_is_said_to_be_unknown(sessions):
     with sessions.begin() as session, pytest.raises(JobNotFound):
-        JobRepository(session).get("default", uuid4())
+        jobs.get(session, "default", uuid4())

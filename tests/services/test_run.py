@@ -12,11 +12,13 @@ from sqlalchemy.exc import OperationalError
 
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
 from jobs.models.manifest import ModelManifest
+from jobs.queue import attempts, jobs
+from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import JobRepository, Outcome
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.spec.job_spec import Movable
 from jobs.states import JobState
+from jobs.storage import artifacts
 from jobs.storage.objects import artifact_key
 from jobs.tables import Job, Worker
 from tests.generators import tiny_generator
@@ -101,7 +103,7 @@ def drained(settings, sessions, storage, queue, **seams):
 def request_cancel(sessions):
     with sessions.begin() as session:
         for job in session.query(Job).filter(Job.state == "running"):
-            JobRepository(session).request_cancel("default", job.id)
+            jobs.request_cancel(session, "default", job.id)
 
 
 def ended(sessions, job_id):
@@ -129,7 +131,7 @@ def test_a_worker_that_ends_claims_nothing_and_passes_the_message_on(settings, s
     job_id, drain = add_job(sessions), Drain()
     drain.request()
     Runner(settings, sessions, storage, queue, drain).run_next()
-    assert (read_job(sessions, job_id).state, queue.length("default")) == ("queued", 1)
+    assert (read_job(sessions, job_id).state, queue.count_messages("default")) == ("queued", 1)
 
 
 def test_a_job_handed_back_has_not_failed(settings, sessions, storage, queue):
@@ -137,7 +139,7 @@ def test_a_job_handed_back_has_not_failed(settings, sessions, storage, queue):
     runner, job = drained(settings, sessions, storage, queue)
     runner.process_job(job)
     waiting = read_job(sessions, job_id)
-    assert (waiting.state, waiting.attempt, waiting.failures, queue.length("default")) == ("queued", 1, 0, 1)
+    assert (waiting.state, waiting.attempt, waiting.failures, queue.count_messages("default")) == ("queued", 1, 0, 1)
 
 
 def test_a_posted_mask_that_is_gone_fails_the_job(runner, sessions):
@@ -185,7 +187,7 @@ def test_a_job_waits_for_a_store_that_comes_back(settings, sessions, storage, qu
 def test_an_outcome_waits_for_a_database_that_comes_back(settings, sessions, storage, queue):
     job_id, flaky = add_job(sessions), BrokenSessions(sessions, failures=0)
     runner = Runner(settings, flaky, storage, queue)
-    job, outcome = runner.claim_job(), Outcome(state=JobState.CANCELED)
+    job, outcome = runner.claim_job(), AttemptOutcome(state=JobState.CANCELED)
     flaky.failures = 3
     runner.finish(job, outcome)
     assert (ended(sessions, job_id), flaky.failures) == (("canceled", None), 0)
@@ -269,7 +271,7 @@ def until_requeued(sessions):
     """Sweep until the lease has run out."""
     while True:
         with sessions.begin() as session:
-            if JobRepository(session).requeue_expired_leases(RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
+            if attempts.requeue_expired_leases(session, RetryPolicy(max_attempts=3, delay_s=0, delay_limit_s=0)) == (1, 0):
                 return
 
 
@@ -387,7 +389,7 @@ def test_the_next_attempt_goes_on_from_a_resume_state_of_its_own_model_alone(
     done = read_job(sessions, job_id)
     assert (done.state, done.attempt) == ("succeeded", 2)
     with sessions() as session:
-        source = JobRepository(session).artifact(done, "source.png").key
+        source = artifacts.get(session, done, "source.png").key
     assert source == artifact_key("default", job_id, 1 if same_model else 2, "source.png")
 
 
@@ -410,7 +412,7 @@ def test_a_job_rests_after_each_failure_twice_as_long_give_or_take_a_fifth(sessi
         claim(session, Claimer(worker="w", lease=timedelta(seconds=2)))
         session.get(Job, job_id).failures = earlier
     with sessions.begin() as session:
-        JobRepository(session).release(job_id, 1, "it broke", RetryPolicy(max_attempts=99, delay_s=100, delay_limit_s=300))
+        attempts.release(session, job_id, 1, "it broke", RetryPolicy(max_attempts=99, delay_s=100, delay_limit_s=300))
         rest = func.extract("epoch", Job.not_before - func.clock_timestamp())
         rest_s = session.scalar(select(rest).where(Job.id == job_id))
     assert 0.8 * expected_s - 5 < rest_s <= 1.2 * expected_s  # the clock has gone on since

@@ -18,7 +18,7 @@ from embedded.service import start_part
 from embedded.stack import Stack
 from jobs.errors import StorageUnavailable
 from jobs.storage.objects import job_prefix
-from jobs.storage.signed_copies import MOST_TRIES
+from jobs.storage.signed_copies import MAX_TRIES
 from jobs.tables import Artifact, Job
 from tests.certificates import write_certificate
 from tests.services.jobs import add_job, read_job
@@ -26,8 +26,8 @@ from tests.services.test_photos import DRAG, finished, photo
 from tests.services.test_service import wait_until
 from worker.execution.runner import Runner
 from worker.reconciler.c2pa import C2paSigner
-from worker.reconciler.purge import Purge
-from worker.reconciler.signed_copies import Signed, SignedCopies
+from worker.reconciler.purge import Purger
+from worker.reconciler.signed_copies import ResultSigner, SigningResult
 
 LIMIT_S = 30
 EDIT = DRAG | {"model": "tiny", "output": {"frames_every": 1, "animation": ["mp4", "webp", "gif"]}}
@@ -46,12 +46,12 @@ def runner(settings, sessions, storage, queue):
 
 @pytest.fixture
 def signing(sessions, storage, certificate):
-    return SignedCopies(sessions, storage, C2paSigner.from_files(*certificate))
+    return ResultSigner(sessions, storage, C2paSigner.from_files(*certificate))
 
 
 @pytest.fixture
 def purge(sessions, storage):
-    return Purge(sessions, storage, tidy_after_s=0, upload_retain_s=3600)
+    return Purger(sessions, storage, tidy_after_s=0, upload_retain_s=3600)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_the_edit_of_a_photo_gets_signed_copies_that_can_be_downloaded_and_check
     sha256 = client.post("/v1/uploads", content=photo()).json()["sha256"]
     job = finished(client, runner, EDIT | {"source": {"upload": sha256}, "inversion": {"steps": 4, "tuning_steps": 3}})
     before = {artifact["name"]: artifact["sha256"] for artifact in job["artifacts"]}
-    assert signing.sign() == Signed(jobs=1, copies=5)
+    assert signing.sign() == SigningResult(jobs=1, copies=5)
     copies = listed(client, job["id"])
     assert list(copies) == COPIES
     for name, copy in copies.items():
@@ -123,9 +123,9 @@ def said(client, storage, job_id):
 
 
 def test_a_second_look_adds_nothing_and_nothing_stays_of_a_deleted_job(client, sessions, storage, signing, done):
-    assert signing.sign() == Signed(jobs=1, copies=2)
+    assert signing.sign() == SigningResult(jobs=1, copies=2)
     objects = stored_and_shown(sessions, storage, done)
-    assert (signing.sign(), stored_and_shown(sessions, storage, done)) == (Signed(), objects)
+    assert (signing.sign(), stored_and_shown(sessions, storage, done)) == (SigningResult(), objects)
     assert client.delete(f"/v1/jobs/{done}").status_code == 204
     assert stored_and_shown(sessions, storage, done) == (set(), set())
 
@@ -135,7 +135,7 @@ def test_only_jobs_that_have_succeeded_are_signed_and_of_them_the_attempt_that_d
     client.post(f"/v1/jobs/{canceled}/cancel")
     with sessions.begin() as session:
         session.execute(update(Job).where(Job.id == retried).values(attempt=1))
-    assert signing.sign() == Signed()
+    assert signing.sign() == SigningResult()
     runner.run_next()
     assert signing.sign().jobs == 1
     with sessions() as session:
@@ -171,22 +171,22 @@ def test_a_crash_between_object_and_row_leaves_nothing_stray(sessions, storage, 
     if tidied_before:
         assert purge.purge().tidied == 1
     with pytest.raises(Killed):
-        SignedCopies(sessions, Watched(storage, die), signing.credentials).sign()
+        ResultSigner(sessions, Watched(storage, die), signing.signer).sign()
     stored, shown = stored_and_shown(sessions, storage, done)
     assert len(stored - shown) == 1
-    assert signing.sign() == Signed(jobs=1, copies=2)
+    assert signing.sign() == SigningResult(jobs=1, copies=2)
     assert purge.purge().objects == 1
     stored, shown = stored_and_shown(sessions, storage, done)
     assert (stored, len([key for key in shown if "/signed/" in key])) == (shown, 2)
 
 
 def test_a_job_that_ends_the_process_each_time_is_given_up_and_its_leftovers_go(sessions, storage, signing, purge, done):
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_TRIES):
         with pytest.raises(Killed):
-            SignedCopies(sessions, Watched(storage, die), signing.credentials).sign()
-    assert signing.sign() == Signed()
+            ResultSigner(sessions, Watched(storage, die), signing.signer).sign()
+    assert signing.sign() == SigningResult()
     assert read_job(sessions, done).signed_at is not None
-    assert purge.purge().objects == MOST_TRIES
+    assert purge.purge().objects == MAX_TRIES
     stored, shown = stored_and_shown(sessions, storage, done)
     assert stored == shown
 
@@ -222,7 +222,7 @@ def assert_unharmed_by(action, sessions, storage, signing):
         ended.set()
 
     with background_thread(when_begun):
-        assert SignedCopies(sessions, Watched(storage, act), signing.credentials).sign().jobs == 1
+        assert ResultSigner(sessions, Watched(storage, act), signing.signer).sign().jobs == 1
 
 
 def test_a_job_that_is_deleted_while_it_is_signed_leaves_nothing(client, sessions, storage, signing, done):
@@ -235,7 +235,7 @@ def test_two_reconcilers_sign_each_job_once(sessions, storage, runner, certifica
         add_job(sessions)
         runner.run_next()
     made = []
-    signers = [SignedCopies(sessions, storage, C2paSigner.from_files(*certificate)) for _ in range(2)]
+    signers = [ResultSigner(sessions, storage, C2paSigner.from_files(*certificate)) for _ in range(2)]
     with background_thread(lambda: made.append(signers[0].sign())):
         made.append(signers[1].sign())
     assert (sum(one.jobs for one in made), sum(one.copies for one in made)) == (6, 12)
@@ -254,12 +254,12 @@ def test_a_file_that_cannot_be_signed_holds_up_neither_its_neighbours_nor_other_
     with sessions() as session:
         key = session.get_one(Artifact, (done, 1, "result.png")).key
     storage.put(key, b"hello", "image/png")
-    assert signing.sign() == Signed(jobs=1, copies=3, unsignable=1)
+    assert signing.sign() == SigningResult(jobs=1, copies=3, unsignable=1)
     assert [list(listed(client, job_id)) for job_id in (done, other)] == [
         ["signed/animation.mp4"],
         ["signed/animation.mp4", "signed/result.png"],
     ]
-    assert [signing.sign().unsignable for _ in range(MOST_TRIES)] == [1] * (MOST_TRIES - 1) + [0]
+    assert [signing.sign().unsignable for _ in range(MAX_TRIES)] == [1] * (MAX_TRIES - 1) + [0]
     assert read_job(sessions, done).signed_at is not None
 
 
@@ -271,16 +271,16 @@ class Away(Watched):
 
 
 def test_a_store_that_is_away_is_waited_for_and_costs_no_try(sessions, storage, signing, done):
-    for _ in range(MOST_TRIES + 2):
-        assert SignedCopies(sessions, Away(storage, None), signing.credentials).sign() == Signed()
+    for _ in range(MAX_TRIES + 2):
+        assert ResultSigner(sessions, Away(storage, None), signing.signer).sign() == SigningResult()
     assert read_job(sessions, done).sign_tries == 0
-    assert signing.sign() == Signed(jobs=1, copies=2)
+    assert signing.sign() == SigningResult(jobs=1, copies=2)
 
 
 def test_once_the_certificate_has_ended_jobs_wait_for_another(sessions, storage, certificate, done):
     ended = C2paSigner.from_files(*certificate)
     ended.valid_until = datetime.now(UTC)
-    assert SignedCopies(sessions, storage, ended).sign() == Signed()
+    assert ResultSigner(sessions, storage, ended).sign() == SigningResult()
     assert (read_job(sessions, done).sign_tries, read_job(sessions, done).signed_at) == (0, None)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from embedded.service import start_part, start_worker
+from jobs.queue import attempts
 from jobs.queue.claims import Claimer, claim, try_to_claim
-from jobs.queue.repository import JobRepository
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.tables import Job
 from tests.services.jobs import SLOW, add_job, read_job
@@ -139,10 +139,10 @@ def test_an_attempt_that_broke_down_beside_others_does_not_count(sessions):
     for expected in ((0, True), (1, True)):
         with sessions.begin() as session:
             job = claim(session, CLAIMER)
-            JobRepository(session).release(job_id, job.attempt, "it broke", RETRIES)
+            attempts.release(session, job_id, job.attempt, "it broke", RETRIES)
         row = read_job(sessions, job_id)
         assert (row.failures, row.alone) == expected
     with sessions.begin() as session:
         job = claim(session, CLAIMER)
-        JobRepository(session).release(job_id, job.attempt, "it broke", RETRIES)
+        attempts.release(session, job_id, job.attempt, "it broke", RETRIES)
     assert read_job(sessions, job_id).state == "failed"

@@ -12,10 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select, text, update
 
 from jobs.errors import ErrorCode, LeaseLost
+from jobs.queue import attempts
+from jobs.queue import jobs as job_rows
+from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.claims import Claimer, claim
-from jobs.queue.repository import JobRepository, Outcome
 from jobs.queue.retry_policy import RetryPolicy
-from jobs.states import MOVES, JobState
+from jobs.states import TRANSITIONS, JobState
 from jobs.tables import Attempt, Event, Job, Tenant
 from tests.services.jobs import add_job
 
@@ -62,7 +64,7 @@ class Lives(RuleBasedStateMachine):
 
     def write(self, action):
         with self.sessions.begin() as session:
-            return action(JobRepository(session))
+            return action(session)
 
     @rule(tenant=st.sampled_from(TENANTS), priority=st.integers(-1, 1))
     def submit(self, tenant, priority):
@@ -88,7 +90,7 @@ class Lives(RuleBasedStateMachine):
     def beat(self, data):
         job_id = self.pick(self.running(), data)
         known = self.known[job_id]
-        wishes = self.write(lambda jobs: jobs.renew(job_id, known.attempt, LEASE, {"iteration": 1}))
+        wishes = self.write(lambda session: attempts.renew(session, job_id, known.attempt, LEASE, {"iteration": 1}))
         assert wishes.cancel == known.wants_cancel
 
     @precondition(running)
@@ -96,21 +98,25 @@ class Lives(RuleBasedStateMachine):
     def finish(self, data, state):
         job_id = self.pick(self.running(), data)
         code = ErrorCode.TIMEOUT if state == JobState.FAILED else None
-        self.write(lambda jobs: jobs.finish(job_id, self.known[job_id].attempt, Outcome(state=state, error_code=code)))
+        self.write(
+            lambda session: attempts.finish(
+                session, job_id, self.known[job_id].attempt, AttemptOutcome(state=state, error_code=code)
+            )
+        )
         self.known[job_id].state = state
 
     @precondition(running)
     @rule(data=st.data())
     def break_down(self, data):
         job_id = self.pick(self.running(), data)
-        self.write(lambda jobs: jobs.release(job_id, self.known[job_id].attempt, "a reason", RETRIES))
+        self.write(lambda session: attempts.release(session, job_id, self.known[job_id].attempt, "a reason", RETRIES))
         self.count_failure(job_id)
 
     @precondition(running)
     @rule(data=st.data())
     def hand_back(self, data):
         job_id = self.pick(self.running(), data)
-        self.write(lambda jobs: jobs.hand_back(job_id, self.known[job_id].attempt))
+        self.write(lambda session: attempts.hand_back(session, job_id, self.known[job_id].attempt))
         self.known[job_id].state = JobState.QUEUED
 
     @precondition(running)
@@ -119,7 +125,7 @@ class Lives(RuleBasedStateMachine):
         job_id = self.pick(self.running(), data)
         with self.sessions.begin() as session:
             session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=func.now() - timedelta(seconds=1)))
-        self.write(lambda jobs: jobs.requeue_expired_leases(RETRIES))
+        self.write(lambda session: attempts.requeue_expired_leases(session, RETRIES))
         if self.known[job_id].wants_cancel:
             self.known[job_id].state = JobState.CANCELED
         else:
@@ -135,7 +141,7 @@ class Lives(RuleBasedStateMachine):
     def cancel(self, data):
         job_id = self.pick(list(self.known), data)
         known = self.known[job_id]
-        self.write(lambda jobs: jobs.request_cancel(known.tenant, job_id))
+        self.write(lambda session: job_rows.request_cancel(session, known.tenant, job_id))
         known.wants_cancel |= known.state == JobState.RUNNING
         if known.state == JobState.QUEUED:
             known.state = JobState.CANCELED
@@ -144,7 +150,7 @@ class Lives(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop(self, data):
         job_id = self.pick(list(self.known), data)
-        self.write(lambda jobs: jobs.request_stop(self.known[job_id].tenant, job_id))
+        self.write(lambda session: job_rows.request_stop(session, self.known[job_id].tenant, job_id))
 
     @precondition(lambda self: self.jobs(JobState.QUEUED))
     @rule(data=st.data())
@@ -152,7 +158,7 @@ class Lives(RuleBasedStateMachine):
         job_id = self.pick(self.jobs(JobState.QUEUED), data)
         with self.sessions.begin() as session:
             session.execute(update(Job).where(Job.id == job_id).values(start_before=func.now() - timedelta(seconds=1)))
-        self.write(lambda jobs: jobs.expire())
+        self.write(lambda session: job_rows.expire(session))
         if self.known[job_id].attempt == 0:  # what has begun once is no longer late
             self.known[job_id].state = JobState.EXPIRED
 
@@ -168,11 +174,11 @@ class Lives(RuleBasedStateMachine):
         if over:
             job_id, attempt = data.draw(st.sampled_from(over))
             arguments = {
-                "renew": (LEASE,), "finish": (Outcome(state=JobState.SUCCEEDED),), "release": ("a reason", RETRIES),
+                "renew": (LEASE,), "finish": (AttemptOutcome(state=JobState.SUCCEEDED),), "release": ("a reason", RETRIES),
                 "hand_back": (), "add_artifacts": ([],),
             }  # fmt: skip
             with pytest.raises(LeaseLost):
-                self.write(lambda jobs: getattr(jobs, act)(job_id, attempt, *arguments[act]))
+                self.write(lambda session: getattr(attempts, act)(session, job_id, attempt, *arguments[act]))
 
     @invariant()
     def rows_are_as_they_must_be(self):
@@ -193,7 +199,7 @@ class Lives(RuleBasedStateMachine):
         for job_id, known in self.known.items():
             moves = [kind.removeprefix("job.") for job, kind in told if job == job_id and not kind.endswith("_requested")]
             assert (moves[0], moves[-1]) == ("queued", known.state)
-            assert all(JobState(after) in MOVES[JobState(before)] for before, after in pairwise(moves))
+            assert all(JobState(after) in TRANSITIONS[JobState(before)] for before, after in pairwise(moves))
 
 
 def test_every_life_of_a_job_is_legal(sessions):

@@ -20,7 +20,7 @@ def test_a_missing_object_is_said_to_be_missing(storage):
 
 def test_a_presigned_url_lets_anybody_download_and_nobody_tamper(storage):
     storage.put("t/x/two.txt", b"hello", "text/plain")
-    url = storage.url("t/x/two.txt", "two.txt")
+    url = storage.make_download_url("t/x/two.txt", "two.txt")
     with urllib.request.urlopen(url) as response:
         assert response.read() == b"hello"
     with pytest.raises(HTTPError, match="403"):
@@ -29,7 +29,7 @@ def test_a_presigned_url_lets_anybody_download_and_nobody_tamper(storage):
 
 def test_a_link_to_upload_takes_one_object_of_the_length_that_was_signed(storage):
     headers = {"Content-Length": "5", "x-amz-checksum-sha256": "LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ="}
-    url = storage.upload_url("t/x/four", headers)
+    url = storage.make_upload_url("t/x/four", headers)
     assert put(url, b"hello", headers) == 200
     assert storage.get("t/x/four") == b"hello"
     longer = put(url, b"hello, world", headers | {"Content-Length": "12"})

@@ -11,8 +11,7 @@ import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from jobs.errors import KeyInUse
-from jobs.queue import idempotency
-from jobs.queue.repository import JobRepository
+from jobs.queue import idempotency, jobs
 from jobs.storage.objects import job_prefix
 from jobs.tables import Artifact, IdempotencyKey, Job
 from tests.services.jobs import DOCUMENT, add_job
@@ -190,7 +189,7 @@ def test_what_is_just_being_deleted_cannot_be_gone_on_from(client, sessions, run
     runner.run_next()
     with ThreadPoolExecutor(1) as pool:
         with sessions.begin() as deleting:
-            JobRepository(deleting).get("default", UUID(parent), lock=True)
+            jobs.get(deleting, "default", UUID(parent), lock=True)
             child = pool.submit(post, client, "child", {"model": "tiny", "source": {"job": parent}})
             wait_until_blocked(sessions)
             deleting.execute(delete(Job).where(Job.id == UUID(parent)))

@@ -130,7 +130,7 @@ def test_a_worker_is_known_before_its_first_job(stack, sessions, cleanup):
 
 def test_messages_without_jobs_do_nothing(client, stack, cleanup, queue):
     for _ in range(5):
-        queue.wake("default")
+        queue.send_wake_up("default")
     start_worker(stack, cleanup)
     assert ended(client, client.post("/v1/jobs", json=DOCUMENT).json())["state"] == "succeeded"
 

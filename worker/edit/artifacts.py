@@ -23,9 +23,9 @@ from engine.media.overlay import draw_overlay
 from engine.media.provenance import DigitalSourceType, embed, xmp_packet
 from engine.media.renderer import RenderedImages
 from jobs.models.manifest import ModelEntry
-from jobs.queue.repository import StoredObject
 from jobs.spec.job_spec import JobSpec
 from jobs.spec.model_points import model_points
+from jobs.storage.artifacts import StoredObject
 from worker.edit.inputs import EditStart
 
 TUNED = "generator.safetensors"  # the artifact with the tensors in which a tuned generator is not the model's

@@ -19,7 +19,8 @@ from engine.networks.encoder import Encoder
 from engine.networks.stylegan2 import Generator
 from jobs.database import Sessions
 from jobs.models.manifest import ModelEntry, ModelManifest
-from jobs.queue.repository import Ancestry, JobRepository
+from jobs.queue import jobs
+from jobs.queue.jobs import Ancestry
 from jobs.spec.crop_transform import CropTransform
 from jobs.spec.job_spec import Crop, JobSpec
 from jobs.spec.job_spec import Inversion as InversionSpec
@@ -99,7 +100,7 @@ class InputFetcher:
 
     def read_ancestry(self) -> Ancestry:
         with self.sessions() as session:
-            return JobRepository(session).ancestry(self.job)
+            return jobs.get_ancestry(session, self.job)
 
     def fetch_photo(self, upload: str, crop: Crop | None, resolution: int) -> Photo:
         return Photo.read(self.fetch_object(upload_key(self.job.tenant, upload)), crop, resolution)

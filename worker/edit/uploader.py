@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy.orm import Session
+
 from jobs.database import Sessions
 from jobs.errors import StorageUnavailable
-from jobs.queue.repository import JobRepository, ResumePoint, StoredObject
+from jobs.queue import attempts
+from jobs.queue.attempts import ResumePoint
+from jobs.storage.artifacts import StoredObject
 from jobs.storage.objects import Storage, artifact_key
 from jobs.tables import Job
 from worker.edit.artifacts import PendingArtifact
@@ -122,14 +126,14 @@ class Uploader:
 
     def record_artifacts(self) -> None:
         if self.unrecorded:
-            self.write(lambda jobs: jobs.add_artifacts(self.job.id, self.job.attempt, self.unrecorded))
+            self.write(lambda session: attempts.add_artifacts(session, self.job.id, self.job.attempt, self.unrecorded))
             self.unrecorded.clear()
 
     def record_resume_point(self, key: str, state: PendingResumeState) -> None:
         """Let the job's row name a stored resume state, and delete the one before."""
         self.record_artifacts()
         point = ResumePoint(attempt=self.job.attempt, key=key, names=list(state.kept_names))
-        self.write(lambda jobs: jobs.save_resume_point(self.job.id, self.job.attempt, point))
+        self.write(lambda session: attempts.save_resume_point(session, self.job.id, self.job.attempt, point))
         before, self.state_key, self.saving_state = self.state_key, key, False
         if before not in (None, key):
             try:
@@ -137,11 +141,11 @@ class Uploader:
             except StorageUnavailable as error:
                 logger.warning("job %s: %s stays until the job is tidied: %s", self.job.id, before, error)
 
-    def write(self, action: Callable[[JobRepository], None]) -> None:
+    def write(self, action: Callable[[Session], None]) -> None:
         """Run an action in a transaction of its own; wait for a database that is away."""
 
         def transaction() -> None:
             with self.sessions.begin() as session:
-                action(JobRepository(session))
+                action(session)
 
         retry_while_unavailable(transaction, self.patience_s, lambda: self.abandoned)

@@ -17,7 +17,7 @@ from engine.media.provenance import DigitalSourceType
 from engine.networks.stylegan2 import Generator
 from jobs.database import Sessions
 from jobs.models.manifest import ModelEntry, ModelManifest
-from jobs.queue.repository import JobRequests
+from jobs.queue.attempts import JobRequests
 from jobs.settings import Settings
 from jobs.spec.job_spec import JobSpec
 from jobs.storage.objects import Storage

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from jobs.database import Sessions
 from jobs.errors import LeaseLost
-from jobs.queue.repository import JobRepository, JobRequests
+from jobs.queue import attempts
+from jobs.queue.attempts import JobRequests
 from worker.background_thread import background_thread
 from worker.retry import SERVER_UNAVAILABLE
 
@@ -75,7 +76,7 @@ class Lease:
         """Renew in one transaction. Raises LeaseLost."""
         with self.sessions.begin() as session:
             lease = timedelta(seconds=self.pace.lease_s)
-            self.requests = JobRepository(session).renew(self.job_id, self.attempt, lease, progress)
+            self.requests = attempts.renew(session, self.job_id, self.attempt, lease, progress)
         self.renewed_at = time.monotonic()
 
     @contextmanager

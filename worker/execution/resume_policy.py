@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from jobs.database import Sessions
 from jobs.errors import ObjectMissing
-from jobs.queue.repository import JobRepository, StoredObject
+from jobs.queue import attempts
 from jobs.settings import Settings
+from jobs.storage.artifacts import StoredObject
 from jobs.tables import Job
 from worker.edit.artifacts import TUNED
 from worker.edit.inputs import InputFetcher
@@ -57,7 +58,7 @@ def load_earlier_work(job: Job, made_by: str, fetcher: InputFetcher, sessions: S
 
     def adopt() -> list[StoredObject]:
         with sessions.begin() as session:
-            return JobRepository(session).adopt(job.id, job.attempt, point["names"], point["attempt"])
+            return attempts.adopt_artifacts(session, job.id, job.attempt, point["names"], point["attempt"])
 
     stored = retry_while_unavailable(adopt, fetcher.patience_s)
     if state.tuned and TUNED not in [kept.name for kept in stored]:

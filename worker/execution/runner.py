@@ -16,14 +16,17 @@ from functools import partial
 from typing import Self, TypeVar
 
 import torch
+from sqlalchemy.orm import Session
 
 from engine.inversion.inversion import Inversion
-from jobs.database import CONNECTIONS, Sessions, make_sessions
+from jobs.database import MAX_CONNECTIONS, Sessions, make_sessions
 from jobs.errors import ErrorCode, LeaseLost, StorageUnavailable
+from jobs.queue import attempts
+from jobs.queue.attempts import AttemptOutcome, lease_lost
 from jobs.queue.broker import Broker
-from jobs.queue.claims import Claimer, claim, is_claimable, try_to_claim
-from jobs.queue.repository import JobRepository, Outcome, lease_lost
-from jobs.queue.workers import WorkerStatus, leave, report
+from jobs.queue.claims import Claimer, claim, has_claimable, try_to_claim
+from jobs.queue.retry_policy import RetryPolicy
+from jobs.queue.workers import WorkerStatus, remove_worker, report_status
 from jobs.settings import Settings
 from jobs.states import JobState
 from jobs.storage.objects import Storage
@@ -58,7 +61,7 @@ class BrokeDown:
     error: Exception
 
 
-AttemptEnd = Outcome | HandedBack | BrokeDown
+AttemptEnd = AttemptOutcome | HandedBack | BrokeDown
 
 
 class Runner:
@@ -99,7 +102,7 @@ class Runner:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # the first one imports for seconds: not under a lease
-        sessions = make_sessions(settings.database_url, connections=CONNECTIONS + 2 * settings.slots)
+        sessions = make_sessions(settings.database_url, connections=MAX_CONNECTIONS + 2 * settings.slots)
         storage = Storage.from_settings(settings)
         return cls(settings, sessions, storage, Broker(settings.redis_url), drain)
 
@@ -123,7 +126,7 @@ class Runner:
         with self.sessions.begin() as session:
             job = claim(session, self.claimer())
             if job is not None:
-                report(session, self.status(job))
+                report_status(session, self.status(job))
         return job
 
     def process_job(self, job: Job, batcher: DynamicBatcher | None = None) -> None:
@@ -150,7 +153,7 @@ class Runner:
         """
         for group_size in (GROUP_SIZE, 1):
             try:
-                return Outcome(state=JobState.SUCCEEDED, stop_reason=self.run_attempt(job, batcher, group_size))
+                return AttemptOutcome(state=JobState.SUCCEEDED, stop_reason=self.run_attempt(job, batcher, group_size))
             except Exception as error:
                 if group_size == 1 or batcher is not None or not is_out_of_memory(error):
                     return self.end_of_attempt(job, error, alone=batcher is None)
@@ -176,54 +179,56 @@ class Runner:
         if isinstance(error, (LeaseLost, *SERVER_UNAVAILABLE)):
             raise error
         if isinstance(error, Canceled):
-            return Outcome(state=JobState.CANCELED)
+            return AttemptOutcome(state=JobState.CANCELED)
         if isinstance(error, Drained):
             return HandedBack()
         if isinstance(error, tuple(CODES)):
-            return Outcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
+            return AttemptOutcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
         if alone and is_out_of_memory(error):
             message = f"the job needs more memory than the worker has: {error}"
-            return Outcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
+            return AttemptOutcome(state=JobState.FAILED, error_code=ErrorCode.OUT_OF_MEMORY, error_message=message)
         logger.error("job %s attempt %d broke down", job.id, job.attempt, exc_info=error)
         return BrokeDown(error)
 
     def record_end(self, job: Job, end: AttemptEnd) -> None:
         """Record how an attempt ended. Raises LeaseLost."""
         match end:
-            case Outcome():
+            case AttemptOutcome():
                 self.finish(job, end)
             case HandedBack():
                 self.hand_back(job)
             case BrokeDown():
                 self.release(job, end.error)
 
-    def finish(self, job: Job, outcome: Outcome) -> None:
+    def finish(self, job: Job, outcome: AttemptOutcome) -> None:
         """Record the outcome, and delete the resume state that nobody needs now. Raises LeaseLost."""
-        states = self.write(lambda jobs: jobs.finish(job.id, job.attempt, outcome))
+        states = self.write(lambda session: attempts.finish(session, job.id, job.attempt, outcome))
         with suppress(StorageUnavailable):  # the job is tidied later
             self.storage.remove(states)
         logger.info("job %s attempt %d ends: %s", job.id, job.attempt, outcome.error_message or outcome.state)
 
     def hand_back(self, job: Job) -> None:
         """Give the job to another worker at once. Raises LeaseLost."""
-        self.write(lambda jobs: jobs.hand_back(job.id, job.attempt))
-        self.queue.wake(job.pool)
+        self.write(lambda session: attempts.hand_back(session, job.id, job.attempt))
+        self.queue.send_wake_up(job.pool)
         logger.info("job %s attempt %d handed back: the worker ends", job.id, job.attempt)
 
     def release(self, job: Job, error: Exception) -> None:
         """Give up the attempt at once; end the process if its device is broken. Raises LeaseLost."""
         reason = f"{type(error).__name__}: {error}"
-        self.write(lambda jobs: jobs.release(job.id, job.attempt, reason, self.settings.retries))
+        self.write(
+            lambda session: attempts.release(session, job.id, job.attempt, reason, RetryPolicy.from_settings(self.settings))
+        )
         if is_device_failure(error):
             logger.error("the device is of no more use to this process, which ends")
             self.exit_process(1)  # Celery forks another
 
-    def write(self, action: Callable[[JobRepository], Result]) -> Result:
+    def write(self, action: Callable[[Session], Result]) -> Result:
         """Run the transaction at an attempt's end; wait for a database that is away for as long as the lease may last."""
 
         def transaction() -> Result:
             with self.sessions.begin() as session:
-                return action(JobRepository(session))
+                return action(session)
 
         return retry_while_unavailable(transaction, self.settings.lease_s)
 
@@ -264,7 +269,7 @@ class Runner:
     def report_status(self) -> None:
         """Write that this worker runs no job."""
         with self.sessions.begin() as session:
-            report(session, self.status())
+            report_status(session, self.status())
 
     def sign_on(self) -> None:
         """Write that there is one more worker; all that it imports is in memory by then."""
@@ -275,13 +280,13 @@ class Runner:
 
     def sign_off(self) -> None:
         """Write that there is one worker less, and pass its message on to another one."""
-        self.queue.wake(self.settings.pool)
+        self.queue.send_wake_up(self.settings.pool)
         with self.sessions.begin() as session:
-            leave(session, self.name)
+            remove_worker(session, self.name)
 
     def wake_for_waiting_jobs(self) -> None:
         """Send a message while jobs wait: one may have been lost."""
         with self.sessions() as session:
-            waiting = is_claimable(session, self.settings.pool)
+            waiting = has_claimable(session, self.settings.pool)
         if waiting:
-            self.queue.wake(self.settings.pool)
+            self.queue.send_wake_up(self.settings.pool)

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs: what killed attempts left in the store, and jobs that are no longer retained."""
+"""The purge: delete objects that killed attempts left, jobs past their retention, and uploads that are no longer used."""
 
 import logging
 from collections.abc import Callable
@@ -9,29 +9,29 @@ from jobs.database import Sessions
 from jobs.errors import StorageUnavailable, UploadInUse, UploadNotFound
 from jobs.queue import batches
 from jobs.storage import presigned
+from jobs.storage import uploads as upload_rows
 from jobs.storage.objects import Storage, job_prefix
-from jobs.storage.retention import expired, forget, needed, still_expired, tidied, untidy
-from jobs.storage.uploads import UploadRepository
+from jobs.storage.retention import delete_job, list_expired, list_untidy, lock_expired, lock_needed_keys, mark_tidied
 from jobs.tables import Job, PresignedUpload, Upload
 from jobs.tenants import quotas
 
-TOGETHER = 100  # jobs looked at in one go
+CHUNK_ROWS = 100  # of each kind, purged at once
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Purged:
-    """What one look deleted."""
+class PurgeResult:
+    """What one purge deleted."""
 
-    tidied: int = 0  # ended jobs, now without anything but their result
-    forgotten: int = 0  # jobs past their retention
+    tidied: int = 0  # ended jobs that now have nothing but their result
+    deleted: int = 0  # jobs past their retention
     uploads: int = 0  # that no submission has named for long
-    presigned: int = 0  # files announced by clients, past their time; their objects are not counted
-    objects: int = 0  # of the others
+    presigned: int = 0  # announced files past their time; their objects are not counted
+    objects: int = 0  # of jobs and uploads
 
 
-class Purge:
-    """Any number may run: each step can be repeated."""
+class Purger:
+    """The deletion of what is no longer needed. Any number may run, because each step can be repeated."""
 
     def __init__(self, sessions: Sessions, storage: Storage, tidy_after_s: float, upload_retain_s: float) -> None:
         self.sessions = sessions
@@ -39,45 +39,45 @@ class Purge:
         self.tidy_after = timedelta(seconds=tidy_after_s)
         self.upload_retain = timedelta(seconds=upload_retain_s)
 
-    def purge(self) -> Purged:
-        """Look once. Raises OperationalError; what was not done is done next time."""
+    def purge(self) -> PurgeResult:
+        """Purge once. Raises OperationalError; the next purge does what was not done."""
         with self.sessions() as session:
-            past, ended = expired(session, TOGETHER), untidy(session, self.tidy_after, TOGETHER)
-            unused = UploadRepository(session).unused(self.upload_retain, TOGETHER)
-            announced = presigned.past(session, TOGETHER)
-        gone = [objects for job in past if (objects := self.try_to(self.forget, job)) is not None]
-        tidy = [objects for job in ended if (objects := self.try_to(self.tidy, job)) is not None]
-        uploads = sum(map(self.forget_upload, unused))
-        files = sum(map(self.forget_announced, announced))
-        self.keep_books()
-        objects = sum(gone + tidy) + uploads
-        return Purged(tidied=len(tidy), forgotten=len(gone), uploads=uploads, presigned=files, objects=objects)
+            expired, untidy = list_expired(session, CHUNK_ROWS), list_untidy(session, self.tidy_after, CHUNK_ROWS)
+            unused = upload_rows.unused(session, self.upload_retain, CHUNK_ROWS)
+            announced = presigned.past(session, CHUNK_ROWS)
+        deleted = [objects for job in expired if (objects := self.skip_unavailable(self.delete_job, job)) is not None]
+        tidied = [objects for job in untidy if (objects := self.skip_unavailable(self.tidy_job, job)) is not None]
+        uploads = sum(map(self.delete_upload, unused))
+        files = sum(map(self.delete_announced, announced))
+        self.update_sums()
+        objects = sum(deleted + tidied) + uploads
+        return PurgeResult(tidied=len(tidied), deleted=len(deleted), uploads=uploads, presigned=files, objects=objects)
 
-    def keep_books(self) -> None:
-        """A transaction for each, so that none holds up the others."""
+    def update_sums(self) -> None:
+        """Delete empty batches and measure tenants, each in its own transaction, so that none holds up the others."""
         with self.sessions.begin() as session:
-            batches.forget_empty(session, TOGETHER)
+            batches.delete_empty(session, CHUNK_ROWS)
         with self.sessions() as session:
-            tenants = quotas.due(session, TOGETHER)
+            tenants = quotas.list_unmeasured(session, CHUNK_ROWS)
         for tenant in tenants:
             with self.sessions.begin() as session:
-                quotas.measure(session, tenant)
+                quotas.measure_stored_bytes(session, tenant)
 
-    def forget_upload(self, upload: Upload) -> bool:
-        """Whether it is gone: one that a job still needs stays."""
+    def delete_upload(self, upload: Upload) -> bool:
+        """Delete an upload unless a job needs it; return whether it is gone."""
         try:
             with self.sessions.begin() as session:
-                UploadRepository(session).remove(upload.tenant, upload.sha256, self.storage, self.upload_retain)
+                upload_rows.remove(session, upload.tenant, upload.sha256, self.storage, self.upload_retain)
         except UploadInUse:
             with self.sessions.begin() as session:
-                UploadRepository(session).touch(upload.tenant, upload.sha256)
+                upload_rows.touch(session, upload.tenant, upload.sha256)
             return False
         except (UploadNotFound, StorageUnavailable):
             return False
         return True
 
-    def forget_announced(self, announced: PresignedUpload) -> bool:
-        """Whether it is gone, with what was sent of it."""
+    def delete_announced(self, announced: PresignedUpload) -> bool:
+        """Delete an announced file with the bytes that were sent; return whether it is gone."""
         try:
             with self.sessions.begin() as session:
                 presigned.forget(session, announced, self.storage)
@@ -86,23 +86,24 @@ class Purge:
             return False
         return True
 
-    def try_to(self, action: Callable[[Job], int], job: Job) -> int | None:
-        """None when it cannot be done now: one job must not hold up the others."""
+    def skip_unavailable(self, action: Callable[[Job], int], job: Job) -> int | None:
+        """Run an action on a job; return None when the store is away, because one job must not hold up the others."""
         try:
             return action(job)
         except StorageUnavailable as error:
             logger.warning("job %s keeps what it stored: %s", job.id, error)
             return None
 
-    def tidy(self, job: Job) -> int:
-        """Delete every object that no artifact of the job is; how many."""
+    def tidy_job(self, job: Job) -> int:
+        """Delete the objects of a job that none of its artifacts names; return how many."""
         with self.sessions.begin() as session:
-            keep = needed(session, job)
+            keep = lock_needed_keys(session, job)
             strays = [key for key in self.storage.keys(job_prefix(job.tenant, job.id)) if key not in keep]
             self.storage.remove(strays)
-            tidied(session, job)
+            mark_tidied(session, job)
         return len(strays)
 
-    def forget(self, job: Job) -> int:
+    def delete_job(self, job: Job) -> int:
+        """Delete a job past its retention; return how many objects."""
         with self.sessions.begin() as session:
-            return forget(session, self.storage, job) if still_expired(session, job) else 0
+            return delete_job(session, self.storage, job) if lock_expired(session, job) else 0

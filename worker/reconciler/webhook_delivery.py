@@ -1,7 +1,7 @@
-"""Tells webhooks what happened: claims deliveries that are due, posts them, writes down how it went.
+"""Delivery of events to webhooks: claim the deliveries that are due, send them, store how each attempt ended.
 
-Any number of deliverers may run. A receiver that is dead holds up nobody else: of each webhook few are sent at once, and those
-that fail have but a part of the room.
+Any number of deliverers may run. A dead receiver holds up nobody else: few attempts of each webhook run at once, and failing
+webhooks share a part of the capacity.
 """
 
 import logging
@@ -13,102 +13,110 @@ from typing import Self
 
 from jobs.database import Sessions
 from jobs.settings import Settings
-from jobs.webhooks.deliveries import DeliveryCapacity, Outcome, Try, claim, settle
-from jobs.webhooks.signing import body_of, signed_headers
+from jobs.webhooks.deliveries import DeliveryAttempt, DeliveryCapacity, DeliveryOutcome, claim, record_outcome
+from jobs.webhooks.egress import EgressPolicy
+from jobs.webhooks.signing import encode_event, sign
 from worker.reconciler.webhook_sender import WebhookSender
 from worker.retry import SERVER_UNAVAILABLE, retry_while_unavailable
 
-ROOM = 8  # deliveries sent at once
-ROOM_FOR_FAILING = ROOM // 2
-LOOK_EVERY_S = 1.0
-SETTLING_S = 30.0  # that a database that is away is waited for, with an outcome in hand
+MAX_IN_FLIGHT = 8  # attempts at once
+MAX_IN_FLIGHT_FAILING = MAX_IN_FLIGHT // 2
+POLL_INTERVAL_S = 1.0
+RECORD_LIMIT_S = 30.0  # how long an outcome waits for a database that is away
 HEADERS = {"Content-Type": "application/json", "User-Agent": f"Dragqueue/{version('dragqueue')}"}
 logger = logging.getLogger(__name__)
 
 
-class Deliverer:
-    def __init__(self, sessions: Sessions, poster: WebhookSender, rest_scale: float) -> None:
+class WebhookDeliverer:
+    """The loop that starts attempts, each in a thread of its own."""
+
+    def __init__(self, sessions: Sessions, sender: WebhookSender, delay_scale: float) -> None:
         self.sessions = sessions
-        self.poster = poster
-        self.rest_scale = rest_scale
-        self.lease = timedelta(seconds=2 * poster.timeout_s + SETTLING_S)
-        self.under_way: set[Try] = set()
-        self.changed = threading.Condition()  # of under_way
-        self.freed = threading.Event()  # there is room since the last look
+        self.sender = sender
+        self.delay_scale = delay_scale
+        self.lease = timedelta(seconds=2 * sender.timeout_s + RECORD_LIMIT_S)
+        self.in_flight: set[DeliveryAttempt] = set()
+        self.changed = threading.Condition()  # guards in_flight
+        self.freed = threading.Event()  # set when an attempt has ended since the last poll
 
     @classmethod
     def from_settings(cls, sessions: Sessions, settings: Settings) -> Self:
-        poster = WebhookSender(destinations=settings.destinations, timeout_s=settings.webhook_timeout_s)
-        return cls(sessions, poster, settings.webhook_rest_scale)
+        """Make a deliverer as the settings say."""
+        sender = WebhookSender(policy=EgressPolicy.from_settings(settings), timeout_s=settings.webhook_timeout_s)
+        return cls(sessions, sender, settings.webhook_rest_scale)
 
     def run(self, stop: threading.Event) -> None:
-        """Deliver until stopped, and then wait for what is under way."""
+        """Deliver until stopped, and then wait for the attempts in flight."""
         while not stop.is_set():
             self.freed.clear()
             try:
-                self.look()
+                self.start_due()
             except SERVER_UNAVAILABLE as error:
                 logger.warning("deliveries wait: %s", error)
             except Exception:
                 logger.exception("deliveries failed; they go on")
-            self.freed.wait(LOOK_EVERY_S)
-        self.finish()
+            self.freed.wait(POLL_INTERVAL_S)
+        self.wait()
 
-    def look(self) -> int:
-        """Begin what is due and has room; how many. Raises OperationalError."""
-        room = self.room()
-        if room.room <= 0:
+    def start_due(self) -> int:
+        """Start attempts of due deliveries while there is capacity; return how many. Raises OperationalError."""
+        capacity = self.capacity()
+        if capacity.total <= 0:
             return 0
         with self.sessions.begin() as session:
-            tries = claim(session, room, self.lease)
-        for this in tries:
+            attempts = claim(session, capacity, self.lease)
+        for attempt in attempts:
             with self.changed:
-                self.under_way.add(this)
-            threading.Thread(target=self.carry, args=(this,), name=f"delivery {this.id}", daemon=True).start()
-        return len(tries)
+                self.in_flight.add(attempt)
+            threading.Thread(target=self.deliver, args=(attempt,), name=f"delivery {attempt.id}", daemon=True).start()
+        return len(attempts)
 
-    def room(self) -> DeliveryCapacity:
+    def capacity(self) -> DeliveryCapacity:
+        """Return how many attempts may start now."""
         with self.changed:
-            under_way = list(self.under_way)
-        failing = sum(this.failing for this in under_way)
+            in_flight = list(self.in_flight)
+        failing = sum(attempt.failing for attempt in in_flight)
         return DeliveryCapacity(
-            room=ROOM - len(under_way),
-            room_for_failing=max(0, ROOM_FOR_FAILING - failing),
-            under_way=Counter(this.webhook for this in under_way),
+            total=MAX_IN_FLIGHT - len(in_flight),
+            for_failing=max(0, MAX_IN_FLIGHT_FAILING - failing),
+            in_flight=Counter(attempt.webhook for attempt in in_flight),
         )
 
-    def finish(self) -> None:
+    def wait(self) -> None:
+        """Wait until no attempt is in flight."""
         with self.changed:
-            self.changed.wait_for(lambda: not self.under_way)
+            self.changed.wait_for(lambda: not self.in_flight)
 
-    def carry(self, this: Try) -> None:
-        """Send one and settle it. What cannot be settled is due again when its lease has run out."""
+    def deliver(self, attempt: DeliveryAttempt) -> None:
+        """Send one delivery and store the outcome. Without a stored outcome it is due again when the lease has run out."""
         try:
-            outcome = self.try_to_send(this)
-            retry_while_unavailable(lambda: self.settle(this, outcome), SETTLING_S)
+            outcome = self.send_or_fail(attempt)
+            retry_while_unavailable(lambda: self.record_outcome(attempt, outcome), RECORD_LIMIT_S)
         except Exception:
-            logger.exception("delivery %s was not settled", this.id)
+            logger.exception("the outcome of delivery %s was not stored", attempt.id)
         finally:
             with self.changed:
-                self.under_way.discard(this)
+                self.in_flight.discard(attempt)
                 self.changed.notify_all()
             self.freed.set()
 
-    def try_to_send(self, this: Try) -> Outcome:
-        """A defect of ours is an outcome too: what is never settled would be sent for ever."""
+    def send_or_fail(self, attempt: DeliveryAttempt) -> DeliveryOutcome:
+        """Send one delivery. A defect of ours is an outcome too, or the delivery would be sent for ever."""
         try:
-            return self.send(this)
+            return self.send(attempt)
         except Exception as error:
-            logger.exception("delivery %s could not be sent", this.id)
-            return Outcome(error=type(error).__name__)
+            logger.exception("delivery %s could not be sent", attempt.id)
+            return DeliveryOutcome(error=type(error).__name__)
 
-    def send(self, this: Try) -> Outcome:
-        if this.disabled:
-            return Outcome(error="the webhook was disabled")
-        body = body_of(this.type, this.created_at, this.data)
-        headers = signed_headers(this.id, this.secrets, body, datetime.now(UTC))
-        return self.poster.post(this.url, headers | HEADERS, body)
+    def send(self, attempt: DeliveryAttempt) -> DeliveryOutcome:
+        """Sign and send one delivery, unless its webhook is disabled."""
+        if attempt.disabled:
+            return DeliveryOutcome(error="the webhook was disabled")
+        body = encode_event(attempt.type, attempt.created_at, attempt.data)
+        headers = sign(attempt.id, attempt.secrets, body, datetime.now(UTC))
+        return self.sender.post(attempt.url, headers | HEADERS, body)
 
-    def settle(self, this: Try, outcome: Outcome) -> None:
+    def record_outcome(self, attempt: DeliveryAttempt, outcome: DeliveryOutcome) -> None:
+        """Store how an attempt ended."""
         with self.sessions.begin() as session:
-            settle(session, this, outcome, self.rest_scale)
+            record_outcome(session, attempt, outcome, self.delay_scale)

@@ -15,7 +15,7 @@ from engine.drag.cuda_graphs import run_shape
 from engine.drag.loop import DragBatch, Steps, make_batch, steps
 from engine.drag.run import DragRun, DragStep
 from engine.errors import DragDiverged
-from jobs.settings import MOST_SLOTS
+from jobs.settings import MAX_SLOTS
 from worker.background_thread import background_thread
 from worker.errors import is_out_of_memory
 
@@ -106,7 +106,7 @@ class DynamicBatcher:
         self.requested_at = 0.0  # when the last request came
         self.batches: Batches = {}  # of the last round
         self.most_served = 0  # drags that had an iteration in one round, at most
-        self.batch_limit = MOST_SLOTS  # drags whose iterations fit into memory together, as far as is known
+        self.batch_limit = MAX_SLOTS  # drags whose iterations fit into memory together, as far as is known
 
     def steps(self, run: DragRun) -> Steps:
         """Iterate a drag like `engine.drag.loop.steps`. Raises what its iterations raise, alone or with others."""
@@ -235,4 +235,4 @@ def group_requests(requests: Sequence[StepRequest], limit: int) -> Iterator[Sequ
 def group_limit(run: DragRun) -> int:
     """Return how many drags like this one a batch may have."""
     whole = run.plan.whole == run.plan.until
-    return MOST_WHOLE_MAPS if whole and run.start.device.type == "cpu" else MOST_SLOTS
+    return MOST_WHOLE_MAPS if whole and run.start.device.type == "cpu" else MAX_SLOTS

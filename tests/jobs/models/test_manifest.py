@@ -1,7 +1,7 @@
 import pytest
 
 from jobs.errors import InvalidJob, ManifestInvalid
-from jobs.models.manifest import ManifestFile, ModelManifest
+from jobs.models.manifest import ManifestFile, ModelDefaults, ModelManifest
 from tests.manifests import TINY, write_tiny_checkpoints
 
 
@@ -52,3 +52,59 @@ def test_a_slip_of_the_editors_leaves_the_last_manifest(tmp_path):
     assert set(file.current().models) == {"tiny"}
     (tmp_path / "manifest.toml").write_text("[models")
     assert set(file.current().models) == {"tiny"}
+
+
+WRITTEN = """# Ours.
+
+[models.old]  # the first
+file = "old.safetensors"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+resolution = 32
+num_ws = 8
+licence = "CC0-1.0"
+layout = "test"
+
+[public.lions]  # of others
+url = "https://example.org/lions.pkl"
+licence = "CC-BY-4.0"
+"""
+ADDED = """
+[models.new]
+file = "tiny.safetensors"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+resolution = 32
+num_ws = 8
+w_dim = 16
+c_dim = 0
+licence = "\u00e9 \\"2\\""
+layout = "test"
+defaults = { truncation_psi = 0.5, learning_rate = 1e-05 }
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    (tmp_path / "manifest.toml").write_text(WRITTEN)
+    return ModelManifest.load(tmp_path)
+
+
+def test_a_model_is_added_at_the_end_and_all_else_stays(written):
+    defaults = ModelDefaults(truncation_psi=0.5, learning_rate=1e-5)
+    written.add(TINY.model_copy(update={"name": "new", "licence": '\u00e9 "2"', "defaults": defaults}))
+    assert written.text() == WRITTEN + ADDED
+    assert ModelManifest.load(written.folder).get("new").licence == '\u00e9 "2"'
+
+
+def test_a_model_that_is_removed_leaves_the_others_as_they_are(written):
+    written.add(TINY.model_copy(update={"name": "new"}))
+    written.remove("new")
+    assert written.text().rstrip() == WRITTEN.rstrip()
+    written.remove("old")
+    assert written.text().rstrip() == "# Ours.\n\n" + WRITTEN[WRITTEN.index("[public") :].rstrip()
+
+
+def test_the_hash_of_a_public_model_is_written_into_its_table(written):
+    written.record("lions", "1" * 64)
+    assert written.text() == WRITTEN + f'sha256 = "{"1" * 64}"\n'
+    assert ModelManifest.load(written.folder).public["lions"].sha256 == "1" * 64
+    assert [path.name for path in written.folder.iterdir()] == ["manifest.toml"]

@@ -29,7 +29,7 @@ def test_what_is_not_public_is_refused(address):
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_not(address):
-    assert at(address).addresses("hooks.example", 443, 1) == [address]
+    assert at(address).resolve_allowed("hooks.example", 443, 1) == [address]
 
 
 def test_all_the_addresses_of_a_host_must_be_public():
@@ -42,9 +42,9 @@ def test_all_the_addresses_of_a_host_must_be_public():
 def test_operators_allow_networks():
     inner = EgressPolicy(allowed_networks=[ip_network("10.1.0.0/16")], resolve=lambda host, port: [host])
     for address in ("10.1.2.3", "::ffff:10.1.2.3", "8.8.8.8"):
-        assert inner.addresses(address, 443, 1) == [address]
+        assert inner.resolve_allowed(address, 443, 1) == [address]
     with pytest.raises(EgressRefused):
-        inner.addresses("10.2.0.1", 443, 1)
+        inner.resolve_allowed("10.2.0.1", 443, 1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_url_is_taken_apart_once():
 def test_a_resolver_that_does_not_answer_is_left_behind():
     began = time.monotonic()
     with pytest.raises(EgressRefused, match=r"not found within 0\.1 s"):
-        EgressPolicy(resolve=lambda host, port: time.sleep(2) or ["8.8.8.8"]).addresses("slow.example", 443, 0.1)
+        EgressPolicy(resolve=lambda host, port: time.sleep(2) or ["8.8.8.8"]).resolve_allowed("slow.example", 443, 0.1)
     assert time.monotonic() - began < 1
 
 

@@ -9,10 +9,10 @@ from socket import AF_INET6, create_connection, create_server, has_ipv6
 
 import pytest
 
-from jobs.webhooks.deliveries import Outcome
+from jobs.webhooks.deliveries import DeliveryOutcome
 from jobs.webhooks.egress import EgressPolicy
 from tests.receivers import Answer, receiving
-from worker.reconciler.webhook_sender import WebhookSender, rest_asked_for
+from worker.reconciler.webhook_sender import WebhookSender, parse_retry_after
 
 LOOPBACK = [ip_network("127.0.0.0/8"), ip_network("::1")]
 CERTIFICATE = Path(__file__).parents[2] / "data" / "hooks.example.pem"  # for the name hooks.example alone, by nobody's authority
@@ -28,7 +28,7 @@ def poster(*addresses, timeout_s=5.0, allowed=LOOPBACK, **options):
     """One for which every host is at these addresses."""
     resolve = {"resolve": lambda host, port: addresses} if addresses else {}
     return WebhookSender(
-        destinations=EgressPolicy(allow_http=True, allowed_networks=allowed, **resolve), timeout_s=timeout_s, **options
+        policy=EgressPolicy(allow_http=True, allowed_networks=allowed, **resolve), timeout_s=timeout_s, **options
     )
 
 
@@ -38,7 +38,7 @@ def post(url, *addresses, **options):
 
 def test_what_is_posted_arrives(receiver):
     url = f"http://Hooks.example:{receiver.port}/a%20b?c=d"
-    assert post(url, "127.0.0.1") == Outcome(status=204)
+    assert post(url, "127.0.0.1") == DeliveryOutcome(status=204)
     request = receiver.get()
     assert (request.path, request.body, request.headers["host"]) == ("/a%20b?c=d", b'{"a":1}', f"Hooks.example:{receiver.port}")
 
@@ -46,32 +46,32 @@ def test_what_is_posted_arrives(receiver):
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(receiver, status):
     receiver.answer = Answer(status, {"Location": receiver.url})
-    assert post(receiver.url) == Outcome(status=status, error=f"HTTP {status}: redirects are not followed")
+    assert post(receiver.url) == DeliveryOutcome(status=status, error=f"HTTP {status}: redirects are not followed")
     assert len(receiver.all()) == 1
 
 
 @pytest.mark.parametrize("status", [400, 404, 410, 500])
 def test_other_answers_are_failures(receiver, status):
     receiver.answer = Answer(status, {"Retry-After": "30"})
-    assert post(receiver.url) == Outcome(status=status, error=f"HTTP {status}")
+    assert post(receiver.url) == DeliveryOutcome(status=status, error=f"HTTP {status}")
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_receiver_may_ask_for_a_rest(receiver, status):
     receiver.answer = Answer(status, {"retry-after": "30"})
-    assert post(receiver.url) == Outcome(status=status, error=f"HTTP {status}", retry_after_s=30.0)
+    assert post(receiver.url) == DeliveryOutcome(status=status, error=f"HTTP {status}", retry_after_s=30.0)
 
 
 def test_a_rest_is_asked_for_in_seconds_or_until_a_time():
     later = datetime.now(UTC) + timedelta(minutes=10)
-    assert 590 < rest_asked_for(format_datetime(later, usegmt=True)) <= 600
-    assert [rest_asked_for(text) for text in ("7", " 7 ", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00")] == [
+    assert 590 < parse_retry_after(format_datetime(later, usegmt=True)) <= 600
+    assert [parse_retry_after(text) for text in ("7", " 7 ", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00")] == [
         7,
         7,
         0,
         0,
     ]
-    assert [rest_asked_for(text) for text in (None, "", "-7", "1.5", "soon", "9" * 400, "Wed, 99 Oct 2015 07:28:00 GMT")] == [
+    assert [parse_retry_after(text) for text in (None, "", "-7", "1.5", "soon", "9" * 400, "Wed, 99 Oct 2015 07:28:00 GMT")] == [
         None
     ] * 7
 
@@ -86,7 +86,7 @@ def test_nobody_listening_is_a_failure():
 
 def test_a_private_address_is_never_connected_to(receiver):
     outcome = post(f"http://hooks.example:{receiver.port}/", "127.0.0.1", allowed=[])
-    assert outcome == Outcome(error="hooks.example is not at a public address")
+    assert outcome == DeliveryOutcome(error="hooks.example is not at a public address")
     assert post(f"http://127.0.0.1:{receiver.port}/", allowed=[]).error == "127.0.0.1 is not at a public address"
     assert post(f"http://hooks.example:{receiver.port}/", "127.0.0.1", "10.0.0.1").error is not None
     assert receiver.all() == []
@@ -100,17 +100,17 @@ def test_the_socket_goes_to_the_address_that_was_checked(receiver):
         looks.append(host)
         return ["127.0.0.1"] if len(looks) == 1 else ["10.0.0.1"]
 
-    destinations = EgressPolicy(allow_http=True, allowed_networks=LOOPBACK, resolve=resolve)
-    rebound = WebhookSender(destinations=destinations, timeout_s=5)
+    policy = EgressPolicy(allow_http=True, allowed_networks=LOOPBACK, resolve=resolve)
+    rebound = WebhookSender(policy=policy, timeout_s=5)
     url = f"http://hooks.example:{receiver.port}/"
-    assert rebound.post(url, {}, b"{}") == Outcome(status=204)
+    assert rebound.post(url, {}, b"{}") == DeliveryOutcome(status=204)
     assert looks == ["hooks.example"]
-    assert rebound.post(url, {}, b"{}") == Outcome(error="hooks.example is not at a public address")
+    assert rebound.post(url, {}, b"{}") == DeliveryOutcome(error="hooks.example is not at a public address")
     assert len(receiver.all()) == 1
 
 
 def test_addresses_are_tried_in_turn(receiver):
-    assert post(f"http://hooks.example:{receiver.port}/", "127.0.0.9", "127.0.0.1") == Outcome(status=204)
+    assert post(f"http://hooks.example:{receiver.port}/", "127.0.0.9", "127.0.0.1") == DeliveryOutcome(status=204)
 
 
 @pytest.mark.skipif(not has_ipv6, reason="this machine has no IPv6")
@@ -130,7 +130,7 @@ def test_ipv6_addresses_go_with_brackets_in_the_url_alone():
         thread = threading.Thread(target=answer, args=(server,))
         thread.start()
         port = server.getsockname()[1]
-        assert post(f"http://[::1]:{port}/") == Outcome(status=204)
+        assert post(f"http://[::1]:{port}/") == DeliveryOutcome(status=204)
         thread.join()
     assert f"host: [::1]:{port}".encode() in heard[0].lower()
 
@@ -139,7 +139,7 @@ def test_proxies_of_the_environment_are_not_for_webhooks(receiver, monkeypatch):
     with receiving() as proxy:
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert post(receiver.url) == Outcome(status=204)
+        assert post(receiver.url) == DeliveryOutcome(status=204)
         assert (len(receiver.all()), len(proxy.all())) == (1, 0)
 
 
@@ -155,7 +155,7 @@ def test_tls_is_for_the_name_though_the_socket_is_for_the_address():
     tls, names = secured()
     trusting = ssl.create_default_context(cafile=CERTIFICATE)
     with receiving(tls) as receiver:
-        assert post(f"https://hooks.example:{receiver.port}/", "127.0.0.1", tls=trusting) == Outcome(status=204)
+        assert post(f"https://hooks.example:{receiver.port}/", "127.0.0.1", tls=trusting) == DeliveryOutcome(status=204)
         other = post(f"https://other.example:{receiver.port}/", "127.0.0.1", tls=trusting)
         assert "not valid for 'other.example'" in other.error
         unknown = post(f"https://hooks.example:{receiver.port}/", "127.0.0.1")
@@ -175,9 +175,9 @@ def dripping(connection, piece, stop):
 @pytest.mark.parametrize(
     ("head", "outcome"),
     [
-        (b"", Outcome(error="no answer within 0.5 s")),
-        (b"HTTP/1.1 200 OK\r\nX-Long: ", Outcome(error="no answer within 0.5 s")),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n", Outcome(status=200)),
+        (b"", DeliveryOutcome(error="no answer within 0.5 s")),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", DeliveryOutcome(error="no answer within 0.5 s")),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n", DeliveryOutcome(status=200)),
     ],
 )
 def test_a_receiver_that_sends_a_byte_now_and_then_gains_nothing(head, outcome):
@@ -205,12 +205,12 @@ def test_a_receiver_that_sends_a_byte_now_and_then_gains_nothing(head, outcome):
 def test_a_handshake_that_hangs_ends_in_time():
     with create_server(("127.0.0.1", 0)) as server:
         outcome = post(f"https://hooks.example:{server.getsockname()[1]}/", "127.0.0.1", timeout_s=0.3)
-    assert outcome == Outcome(error="no answer within 0.3 s")
+    assert outcome == DeliveryOutcome(error="no answer within 0.3 s")
 
 
 def test_of_a_long_answer_little_is_read(receiver):
     receiver.answer = Answer(200, body=b"x" * 50_000_000)
-    assert post(receiver.url) == Outcome(status=200)
+    assert post(receiver.url) == DeliveryOutcome(status=200)
     assert receiver.cut_off.wait(5)
 
 

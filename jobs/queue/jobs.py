@@ -1,0 +1,155 @@
+"""Jobs as their clients see them: submit, find, list, cancel, stop. Nothing here commits; all times are the database's."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.orm import Session
+
+from jobs.errors import JobNotFound
+from jobs.queue.transitions import transition
+from jobs.spec.validation import Submission
+from jobs.states import JobState
+from jobs.storage import artifacts
+from jobs.tables import Artifact, Attempt, Job
+
+JOBS = Job.__table__
+# Without the ORM a submission costs half as much.
+ADD = JOBS.insert().returning(*(column for column in JOBS.columns if column.name != "spec"))  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestry:
+    """The stored results that a job goes on from."""
+
+    latent_key: str
+    changes_key: str | None  # of a tuned generator's tensors, where the chain began with a photo
+    root_spec: dict[str, Any] | None  # of the chain's first job, while it is kept
+
+
+def new_row(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
+    """Return the row of a queued job."""
+    spec, parent = submission.spec, submission.parent
+    return {
+        "id": job_id,
+        "tenant": tenant,
+        "model": spec.model,
+        "pool": submission.pool,
+        "spec": spec.model_dump(mode="json"),
+        "priority": spec.priority,
+        "start_before": spec.start_before,
+        "parent": None if parent is None else parent.id,
+        "root": None if parent is None else parent.root or parent.id,
+    }
+
+
+def add(session: Session, job_id: UUID, tenant: str, submission: Submission) -> Job:
+    """Store a queued job; return a copy that no session knows."""
+    row = new_row(job_id, tenant, submission)
+    stored = session.connection().execute(ADD, row).one()
+    return Job(spec=row["spec"], **stored._asdict())
+
+
+def select_job(tenant: str, job_id: UUID) -> Select[Job]:
+    """Select a tenant's job."""
+    return select(Job).where(Job.id == job_id, Job.tenant == tenant)
+
+
+def get(session: Session, tenant: str, job_id: UUID, *, lock: bool = False) -> Job:
+    """Return a tenant's job. Raises JobNotFound, also for other tenants' jobs."""
+    query = select_job(tenant, job_id)
+    return require(session.scalar(query.with_for_update() if lock else query), job_id)
+
+
+def get_for_share(session: Session, tenant: str, job_id: UUID) -> Job:
+    """Return a job that nobody can delete until the transaction ends. Raises JobNotFound."""
+    return require(session.scalar(select_job(tenant, job_id).with_for_update(read=True, key_share=True)), job_id)
+
+
+def find(session: Session, tenant: str, job_id: UUID) -> Job | None:
+    """Find a tenant's job; None when there is none."""
+    return session.scalar(select_job(tenant, job_id))
+
+
+def require(job: Job | None, job_id: UUID) -> Job:
+    """Raise JobNotFound when there is no job."""
+    if job is None:
+        raise JobNotFound(f"there is no job {job_id}")
+    return job
+
+
+def reserve_id(session: Session, job_id: UUID) -> bool:
+    """Return whether an id that a client chose is free. Nobody else can take it until the transaction ends."""
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(job_id), 0))))
+    return session.scalar(select(Job.id).where(Job.id == job_id)) is None
+
+
+def page(
+    session: Session, tenant: str, *, limit: int, before: int | None = None, state: JobState | None = None,
+    model: str | None = None, batch: UUID | None = None,
+) -> list[Job]:  # fmt: skip
+    """List a tenant's jobs from the newest on; with `before`, those whose seq is lower."""
+    query = select(Job).where(Job.tenant == tenant).order_by(Job.seq.desc()).limit(limit)
+    wanted = ((Job.state, state), (Job.model, model), (Job.batch, batch))
+    query = query.where(*(column == value for column, value in wanted if value is not None))
+    return list(session.scalars(query if before is None else query.where(Job.seq < before)))
+
+
+def oldest_queued_s(session: Session, tenant: str) -> float | None:
+    """Return how many seconds a tenant's oldest queued job has waited; None when none waits."""
+    waited = func.extract("epoch", func.clock_timestamp() - func.min(Job.created_at))
+    age = session.scalar(select(waited).where(Job.tenant == tenant, Job.state == JobState.QUEUED))
+    return None if age is None else round(float(age), 3)
+
+
+def list_attempts(session: Session, job: Job) -> list[Attempt]:
+    """List a job's attempts from the first on."""
+    return list(session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)))
+
+
+def request_cancel(session: Session, tenant: str, job_id: UUID) -> Job:
+    """Cancel a queued job at once; ask the worker to drop a running one; leave an ended one alone. Raises JobNotFound."""
+    job = get(session, tenant, job_id, lock=True)
+    if job.state == JobState.QUEUED:
+        session.execute(transition(JobState.CANCELED, Job.id == job_id))
+    elif job.state == JobState.RUNNING and job.cancel_requested_at is None:
+        session.execute(update(Job).where(Job.id == job_id).values(cancel_requested_at=func.clock_timestamp()))
+    session.refresh(job)
+    return job
+
+
+def request_stop(session: Session, tenant: str, job_id: UUID) -> Job:
+    """Ask the worker to end the drag and keep the picture. A queued job will end at its first step. Raises JobNotFound."""
+    job = get(session, tenant, job_id, lock=True)
+    if job.state in (JobState.QUEUED, JobState.RUNNING) and job.stop_requested_at is None:
+        session.execute(update(Job).where(Job.id == job_id).values(stop_requested_at=func.clock_timestamp()))
+    session.refresh(job)
+    return job
+
+
+def expire(session: Session) -> int:
+    """End the jobs that should have started by now and did not; return how many."""
+    late = (Job.state == JobState.QUEUED, Job.started_at.is_(None), Job.start_before <= func.clock_timestamp())
+    return len(session.execute(transition(JobState.EXPIRED, *late).returning(Job.id)).all())
+
+
+def get_ancestry(session: Session, job: Job) -> Ancestry:
+    """Return the results that a job goes on from. Raises ArtifactNotFound, JobNotFound."""
+    if job.parent is None:
+        raise JobNotFound("the job to go on from is gone")
+    parent = get(session, job.tenant, job.parent)
+    latent = artifacts.get(session, parent, "latent.safetensors")
+    changes = session.scalar(artifacts.select_artifacts(parent).where(Artifact.name == "generator.safetensors"))
+    root = session.get(Job, job.root)
+    return Ancestry(
+        latent_key=latent.key,
+        changes_key=None if changes is None else changes.key,
+        root_spec=None if root is None else root.spec,
+    )
+
+
+def find_photo(session: Session, job: Job) -> str | None:
+    """Return the sha256 of the upload that a job's chain began with, while its first job is kept."""
+    root = job if job.root is None else session.get(Job, job.root)
+    return None if root is None else root.spec["source"].get("upload")

@@ -20,7 +20,7 @@ from jobs.settings import REPOSITORY
 
 QUALITY = REPOSITORY / "docs" / "quality"
 ROWS = {
-    "pairs": ["no edit", "default"],
+    "pairs": ["no edit"],
     "ablation": ["learning_rate 0.05"],
     "mask": ["mask_weight 0"],
     "background": ["no mask"],

@@ -14,7 +14,7 @@ TINY = ModelEntry(
 
 
 def write_tiny_checkpoints(folder: Path) -> Path:
-    """ModelCache: tiny; slow (a drag takes seconds); missing (no file); damaged (another hash)."""
+    """Write models: tiny; slow (a drag takes seconds); missing (no file); damaged (another hash)."""
     entries = [add_model(folder, "tiny", tiny_generator()), add_model(folder, "slow", slow_generator())]
     (folder / "damaged.safetensors").write_bytes(b"not a checkpoint")
     entries += [TINY.model_copy(update={"name": name, "file": f"{name}.safetensors"}) for name in ("missing", "damaged")]

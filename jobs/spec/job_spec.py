@@ -201,7 +201,7 @@ class JobSpec(Strict):
         return metadata
 
     def resolved(self, model: ModelEntry) -> "JobSpec":
-        """The same job with nothing left to defaults: client's value, else the model's, else the preset's."""
+        """Return the job with nothing left to defaults: the client's value, else the model's, else the preset's."""
         chosen = self.drag.model_dump(exclude_none=True)
         preset = asdict(preset_options(self.drag.preset, len(self.points), self.movable is not None))
         settable = {name: value for name, value in preset.items() if name in Drag.model_fields and value is not None}

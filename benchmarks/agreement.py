@@ -25,7 +25,7 @@ from engine.networks.config import Precision
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
-from worker.edit.drag import choose_device, open_generator
+from worker.edit.engine_setup import choose_device, open_generator
 
 MODEL = "demo-faces"
 
@@ -117,7 +117,7 @@ def drag_in_slots(
                 yield index, FinalDistance(reason == "reached", run.best.distance_px)
                 del running[index]
             else:
-                run.descend(update)
+                run.take_step(update)
 
 
 def make_parser() -> argparse.ArgumentParser:

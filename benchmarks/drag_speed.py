@@ -240,7 +240,7 @@ def our_steps(generator: Generator, case: SpeedCase) -> Iterator[None]:
     while True:
         together.step()
         for run, update in zip(runs, together.updates(), strict=True):
-            run.descend(update)
+            run.take_step(update)
         yield
 
 

@@ -31,7 +31,7 @@ from jobs.storage.decoding import Decoded, decode, decode_mask
 from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload
 from worker.edit.artifacts import ArtifactWriter, PendingArtifact, Timings, with_provenance
-from worker.edit.drag import choose_device, open_generator, prepare_drag
+from worker.edit.engine_setup import choose_device, open_generator, prepare_drag
 from worker.edit.inputs import (
     CurvePoint,
     EditStart,
@@ -60,7 +60,7 @@ class FolderSink:
             StoredObject(name=artifact.name, key=str(path), media_type=artifact.media_type, size_bytes=len(data), sha256=sha256)
         )
 
-    def drain(self) -> list[StoredObject]:
+    def wait_until_stored(self) -> list[StoredObject]:
         return list(self.stored)
 
 

@@ -126,7 +126,8 @@ class Job(Base):
     )  # the job that it goes on from
     root: Mapped[UUID | None]  # the first job of its chain, which may be deleted
     progress: Mapped[dict[str, Any] | None]
-    checkpoint: Mapped[dict[str, Any] | None]  # the ResumePoint: where the next attempt goes on
+    # a ResumePoint, where the next attempt resumes; the column was named when "checkpoint" had two meanings
+    resume_point: Mapped[dict[str, Any] | None] = mapped_column("checkpoint")
     stop_reason: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]

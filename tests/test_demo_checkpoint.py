@@ -20,7 +20,7 @@ from cli.offline import Given, OfflineEdit
 from engine.drag.loop import drag, to_points
 from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
-from worker.edit.drag import open_generator
+from worker.edit.engine_setup import open_generator
 
 
 @pytest.fixture(scope="module")

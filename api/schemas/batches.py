@@ -69,6 +69,6 @@ class BatchLine(BaseModel):
 
     @classmethod
     def refused(cls, refusal: Refusal) -> Self:
-        """Return the line of a line that is no job."""
+        """Return the answer for a posted line that is no job."""
         problems = [FieldProblem(**problem) for problem in refusal.problems]
         return cls(line=refusal.line, custom_id=refusal.custom_id, state="refused", problems=problems)

@@ -39,7 +39,7 @@ class BatchService:
             InvalidJob, KeyReused, KeyInUse, QuotaExceeded, StorageUnavailable.
         """
         session = self.unit_of_work.session
-        earlier = idempotency.begin(session, self.tenant, idempotency_key, fingerprint)
+        earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
         if earlier is not None:
             return Accepted(earlier, replayed=True)
         file.seek(0)

@@ -47,7 +47,7 @@ class JobService:
         """
         session = self.unit_of_work.session
         fingerprint = "" if idempotency_key is None else posted.fingerprint()
-        earlier = idempotency.begin(session, self.tenant, idempotency_key, fingerprint)
+        earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
         if earlier is not None:
             return Accepted(earlier, replayed=True)
         parsed = parse_posted_job(posted)
@@ -79,7 +79,7 @@ class JobService:
             JobNotFound, JobActive; and what `submit` raises.
         """
         session = self.unit_of_work.session
-        earlier = idempotency.begin(session, self.tenant, idempotency_key, f"retry {job_id}")
+        earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, f"retry {job_id}")
         if earlier is not None:
             return Accepted(earlier, replayed=True)
         ended = jobs.get(self.unit_of_work.session, self.tenant, job_id)

@@ -19,7 +19,7 @@ from engine.drag.tracking import parabola_vertex, square_offsets, tracking_pixel
 from engine.networks.stylegan2 import Generator, modulate
 from jobs.models.manifest import ModelEntry
 from jobs.spec.job_spec import Drag, JobSpec, Movable, PointPair, Shape, Source
-from worker.edit.drag import drag_options
+from worker.edit.engine_setup import drag_options
 
 MakeBatch = Callable[[Sequence[DragRun]], DragBatch]
 PATCH_RADIUS = 4  # of block matching, pixels of a 128-pixel image

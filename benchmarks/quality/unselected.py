@@ -19,7 +19,7 @@ from benchmarks.quality.rulers import LandmarkRuler
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.settings import REPOSITORY
-from worker.edit.drag import choose_device, open_generator
+from worker.edit.engine_setup import choose_device, open_generator
 
 NAMES = ("pupil_left", "pupil_right", "nose_tip", "mouth_left", "mouth_right")
 COLUMNS = 8  # edits in a row

@@ -246,7 +246,7 @@ def read_mmagic(value: Any) -> ImportedGenerator | None:
 
 
 def rename_sequential_layer(key: str, names: dict[str, str]) -> str | None:
-    """Rename conv1.X, convs.N.X, to_rgb1.X and to_rgbs.N.X to the likes of synthesis.b8.conv0.X'; None for others.
+    """Rename conv1.X, convs.N.X, to_rgb1.X and to_rgbs.N.X to names such as synthesis.b8.conv0.X; return None for other keys.
 
     Args:
         names: X' by X.

@@ -41,7 +41,7 @@ def load_generator(path: Path | str, *, device: torch.device | str = "cpu", sha2
         CheckpointDamaged: the file has another hash, cannot be read, or lacks a tensor.
     """
     path = Path(path)
-    verify_file(path, sha256)
+    verify_sha256(path, sha256)
     generator = read_network(path, lambda config: Generator(GeneratorConfig(**config)))
     return channels_last(generator.eval().requires_grad_(False).to(device))
 
@@ -49,7 +49,7 @@ def load_generator(path: Path | str, *, device: torch.device | str = "cpu", sha2
 def load_discriminator(path: Path | str, *, device: torch.device | str = "cpu", sha256: str | None = None) -> Discriminator:
     """Load the discriminator that was imported with a generator: frozen, in float32. Raise as load_generator does."""
     path = Path(path)
-    verify_file(path, sha256)
+    verify_sha256(path, sha256)
     discriminator = read_network(path, lambda config: Discriminator(DiscriminatorConfig(**config)))
     return discriminator.eval().requires_grad_(False).to(device)
 
@@ -57,12 +57,12 @@ def load_discriminator(path: Path | str, *, device: torch.device | str = "cpu", 
 def load_encoder(path: Path | str, *, device: torch.device | str = "cpu", sha256: str | None = None) -> Encoder:
     """Load the encoder that was trained for a generator: frozen, in float32. Raise as load_generator does."""
     path = Path(path)
-    verify_file(path, sha256)
+    verify_sha256(path, sha256)
     encoder = read_network(path, lambda config: Encoder(EncoderConfig(**config)))
     return encoder.eval().requires_grad_(False).to(device)
 
 
-def verify_file(path: Path, sha256: str | None) -> None:
+def verify_sha256(path: Path, sha256: str | None) -> None:
     """Check that a checkpoint is there, and that it has the hash unless that is None.
 
     Raises:

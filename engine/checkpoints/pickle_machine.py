@@ -170,7 +170,7 @@ def check_key(key: Any) -> None:
 
 
 def new_dict(machine: PickleMachine, _: Any) -> None:
-    """Replace what is above the last mark by a dictionary of it."""
+    """Replace the items above the last mark by one dictionary of them."""
     items = machine.pop_to_mark()
     machine.stack.append({})
     machine.set_items(items)

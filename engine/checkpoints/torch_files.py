@@ -40,7 +40,7 @@ class PickledObject:
 
 
 @dataclass(frozen=True)
-class Storage:
+class TensorStorage:
     """The numbers behind one or more tensors."""
 
     values: np.ndarray  # one-dimensional
@@ -108,15 +108,15 @@ class ObjectBuilder:
             value |= {item: self.build(content) for item, content in call.items}
         return value
 
-    def build_storage(self, id_: Any) -> Storage:
+    def build_storage(self, id_: Any) -> TensorStorage:
         """Read the storage of a persistent id."""
         if self.storage_source is None:
             raise ValueError("a reference outside the file")
         kind, count = storage_type(id_)
-        return Storage(self.storage_source(str(id_[2]), kind, count))
+        return TensorStorage(self.storage_source(str(id_[2]), kind, count))
 
 
-def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+def rebuild_tensor(storage: TensorStorage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
     """Return a read-only view of a storage; offset and stride count numbers.
 
     Raises:
@@ -132,10 +132,10 @@ def rebuild_tensor(storage: Storage, offset: int, size: tuple[int, ...], stride:
     return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
 
 
-def load_from_bytes(data: bytes) -> Storage:
+def load_from_bytes(data: bytes) -> TensorStorage:
     """Read a storage that torch wrote as a stream of its own inside a pickle."""
     value = read_stream(io.BytesIO(data))
-    if not isinstance(value, Storage):
+    if not isinstance(value, TensorStorage):
         raise ValueError("an embedded stream without a storage")
     return value
 

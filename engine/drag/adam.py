@@ -26,7 +26,7 @@ class AdamSolver:
         """Take one step down the gradient [1, R, V]."""
         self.adam.step([gradient])
 
-    def observe(self, surprise: Tensor) -> None:
+    def learn(self, surprise: Tensor) -> None:
         """Learn nothing from where the points went."""
 
     def state(self) -> AdamState:

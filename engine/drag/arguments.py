@@ -6,6 +6,7 @@ from torch import Tensor
 from engine.defaults import default_feature_resolution
 from engine.drag.mask_term import check_early
 from engine.drag.options import DragOptions
+from engine.drag.solvers import SOLVERS
 from engine.errors import InvalidEdit
 from engine.networks.config import GeneratorConfig
 
@@ -34,8 +35,8 @@ def check_options(config: GeneratorConfig, options: DragOptions, *, masked: bool
     """Raise InvalidEdit with the first option that does not fit the generator or the other options."""
     if not 1 <= options.trainable_layers <= config.num_ws:
         raise InvalidEdit(f"trainable_layers must be 1 to {config.num_ws}, got {options.trainable_layers}")
-    if options.solver == "gauss-newton" and (masked or options.latent_weight > 0):
-        raise InvalidEdit("solver gauss-newton goes by the points alone: without movable, with a latent_weight of 0")
+    if SOLVERS[options.solver].points_only and (masked or options.latent_weight > 0):
+        raise InvalidEdit(f"solver {options.solver} goes by the points alone: without movable, with a latent_weight of 0")
     if masked and options.mask_term == "early":
         feature_resolution = options.feature_resolution or default_feature_resolution(config.resolution)
         check_early(config, options.trainable_layers, feature_resolution)

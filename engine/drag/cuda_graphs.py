@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.drag.iteration_data import Evaluation, StepInputs
 from engine.drag.run import DragRun
+from engine.drag.solvers import SOLVERS
 
 RECORDED_AFTER = 3  # iterations of one shape: a recording costs as much
 MOST_GRAPHS = 32  # of one synthesis network
@@ -34,7 +35,7 @@ class GraphOutputs(NamedTuple):
 
 
 Program = Callable[[], GraphOutputs]
-Record = Callable[[Program], Program]  # returns a program that does once more, on the same tensors, what the given one does
+Record = Callable[[Program], Program]  # returns a program that repeats the given program on the same tensors
 
 
 def record_cuda_graph(program: Program) -> Program:
@@ -67,7 +68,7 @@ class CudaGraphExecutor:
     def __init__(self, runs: Sequence[DragRun], record: Record = record_cuda_graph) -> None:
         """Create the executor of a batch of these drags."""
         self.record = record
-        self.shape = runs[0].kind, max(run.plan.whole for run in runs), tuple(run_shape(run) for run in runs)
+        self.shape = runs[0].batch_key, max(run.plan.whole for run in runs), tuple(run_shape(run) for run in runs)
         self.graphs: GraphCache = runs[0].synthesis.caches.setdefault("cuda_graphs", GraphCache())
 
     def __call__(self, evaluate: Evaluate, inputs: StepInputs) -> Evaluation:
@@ -138,7 +139,8 @@ class GraphCache:
 
 def can_use_cuda_graphs(runs: Sequence[DragRun]) -> bool:
     """Return whether the drags are on a GPU, and their loss depends on nothing but a step's inputs."""
-    return runs[0].start.is_cuda and all(run.options.solver == "adam" and run.options.latent_weight == 0 for run in runs)
+    recordable = SOLVERS[runs[0].options.solver].recordable
+    return recordable and runs[0].start.is_cuda and all(run.options.latent_weight == 0 for run in runs)
 
 
 def run_shape(run: DragRun) -> tuple[int, float, float, tuple[object, ...]]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.defaults import EARLY_RESOLUTION, default_feature_resolution
 from engine.drag.features import FeatureMap
-from engine.drag.gauss_newton import REFINED_PX, SLOPE_PX
 from engine.drag.options import REFERENCE_RESOLUTION, DragOptions
+from engine.drag.solvers import SOLVERS
 from engine.drag.tracking import tracking_pixels
 from engine.networks.config import GeneratorConfig
 from engine.networks.frozen_synthesis import FrozenSynthesis
@@ -64,7 +64,7 @@ def plan_features(config: GeneratorConfig, options: DragOptions, points: int, ma
     until = options.feature_resolution or default_feature_resolution(config.resolution)
     reach = reach_px(options, config.resolution) * until / config.resolution
     if not masked:
-        copies = points if options.solver == "gauss-newton" else 1
+        copies = points if SOLVERS[options.solver].copies_per_point else 1
         return cheapest_plan(config, until, options.context_blocks, reach, points, copies)
     if options.mask_term == "paper":
         return FeaturePlan(until, 0, until, reach)
@@ -77,7 +77,7 @@ def reach_px(options: DragOptions, resolution: int) -> float:
     A handle is tracked, then the disc around it is read, and the disc one step on. Gauss-Newton also refines the handle by its
     disc and takes the slopes of the disc.
     """
-    beyond = options.motion_radius + (REFINED_PX + SLOPE_PX if options.solver == "gauss-newton" else 0.0)
+    beyond = options.motion_radius + SOLVERS[options.solver].extra_reach_px
     return tracking_pixels(options, resolution) + beyond * resolution / REFERENCE_RESOLUTION + SLACK_PX
 
 
@@ -147,8 +147,8 @@ def compute_features(
         x = block_in_windows(network.block(size), f"b{size}", x, per_point, windows)  # [K, C', s - 2, s - 2]
         last = maps[size] = FeatureMap(x, windows.inner().corner, size)
     fine, *coarse = [maps[size] for size in reversed(plan.resolutions)]
-    weighed = [replace(each, values=each.values * CONTEXT_STRENGTH) for each in coarse]
-    return FeaturePass([fine, *weighed], blocks, modulations)
+    weighted = [replace(each, values=each.values * CONTEXT_STRENGTH) for each in coarse]
+    return FeaturePass([fine, *weighted], blocks, modulations)
 
 
 def cut_map(whole: FeatureMap, centers: Tensor, plan: FeaturePlan) -> FeatureMap:

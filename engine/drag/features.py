@@ -20,7 +20,7 @@ class FeatureMap:
     values: Tensor  # [K or B, C, n, n]
     corner: Tensor  # [K or 1, 2] integers, the (x, y) cell of a window's first value; may lie outside the map
     size: int  # f, cells of the whole map
-    owner: Tensor | None = None  # [K], which of B maps each point is on; None: each has its own, or all the only one
+    owner: Tensor | None = None  # [K], which of B maps each point is on; None: each point has a map of its own, or all share one
 
     @classmethod
     def whole(cls, values: Tensor, owner: Tensor | None = None) -> "FeatureMap":

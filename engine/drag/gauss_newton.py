@@ -43,7 +43,7 @@ class GaussNewtonState:
     """What the next steps depend on; equal states go on alike."""
 
     offset: Tensor  # [R V], from the start, standard deviations of w
-    jacobian: Tensor  # [2K, R V], pixels for each of them
+    jacobian: Tensor  # [2K, R V], pixels of the points for each number of the offset
     last: Tensor  # [R V], the step before
     age: int  # steps taken with this Jacobian
 
@@ -96,7 +96,7 @@ class GaussNewton:
         self.variable.copy_(self.origin + rows)
         return (self.jacobian @ self.last).view(-1, 2)
 
-    def observe(self, surprise: Tensor) -> None:
+    def learn(self, surprise: Tensor) -> None:
         """Learn by how much more than it should the last step moved the points, [K, 2] pixels."""
         length = self.last.square().sum().clamp(min=SHORTEST**2)
         self.jacobian = self.jacobian + torch.outer(surprise.flatten(), self.last / length)
@@ -133,7 +133,7 @@ class GaussNewtonObjective:
     def updates(self, losses: Sequence[Tensor], variables: Sequence[Tensor], points: Points) -> list[PointEvidence]:
         """Return the evidence of each drag; a Jacobian for those whose variables [k, R, V] are copies for their points."""
         assert self.surroundings is not None
-        around, self.surroundings = self.surroundings, None  # and the pass's maps with it
+        around, self.surroundings = self.surroundings, None  # lets go of the maps of the feature pass
         due = [variable for variable in variables if variable.requires_grad]
         gradients = iter(around.gradients(due) if due else [])
         remaining, sharpness, covariance = (

@@ -102,7 +102,7 @@ def steps(run: DragRun, stepper: Stepper | None = None) -> Steps:
         if reason is not None:
             break
         yield step
-        run.descend(stepper.update(run))  # solver step
+        run.take_step(stepper.update(run))  # solver step
     yield step
     assert run.best is not None
     yield replace(run.best, stop_reason=reason)
@@ -161,7 +161,7 @@ class Iteration:
         return Evaluation(handles=points.handles, references=references, joined=joined, losses=losses, points=points)
 
     def track_handles(self, inputs: StepInputs, joined: Reference, maps: list[FeatureMap]) -> Points:
-        """Return the points with the handles of those drags tracked that have moved; the others' are known."""
+        """Return the points. The handles of drags that have moved are tracked; the handles of other drags are known."""
         points = self.points_at(inputs.handles, inputs.targets, joined)
         if not any(inputs.moved):
             return points
@@ -225,7 +225,7 @@ class DragBatch:
         Raises:
             ValueError: the drags are of different kinds.
         """
-        if len({run.kind for run in runs}) != 1:
+        if len({run.batch_key for run in runs}) != 1:
             raise ValueError("only drags of one kind can make their steps together")
         self.runs = runs
         self.iteration = Iteration(runs, tracker)
@@ -241,7 +241,7 @@ class DragBatch:
         self.joined, self.computed = evaluation.joined, (inputs, evaluation)
         handles = torch.split(evaluation.handles, self.iteration.counts)
         for run, reference, found in zip(self.runs, evaluation.references, handles, strict=True):
-            run.observe(reference, found)
+            run.accept_tracking(reference, found)
         return self.collect_steps(evaluation)
 
     def updates(self) -> Sequence[Any]:

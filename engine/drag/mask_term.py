@@ -17,7 +17,7 @@ from engine.networks.config import GeneratorConfig
 from engine.networks.stylegan2 import Modulations, SynthesisNetwork
 
 INFLUENCE = 3  # cells of the early map on each side of a cell that the cell has an influence on
-EARLY_STRENGTH = 0.6  # with it equal weights hold equally well in both terms, measured on the demo model
+EARLY_STRENGTH = 0.6  # makes equal weights hold equally well in both terms, measured on the demo model
 USUAL_CHANGE = 0.08  # change of a feature that counts alike in both metrics
 DEAD_ZONE = 1e-3  # feature changes below this are rounding noise, whose gradient would be +-1
 
@@ -47,7 +47,7 @@ class MaskTerm:
         return [first, self.network.sum_rgb(coarse.items(), modulations)]
 
     def loss(self, now: list[Tensor], start: list[Tensor]) -> Tensor:
-        """Return the weighed sum over the maps of their mean change where the image must stay, a scalar."""
+        """Return the weighted sum over the maps of their mean change where the image must stay, a scalar."""
         penalty: Any = SquaredChange if self.metric == "l2" else AbsoluteChange
         pairs = zip(now, start, self.shares, strict=True)
         means: list[Tensor] = [penalty.apply((a - b).to(share.dtype), share) for a, b, share in pairs]

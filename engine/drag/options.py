@@ -34,8 +34,9 @@ class DragOptions:
     anchor_distance: float = 0.0  # pixels at 512: nearer to its target a point is pulled by what it looked like at the start
     context_blocks: int = 0  # coarser blocks watched beside the feature block, where no mask is given
     precision: Precision = "float32"  # of the convolutions; bfloat16 is twice as fast where it is native
-    overstep: bool = True  # every step of a handle is a whole pixel; else at most what remains, and who arrived is held
-    solver: Literal["adam", "gauss-newton"] = "adam"  # what takes steps; the other knows no rate, no step of one pixel, no mask
+    overstep: bool = True  # every step of a handle is a whole pixel; else at most what remains, and points that arrived are held
+    # what takes the steps; gauss-newton uses neither learning_rate nor overstep, and takes no mask
+    solver: Literal["adam", "gauss-newton"] = "adam"
 
 
 def default_preset(points: int, masked: bool) -> dict[str, Any]:

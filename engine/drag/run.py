@@ -134,8 +134,8 @@ class DragRun:
         return MaskTerm(self.synthesis.network, shares, early, self.options.mask_metric, self.options.mask_weight)
 
     @property
-    def kind(self) -> Hashable:
-        """Drags of one kind can share their iterations; how much a plan computes whole is a matter of cost only."""
+    def batch_key(self) -> Hashable:
+        """Drags of equal keys can share their iterations. How much a plan computes whole is a matter of cost only."""
         options, plan = self.options, self.plan
         watched = plan.until, plan.context, plan.reach
         tracking = options.tracking_radius, options.tracking_metric, options.subpixel
@@ -162,11 +162,11 @@ class DragRun:
         change = self.latents.rows(self.solver.variable) - self.start[:, : self.options.trainable_layers]
         return change.abs().mean() * self.options.latent_weight
 
-    def observe(self, reference: Reference, handles: Tensor) -> None:
+    def accept_tracking(self, reference: Reference, handles: Tensor) -> None:
         """Take over what an iteration found: the drag's look at its start, and its handles [K, 2]."""
         self.reference = self.reference or reference
         if self.moved:
-            self.solver.observe(handles - self.handles)
+            self.solver.learn(handles - self.handles)
             self.handles, self.tracked = handles, self.iteration
 
     def record(self, step: DragStep) -> None:
@@ -175,7 +175,7 @@ class DragRun:
             self.best = step
         self.stall.add(step)
 
-    def descend(self, update: Any) -> None:
+    def take_step(self, update: Any) -> None:
         """Let the solver take one step by what its objective computed."""
         moves = self.solver.step(update)
         if moves is not None:

@@ -1,6 +1,7 @@
 """The interfaces through which solvers plug into the loop, and the solvers there are.
 
-A new solver is a file beside adam.py and gauss_newton.py with a Solver and an Objective, and a line in SOLVERS.
+A new solver is a file beside adam.py and gauss_newton.py with a Solver and an Objective, an entry in SOLVERS, and its name in
+`DragOptions.solver`. Everything else that depends on the solver is a field of SolverKind.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from engine.drag.adam import AdamSolver, MotionSupervision
 from engine.drag.features import FeatureMap
-from engine.drag.gauss_newton import SPACING, GaussNewton, GaussNewtonObjective, GaussNewtonState
+from engine.drag.gauss_newton import REFINED_PX, SLOPE_PX, SPACING, GaussNewton, GaussNewtonObjective, GaussNewtonState
 from engine.drag.iteration_data import Points
 from engine.drag.latent import LatentParameterization
 from engine.drag.options import DragOptions
@@ -35,8 +36,8 @@ class Solver(Protocol):
         """Change the variable by what the objective computed; return how far points should move, [K, 2] pixels, if known."""
         ...
 
-    def observe(self, surprise: Tensor) -> None:
-        """Note by how much more than `step` returned the points moved, [K, 2] pixels."""
+    def learn(self, surprise: Tensor) -> None:
+        """Learn from how the points moved: by how much more than `step` returned, [K, 2] pixels."""
         ...
 
     def state(self) -> Any:
@@ -68,11 +69,16 @@ class Objective(Protocol):
 class SolverKind:
     """Everything that depends on which solver a drag has."""
 
-    create: Callable[[Generator, LatentParameterization, DragOptions, int, float], Solver]  # points, pixels for one at 512
+    create: Callable[[Generator, LatentParameterization, DragOptions, int, float], Solver]  # the last two: points, scale
     objective: Callable[[DragOptions], Objective]
     read_state: Callable[[dict[str, Tensor]], SolverState]
+    state_key: str  # a tensor that only states of this solver have
     patience: int  # iterations without a gain after which a drag is stalled
     disc_spacing: Callable[[DragOptions], float]  # pixels at 512 between the places of a disc that are read
+    extra_reach_px: float = 0.0  # pixels at 512 beyond the disc, from which features are read
+    points_only: bool = False  # takes neither a mask nor a latent weight
+    copies_per_point: bool = False  # a feature pass has a w+ for each point
+    recordable: bool = False  # its iterations can be recorded as CUDA graphs
 
 
 def create_adam(
@@ -93,19 +99,28 @@ SOLVERS = {
         create=create_adam,
         objective=lambda options: MotionSupervision(overstep=options.overstep),
         read_state=AdamState.read,
+        state_key="steps",
         patience=30,
         disc_spacing=lambda options: 1.0,
+        recordable=True,
     ),
     "gauss-newton": SolverKind(
         create=create_gauss_newton,
         objective=lambda options: GaussNewtonObjective(),
         read_state=GaussNewtonState.read,
+        state_key="jacobian",
         patience=5,
         disc_spacing=lambda options: min(SPACING, options.motion_radius / 3),  # slopes need not be known at every pixel
+        extra_reach_px=REFINED_PX + SLOPE_PX,
+        points_only=True,
+        copies_per_point=True,
     ),
 }
 
 
 def read_solver_state(tensors: dict[str, Tensor]) -> SolverState:
     """Return the state that a solver saved. Raises KeyError."""
-    return SOLVERS["gauss-newton" if "jacobian" in tensors else "adam"].read_state(tensors)
+    for kind in SOLVERS.values():
+        if kind.state_key in tensors:
+            return kind.read_state(tensors)
+    raise KeyError(f"no solver's state: {sorted(tensors)[:10]}")

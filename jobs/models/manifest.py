@@ -1,4 +1,7 @@
-"""The model manifest: the models of a folder, the hash of each file, and each model's defaults for jobs."""
+"""The model manifest: the models of a folder, the hash of each file, and each model's defaults for jobs.
+
+Who loads a file verifies its hash: `engine.checkpoints.load.verify_sha256`.
+"""
 
 import tomllib
 from contextlib import suppress

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from jobs.errors import ErrorCode, LeaseLost
 from jobs.queue.retry_policy import RetryPolicy
-from jobs.queue.transitions import end_attempts, transition
+from jobs.queue.state_updates import end_attempts, transition
 from jobs.states import Ending, JobState
 from jobs.storage.artifacts import StoredObject
 from jobs.tables import Artifact, Job
@@ -119,7 +119,7 @@ def adopt_artifacts(session: Session, job_id: UUID, attempt: int, names: Collect
 
 def save_resume_point(session: Session, job_id: UUID, attempt: int, point: ResumePoint) -> None:
     """Store where the next attempt goes on. Raises LeaseLost."""
-    statement = update(Job).where(*owned_by_attempt(job_id, attempt)).values(checkpoint=asdict(point))
+    statement = update(Job).where(*owned_by_attempt(job_id, attempt)).values(resume_point=asdict(point))
     if session.execute(statement.returning(Job.id)).one_or_none() is None:
         raise lease_lost(job_id, attempt)
 
@@ -127,7 +127,7 @@ def save_resume_point(session: Session, job_id: UUID, attempt: int, point: Resum
 def finish(session: Session, job_id: UUID, attempt: int, outcome: AttemptOutcome) -> list[str]:
     """End the job as its attempt ended; return the key of its resume state, which is not needed any more. Raises LeaseLost."""
     owned = owned_by_attempt(job_id, attempt)
-    key = session.scalar(select(Job.checkpoint["key"].as_string()).where(*owned).with_for_update())
+    key = session.scalar(select(Job.resume_point["key"].as_string()).where(*owned).with_for_update())
     move = transition(outcome.state, *owned).values(asdict(outcome))
     if end_attempts(session, move, Ending(outcome.state), outcome.error_message) == 0:
         raise lease_lost(job_id, attempt)

@@ -18,7 +18,7 @@ from jobs.errors import BatchNotFound, InvalidJob, JobNotFound, ObjectMissing, P
 from jobs.models.manifest import ModelManifest
 from jobs.queue.jobs import new_row
 from jobs.queue.priorities import BATCH_OFFSET
-from jobs.queue.transitions import transition
+from jobs.queue.state_updates import transition
 from jobs.spec.validation import SubmissionInputs, check_submission
 from jobs.states import JobState
 from jobs.tables import Batch, Job, Refusal

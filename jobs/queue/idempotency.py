@@ -28,7 +28,7 @@ REMEMBER = (
 )
 
 
-def begin(session: Session, tenant: str, key: str | None, fingerprint: str) -> dict[str, Any] | None:
+def reserve_key(session: Session, tenant: str, key: str | None, fingerprint: str) -> dict[str, Any] | None:
     """Reserve a key until the transaction ends, and return the earlier answer if there is one.
 
     A request without a key is always new. While another transaction holds the key, this one waits like for any lock.

@@ -8,15 +8,16 @@ from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.errors import JobNotFound
-from jobs.queue.transitions import transition
+from jobs.queue.state_updates import transition
 from jobs.spec.validation import Submission
 from jobs.states import JobState
 from jobs.storage import artifacts
 from jobs.tables import Artifact, Attempt, Job
 
 JOBS = Job.__table__
+NOT_RETURNED = ("spec", "checkpoint")  # known to the caller; empty for a new job
 # Without the ORM a submission costs half as much.
-ADD = JOBS.insert().returning(*(column for column in JOBS.columns if column.name != "spec"))  # type: ignore[attr-defined]
+ADD = JOBS.insert().returning(*(column for column in JOBS.columns if column.name not in NOT_RETURNED))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)

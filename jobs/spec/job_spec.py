@@ -88,7 +88,7 @@ class Inversion(Strict):
     perceptual: Literal["auto", "none", "discriminator", "lpips"] | None = None
 
     def resolved(self, model: ModelEntry) -> "Inversion":
-        """With nothing left to defaults; a model with an encoder starts near its end."""
+        """Return the options with nothing left to defaults; an encoder's guess saves most of the projection's steps."""
         steps = WARM_STEPS if model.encoder is not None else COLD_STEPS
         defaults = {"space": "w", "steps": steps, "tuning_steps": TUNING_STEPS, "perceptual": "auto"}
         return Inversion.model_validate(defaults | self.model_dump(exclude_none=True))

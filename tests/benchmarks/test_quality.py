@@ -22,7 +22,7 @@ from cli.main import app
 from jobs.models.manifest import ModelManifest
 from jobs.settings import REPOSITORY
 from tests.generators import tiny_generator
-from worker.edit.drag import open_generator
+from worker.edit.engine_setup import open_generator
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_a_worker_killed_leaves_what_the_next_one_ends_as_if_nothing_had_been(
     assert run_reconciler(settings) == 0
     assert run_worker(settings) == 0
     job = read_job(sessions, job_id)
-    assert (job.state, job.attempt, job.checkpoint) == ("succeeded", 1 if point in ENDED_BEFORE else 2, None)
+    assert (job.state, job.attempt, job.resume_point) == ("succeeded", 1 if point in ENDED_BEFORE else 2, None)
     assert artifacts(client, job_id) == expected
     assert Purger(sessions, storage, 0, 3600).purge().tidied >= 1
     with sessions() as session:
@@ -103,8 +103,8 @@ def test_a_reconciler_killed_leaves_a_database_that_the_next_one_repairs(setting
 def test_an_attempt_goes_on_where_the_killed_one_was(client, settings, sessions):
     job_id = submit(client)
     assert run_worker(settings, "mid-drag") == KILLED
-    checkpoint = read_job(sessions, job_id).checkpoint
-    assert (checkpoint["attempt"], "generator.safetensors" in checkpoint["names"]) == (1, True)
+    point = read_job(sessions, job_id).resume_point
+    assert (point["attempt"], "generator.safetensors" in point["names"]) == (1, True)
     let_leases_expire(sessions)
     run_reconciler(settings)
     assert run_worker(settings, "mid-projection") == 0  # it never projects again

@@ -12,7 +12,7 @@ from jobs.queue.attempts import AttemptOutcome
 from jobs.queue.claims import Claimer
 from jobs.queue.claims import claim as claim_next
 from jobs.queue.retry_policy import RetryPolicy
-from jobs.queue.transitions import transition
+from jobs.queue.state_updates import transition
 from jobs.states import TRANSITIONS, JobState
 from jobs.storage import artifacts
 from jobs.storage.artifacts import StoredObject

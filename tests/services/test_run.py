@@ -26,7 +26,7 @@ from tests.manifests import add_model
 from tests.services.jobs import DOCUMENT, add_job, read_job
 from worker.edit.artifacts import ArtifactWriter
 from worker.execution.drain import Drain
-from worker.execution.lease import Lease, Pace
+from worker.execution.lease import Lease, LeaseTimes
 from worker.execution.model_cache import ModelCache
 from worker.execution.runner import Runner
 
@@ -200,7 +200,7 @@ def test_a_resume_state_that_cannot_be_read_starts_the_job_from_the_beginning(ru
         if state is not None:
             storage.put(key, state, "application/octet-stream")
         with sessions.begin() as session:
-            session.get(Job, job_id).checkpoint = {"attempt": 1, "key": key, "names": ["result.png"]}
+            session.get(Job, job_id).resume_point = {"attempt": 1, "key": key, "names": ["result.png"]}
         runner.run_next()
         assert ended(sessions, job_id) == ("succeeded", None)
 
@@ -220,7 +220,7 @@ def test_a_job_that_has_spent_its_time_in_earlier_attempts_fails(settings, sessi
     seconds = chain([0.0], repeat(99.9999))
     runner, job = drained(settings, sessions, storage, queue, clock=lambda: next(seconds))
     runner.process_job(job)
-    assert read_job(sessions, job_id).checkpoint["attempt"] == 1
+    assert read_job(sessions, job_id).resume_point["attempt"] == 1
     Runner(settings, sessions, storage, queue).run_next()
     assert ended(sessions, job_id) == ("failed", "timeout")
 
@@ -230,7 +230,7 @@ def test_a_lease_outlives_a_database_that_is_away_for_a_moment(sessions):
     with sessions.begin() as session:
         claim(session, Claimer(worker="w", lease=timedelta(seconds=2)))
     flaky = BrokenSessions(sessions, failures=0)
-    lease = Lease(flaky, job_id, 1, Pace(lease_s=2, beat_s=0.05, progress_interval_s=0))
+    lease = Lease(flaky, job_id, 1, LeaseTimes(lease_s=2, beat_s=0.05, progress_interval_s=0))
     with lease.renewed_in_background("load", limit_s=10):
         flaky.failures = 3
         while flaky.failures:
@@ -245,7 +245,7 @@ def test_a_lease_ends_with_a_database_that_stays_away(sessions):
     job_id = add_job(sessions)
     with sessions.begin() as session:
         claim(session, Claimer(worker="w", lease=timedelta(seconds=2)))
-    lease = Lease(BrokenSessions(sessions, failures=10**9), job_id, 1, Pace(lease_s=0, beat_s=9, progress_interval_s=0))
+    lease = Lease(BrokenSessions(sessions, failures=10**9), job_id, 1, LeaseTimes(lease_s=0, beat_s=9, progress_interval_s=0))
     with pytest.raises(OperationalError):
         lease.report_progress({})
 
@@ -254,7 +254,7 @@ def test_a_phase_that_hangs_loses_its_lease(sessions):
     job_id = add_job(sessions)
     with sessions.begin() as session:
         claim(session, Claimer(worker="w", lease=timedelta(seconds=1)))
-    lease = Lease(sessions, job_id, 1, Pace(lease_s=0.3, beat_s=0.05, progress_interval_s=0))
+    lease = Lease(sessions, job_id, 1, LeaseTimes(lease_s=0.3, beat_s=0.05, progress_interval_s=0))
     with pytest.raises(LeaseLost), hanging(lease, sessions):  # the last beat may meet it already
         lease.report_progress({})
 
@@ -383,7 +383,7 @@ def test_the_next_attempt_goes_on_from_a_resume_state_of_its_own_model_alone(
     job_id = add_job(sessions)
     runner, job = drained(settings, sessions, storage, queue)
     runner.process_job(job)
-    assert read_job(sessions, job_id).checkpoint["attempt"] == 1
+    assert read_job(sessions, job_id).resume_point["attempt"] == 1
     checkpoints = settings.checkpoints if same_model else other_tiny_model(tmp_path)
     Runner(settings.model_copy(update={"checkpoints": checkpoints}), sessions, storage, queue).run_next()
     done = read_job(sessions, job_id)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from jobs.queue.events import EventType
-from jobs.queue.transitions import transition
+from jobs.queue.state_updates import transition
 from jobs.states import TRANSITIONS, JobState
 from jobs.tables import Event, Job
 from tests.services.jobs import add_job

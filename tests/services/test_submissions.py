@@ -76,7 +76,7 @@ def test_keys_are_short_and_printable(client, key):
 def test_of_many_submissions_with_one_key_at_once_one_makes_a_job(client, sessions):
     """All of them wait for a transaction that holds the key, and is rolled back; then they race."""
     with ThreadPoolExecutor(AT_ONCE) as pool, sessions() as holder:
-        idempotency.begin(holder, "default", "all at once", "a request that fails")
+        idempotency.reserve_key(holder, "default", "all at once", "a request that fails")
         submissions = [pool.submit(post, client, "all at once") for _ in range(AT_ONCE)]
         wait_until_blocked(sessions, AT_ONCE)
         holder.rollback()
@@ -89,10 +89,10 @@ def test_of_many_submissions_with_one_key_at_once_one_makes_a_job(client, sessio
 
 def test_a_key_that_another_request_holds_for_long_is_in_use(sessions):
     with sessions() as holder, sessions() as waiter:
-        idempotency.begin(holder, "default", "slow", "a request that takes long")
+        idempotency.reserve_key(holder, "default", "slow", "a request that takes long")
         waiter.execute(text("SET LOCAL lock_timeout = 100"))
         with pytest.raises(KeyInUse, match="a request with the key slow is still being answered"):
-            idempotency.begin(waiter, "default", "slow", "a request that takes long")
+            idempotency.reserve_key(waiter, "default", "slow", "a request that takes long")
 
 
 def test_keys_are_kept_for_a_day(client, sessions):

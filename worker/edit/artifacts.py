@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.drag.run import DragStep
 from engine.inversion.stored_tensors import encode_tensors
 from engine.media.encoding import encode_animation, encode_image
-from engine.media.frames import FrameFile, FrameRenderer, join_rows
+from engine.media.frame_renderer import FrameFile, FrameRenderer, join_rows
 from engine.media.overlay import draw_overlay
 from engine.media.provenance import DigitalSourceType, embed, xmp_packet
 from engine.media.renderer import RenderedImages
@@ -58,7 +58,7 @@ class Sink(Protocol):
         """Take an artifact; it may be stored later."""
         ...
 
-    def drain(self) -> Sequence[StoredObject]:
+    def wait_until_stored(self) -> Sequence[StoredObject]:
         """Wait until all artifacts are stored, and return what is known of them."""
         ...
 
@@ -176,23 +176,23 @@ class ArtifactWriter:
             self.pending_frames.clear()
             return
         with self.render_lock:
-            drawing = self.renderer.render_group([rows for _, rows in self.frames[-len(names) :]])
-        self.frame_file.append(drawing, len(names))
+            rendered = self.renderer.render_group([rows for _, rows in self.frames[-len(names) :]])
+        self.frame_file.append(rendered, len(names))
         for k, name in enumerate(names):
-            self.put_rendered(name, partial(encode_drawn, drawing, k, Path(name).suffix))
+            self.put_rendered(name, partial(encode_rendered, rendered, k, Path(name).suffix))
         self.pending_frames.clear()
 
     def render(self, w: Tensor) -> np.ndarray:
         """Return the picture of w+ [1, L, D], uint8 [R, R, 3]."""
         with self.render_lock:
-            drawing = self.renderer.render(w)
-        pixels: np.ndarray = drawing.pixels()[0]
+            rendered = self.renderer.render(w)
+        pixels: np.ndarray = rendered.pixels()[0]
         return pixels
 
     def keep_frames(self) -> None:
         """Store the frames there are; nothing else of this edit will be stored."""
         self.render_pending_frames()
-        self.sink.drain()
+        self.sink.wait_until_stored()
 
     def finish(self, result: DragStep | None, model: ModelEntry, timings: Timings) -> None:
         """Write everything that needs the end of the edit.
@@ -213,7 +213,7 @@ class ArtifactWriter:
             self.put_drag_pictures(result, pixels)
         manifest = self.manifest(model, timings)
         self.put(PendingArtifact("manifest.json", lambda: to_json(manifest)))
-        self.sink.drain()
+        self.sink.wait_until_stored()
 
     def put_drag_pictures(self, result: DragStep, pixels: np.ndarray) -> None:
         if self.spec.output.overlay:
@@ -223,7 +223,7 @@ class ArtifactWriter:
 
     def manifest(self, model: ModelEntry, timings: Timings) -> dict[str, Any]:
         """Return everything needed to repeat the run, and to check what it left."""
-        stored = self.sink.drain()
+        stored = self.sink.wait_until_stored()
         return {
             "spec": self.spec.model_dump(mode="json"),
             "checkpoint": {"model": model.name, "file": model.file, "sha256": model.sha256},
@@ -282,9 +282,9 @@ def with_provenance(data: bytes, suffix: str, source_type: DigitalSourceType) ->
     return embed(xmp_packet(source_type, CREATOR_TOOL), data, suffix)
 
 
-def encode_drawn(drawing: RenderedImages, number: int, suffix: str) -> bytes:
-    """Return one picture of a drawing as a file."""
-    return encode_image(drawing.pixels()[number], suffix)
+def encode_rendered(rendered: RenderedImages, number: int, suffix: str) -> bytes:
+    """Return one rendered picture as a file."""
+    return encode_image(rendered.pixels()[number], suffix)
 
 
 def to_json(value: Any) -> bytes:

@@ -76,7 +76,7 @@ class ResumeState:
 
 
 def made_by(model: ModelEntry) -> str:
-    """Return what a state must be of to be gone on from: the model's weights and this version."""
+    """Return the maker of a state: the model's weights and this version. Attempts resume only from states of their own maker."""
     return f"{model.sha256} by {VERSION}"
 
 

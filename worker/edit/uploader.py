@@ -55,7 +55,7 @@ class Uploader:
         self.while_waiting = while_waiting
         self.stored: list[StoredObject] = list(stored)
         self.unrecorded: list[StoredObject] = []
-        self.state_key: str | None = (job.checkpoint or {}).get("key")  # of the last resume state saved
+        self.state_key: str | None = (job.resume_point or {}).get("key")  # of the last resume state saved
         self.states_given = 0
         self.saving_state = False  # whether a resume state is on its way
         self.pending: queue.Queue[PendingArtifact | None] = queue.Queue(maxsize=QUEUE_SIZE)
@@ -87,7 +87,7 @@ class Uploader:
         self.saving_state, self.states_given = True, self.states_given + 1
         self.put(PendingResumeState(f"checkpoint/{self.states_given:05d}.safetensors", encode, kept_names))
 
-    def drain(self) -> list[StoredObject]:
+    def wait_until_stored(self) -> list[StoredObject]:
         """Wait until everything given so far is stored and recorded. Raises what went wrong."""
         self.pending.join()
         self.check()

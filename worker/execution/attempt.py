@@ -23,7 +23,7 @@ from jobs.spec.job_spec import JobSpec
 from jobs.storage.objects import Storage
 from jobs.tables import Job
 from worker.edit.artifacts import GROUP_SIZE, TUNED, ArtifactWriter, PendingArtifact, Timings, with_provenance
-from worker.edit.drag import prepare_drag
+from worker.edit.engine_setup import prepare_drag
 from worker.edit.inputs import (
     CurvePoint,
     EditStart,
@@ -38,7 +38,7 @@ from worker.edit.resume_state import ResumeState, made_by
 from worker.edit.uploader import Uploader
 from worker.errors import TimedOut
 from worker.execution.drain import Drain
-from worker.execution.lease import Lease, Pace
+from worker.execution.lease import Lease, LeaseTimes
 from worker.execution.model_cache import ModelCache
 from worker.execution.resume_policy import Drained, EarlierWork, ResumePolicy, Snapshot, load_earlier_work
 from worker.slots.dynamic_batcher import DynamicBatcher
@@ -82,7 +82,7 @@ class Attempt:
             group_size: frames rendered at a time.
         """
         settings = context.settings
-        pace = Pace(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
+        pace = LeaseTimes(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
         self.job = job
         self.context = context
         self.batcher = batcher
@@ -205,7 +205,7 @@ class Attempt:
             return with_provenance(encode_image(pixels, ".png"), ".png", DigitalSourceType.EDITED)
 
         uploader.put(PendingArtifact("inverted.png", encode))
-        uploader.drain()
+        uploader.wait_until_stored()
 
     def drag(
         self, loaded: LoadedJob, start: EditStart, movable: np.ndarray | None, writer: ArtifactWriter, resume: ResumePolicy

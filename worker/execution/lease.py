@@ -25,7 +25,7 @@ class Canceled(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class LeaseTimes:
     """How often to write, in seconds."""
 
     lease_s: float
@@ -36,7 +36,7 @@ class Pace:
 class Lease:
     """The lease of one attempt; each renewal brings back what clients have asked of the job."""
 
-    def __init__(self, sessions: Sessions, job_id: UUID, attempt: int, pace: Pace) -> None:
+    def __init__(self, sessions: Sessions, job_id: UUID, attempt: int, pace: LeaseTimes) -> None:
         self.sessions = sessions
         self.job_id = job_id
         self.attempt = attempt

@@ -8,7 +8,7 @@ import torch
 
 from engine.networks.stylegan2 import Generator
 from jobs.models.manifest import ModelEntry, ModelManifest
-from worker.edit.drag import open_generator
+from worker.edit.engine_setup import open_generator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def load_earlier_work(job: Job, made_by: str, fetcher: InputFetcher, sessions: S
     Args:
         made_by: model and version whose states can be gone on from.
     """
-    point = job.checkpoint
+    point = job.resume_point
     if point is None:
         return EarlierWork()
     try:
@@ -106,5 +106,5 @@ class ResumePolicy:
         except Drained:
             with self.lease.renewed_in_background("upload", self.settings.load_limit_s):
                 self.save(take_snapshot())
-                self.uploader.drain()
+                self.uploader.wait_until_stored()
             raise

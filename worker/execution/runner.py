@@ -32,7 +32,7 @@ from jobs.states import JobState
 from jobs.storage.objects import Storage
 from jobs.tables import Job
 from worker.edit.artifacts import GROUP_SIZE, ArtifactWriter
-from worker.edit.drag import choose_device
+from worker.edit.engine_setup import choose_device
 from worker.edit.inputs import prepare_inversion
 from worker.errors import CODES, is_device_failure, is_out_of_memory
 from worker.execution.attempt import Attempt, AttemptContext
@@ -175,7 +175,7 @@ class Runner:
         return now
 
     def end_of_attempt(self, job: Job, error: Exception, alone: bool) -> AttemptEnd:
-        """Return which end an error of an attempt stands for; a lost lease and a server that is away are none, and rise."""
+        """Return the end that an attempt's error stands for. A lost lease and an unavailable server are raised instead."""
         if isinstance(error, (LeaseLost, *SERVER_UNAVAILABLE)):
             raise error
         if isinstance(error, Canceled):

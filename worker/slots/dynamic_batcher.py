@@ -226,7 +226,7 @@ def group_requests(requests: Sequence[StepRequest], limit: int) -> Iterator[Sequ
     """Yield groups of at most `limit` requests that can share an iteration; a drag that computes more whole would slow others."""
     kinds: dict[Hashable, list[StepRequest]] = {}
     for request in sorted(requests, key=lambda each: (run_shape(each.run), id(each.run))):  # like batches are like recordings
-        kinds.setdefault((request.run.kind, request.run.plan.whole), []).append(request)
+        kinds.setdefault((request.run.batch_key, request.run.plan.whole), []).append(request)
     for same in kinds.values():
         size = min(limit, group_limit(same[0].run))
         yield from (same[first : first + size] for first in range(0, len(same), size))

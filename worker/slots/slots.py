@@ -90,7 +90,7 @@ class Slots:
                 self.found_none_at = time.monotonic()
 
     def has_free_slot(self) -> bool:
-        """Return whether one more may run: twice as many as have made a step together, whose memory is known by then."""
+        """Return whether one more job may run: at most twice as many as have stepped together, since their memory is known."""
         running, stepped = len(self.running), sum(batcher.most_served for batcher in self.batchers)
         return running < min(self.count, max(2, 2 * stepped)) and self.fits(running)
 

@@ -40,7 +40,7 @@ def iterate(runs, count):
         for run, step in zip(runs, batch.step(), strict=True):
             run.record(step)
         for run, update in zip(runs, batch.updates(), strict=True):
-            run.descend(update)
+            run.take_step(update)
     return batch
 
 
@@ -125,7 +125,7 @@ def test_one_that_diverges_harms_no_other(exact):
         bad.solver.variable.fill_(float("nan"))
     together = DragBatch([good, bad])
     told = together.step()
-    good.descend(together.updates()[0])
+    good.take_step(together.updates()[0])
     assert isinstance(told[1], DragDiverged)
     expected = DragRun(*arguments(exact, 0))
     alone(expected, 1)
@@ -144,7 +144,7 @@ def test_a_generators_drags_share_what_is_made_of_its_weights():
     points = to_points([[5, 5]]), to_points([[9, 9]])
     one, other = (DragRun(generator, generator.map(seed=seed), *points, None, DragOptions()) for seed in (1, 2))
     assert one.synthesis is other.synthesis
-    assert one.kind == other.kind
+    assert one.batch_key == other.batch_key
 
 
 def test_a_drag_alone_and_a_batch_of_one_give_the_same_bytes():

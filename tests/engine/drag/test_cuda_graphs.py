@@ -70,7 +70,7 @@ def advance(batch, steps):
     for _ in range(steps):
         batch.step()
         for run, update in zip(batch.runs, batch.updates(), strict=True):
-            run.descend(update)
+            run.take_step(update)
     return torch.cat([run.current_w() for run in batch.runs])
 
 

@@ -101,7 +101,7 @@ def test_between_two_jacobians_it_learns_from_how_the_points_moved():
     solver = GaussNewton(torch.zeros(1, 1, 4), torch.eye(4), 1, 1.0)
     moves = solver.step(PointEvidence(torch.tensor([[2.0, 1.0]]), torch.eye(2)[None], torch.eye(4)[:2].view(2, 1, 4)))
     surprise = torch.tensor([[0.5, -0.25]])
-    solver.observe(surprise)
+    solver.learn(surprise)
     torch.testing.assert_close(solver.jacobian @ solver.last, (moves + surprise).flatten())
     assert [len(solver.pass_variables()), solver.pass_variables().requires_grad] == [1, False]
 
@@ -116,7 +116,7 @@ def test_only_the_trainable_rows_move(exact):
 def test_a_step_of_almost_nothing_teaches_little():
     solver = GaussNewton(torch.zeros(1, 1, 4), torch.eye(4), 1, 1.0)
     solver.last = torch.full((4,), 1e-20)
-    solver.observe(torch.tensor([[0.3, 0.3]]))
+    solver.learn(torch.tensor([[0.3, 0.3]]))
     assert solver.jacobian.abs().max() < 1e-9
 
 
@@ -125,8 +125,8 @@ def test_a_step_that_is_no_number_ends_as_one(exact):
     batch = make_batch([good, bad])
     batch.step()
     fine, broken = batch.updates()
-    good.descend(fine)
-    bad.descend(replace(broken, jacobian=broken.jacobian * float("nan")))
+    good.take_step(fine)
+    bad.take_step(replace(broken, jacobian=broken.jacobian * float("nan")))
     step, error = batch.step()
     assert (step.iteration, type(error)) == (1, DragDiverged)
     assert step.w.isfinite().all()
@@ -139,7 +139,7 @@ def test_a_point_that_should_have_left_the_image_is_no_surprise(exact):
     batch.step()
     [evidence] = batch.updates()
     before = run.handles
-    run.descend(replace(evidence, remaining=torch.tensor([[-2.0, 0.0]], dtype=torch.float64)))
+    run.take_step(replace(evidence, remaining=torch.tensor([[-2.0, 0.0]], dtype=torch.float64)))
     moved = (run.solver.jacobian @ run.solver.last).view(1, 2)
     assert run.handles[0, 0] < 0 == run.centers[0, 0]
     torch.testing.assert_close(run.handles - before, moved)

@@ -17,7 +17,7 @@ def transition(state: JobState, *where: ColumnElement[bool]) -> Update:
     values: dict[str, Any] = {"state": state, "lease_expires_at": None}
     if state.terminal:
         retained = func.make_interval(0, 0, 0, 0, 0, 0, Job.spec["retain_for_s"].as_integer())
-        values |= {"checkpoint": null(), "not_before": null()}
+        values |= {"resume_point": null(), "not_before": null()}
         now = func.statement_timestamp()  # the same time in both columns
         values |= {"finished_at": now, "expires_at": now + retained}
     return update(Job).where(Job.state.in_(source_states(state)), *where).values(values)

@@ -6,7 +6,7 @@ from engine.errors import CheckpointDamaged, EngineError
 from jobs.models.manifest import ModelManifest
 from jobs.spec.validation import check_submission
 from tests.manifests import TINY, write_tiny_checkpoints
-from worker.edit.drag import drag_options, open_generator
+from worker.edit.engine_setup import drag_options, open_generator
 from worker.errors import CODES
 
 MANIFEST = ModelManifest(None, {"tiny": TINY})

@@ -22,7 +22,7 @@ class FrameRenderer:
             trainable_rows: so many rows of w+, from the first on, may change; None: all.
             group_size: pictures in one batch; the bytes of a picture may depend on it.
         """
-        self.painter = Renderer(generator)
+        self.renderer = Renderer(generator)
         self.start = start
         self.trainable_rows = trainable_rows
         self.group_size = group_size
@@ -37,13 +37,13 @@ class FrameRenderer:
 
     def render(self, w: Tensor) -> RenderedImages:
         """Start rendering w+ [1, L, D]."""
-        return self.painter.render(w)
+        return self.renderer.render(w)
 
     def render_group(self, rows: Sequence[Tensor]) -> RenderedImages:
         """Start rendering at most `group_size` frames as one batch, filled up with the last one."""
         latents = [torch.cat([row, self.start[:, row.shape[1] :]], dim=1) for row in rows]
         padded = latents + [latents[-1]] * (self.group_size - len(latents))
-        return self.painter.render(torch.cat(padded))
+        return self.renderer.render(torch.cat(padded))
 
 
 def join_rows(rows: Sequence[Tensor]) -> Tensor | None:
@@ -59,15 +59,15 @@ class FrameFile:
         self.file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self.coming: list[tuple[RenderedImages, int]] = []  # not written yet: they may still be on their way to the host
 
-    def append(self, drawing: RenderedImages, count: int) -> None:
-        """Keep the first `count` pictures of a drawing."""
+    def append(self, rendered: RenderedImages, count: int) -> None:
+        """Keep the first `count` rendered pictures."""
         self.write()
-        self.coming.append((drawing, count))
+        self.coming.append((rendered, count))
 
     def write(self) -> None:
         """Write what has been appended so far."""
-        for drawing, count in self.coming:
-            self.file.write(np.ascontiguousarray(drawing.pixels()[:count]).tobytes())
+        for rendered, count in self.coming:
+            self.file.write(np.ascontiguousarray(rendered.pixels()[:count]).tobytes())
         self.coming.clear()
 
     def read_with(self, last: np.ndarray) -> Iterator[np.ndarray]:

@@ -20,10 +20,11 @@ demo: install  ## Run two real edits through the whole service, pictures in demo
 	$(BIN)/dragqueue demo --out demo-out
 
 test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services
+	$(BIN)/python -m pytest tests/services
 
 unit: install  ## Run the quick tests: no server, no trained model
-	$(BIN)/python -m pytest --ignore tests/services --ignore tests/test_demo_checkpoint.py
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services --ignore tests/test_demo_checkpoint.py
 
 fuzz: install  ## Read 2,000 mutated checkpoints; hold the running API against its contract at length
 	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/checkpoints/test_fuzz.py tests/services/test_contract.py

@@ -51,4 +51,4 @@ soak: install  ## Load the whole service for an hour and see whether anything le
 	$(BIN)/python -m benchmarks.soak --minutes 60 --out runs/soak
 
 clean:  ## Remove the environment and what programs left
-	rm -rf $(VENV) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo-out build client/build *.egg-info client/*.egg-info .mypy_cache .ruff_cache .pytest_cache

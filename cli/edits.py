@@ -14,7 +14,7 @@ from cli.models import CHECKPOINTS, Checkpoints
 
 console = Console(stderr=True)
 BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-Out = Annotated[Path, typer.Option(help="Folder for the artifacts; may exist.")]
+Out = Annotated[Path, typer.Option(help="Folder for the artifacts; an existing folder is used.")]
 Model = Annotated[str, typer.Option(help="A model of the manifest.")]
 Crop = Annotated[
     str | None, typer.Option(help="Of the photo: center, LEFT,TOP,RIGHT,BOTTOM, or five points X,Y of a face: eyes, nose, mouth.")

@@ -27,7 +27,7 @@ def get(job_id: JobId, url: Url = URL, key: Key = KEY, as_json: AsJson = False) 
 def list_(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, canceled or expired.")] = None,
     model: Annotated[str | None, typer.Option()] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="So many of the newest.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Number of jobs to show, the newest first.")] = 50,
     url: Url = URL, key: Key = KEY, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Show jobs, the newest first."""

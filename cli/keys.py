@@ -86,7 +86,7 @@ def rotate(
 
 @tenants.command("list")
 def list_tenants() -> None:
-    """Show all tenants and what they may have; - is what the settings say."""
+    """Show all tenants and their limits; a dash stands for the limit of the settings."""
     table = Table("tenant", "stored bytes", *LIMITS)
     with database() as session:
         for tenant in session.scalars(select(Tenant).order_by(Tenant.id)):

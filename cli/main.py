@@ -61,7 +61,9 @@ def main() -> None:
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Where the artifacts go; may exist.")] = Path("demo-out")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts; it may exist.")] = Path("demo-out"),
+) -> None:
     """Start the whole service here, submit two edits over HTTP, download everything."""
     from cli.demo import run_demo
 
@@ -110,7 +112,7 @@ def api(
 
 @app.command()
 def worker(name: Annotated[str, typer.Option(help="Tells the workers of one machine apart.")] = "0") -> None:
-    """Run jobs, one at a time; settings from the environment."""
+    """Run jobs: one at a time, or DRAGQUEUE_SLOTS at once; settings from the environment."""
     from worker.app import main as serve
 
     serve(settings(), name)

@@ -40,12 +40,18 @@ class StudyProtocol(StrEnum):
     FIDELITY = "fidelity"
 
 
+def check_checkout(protocol: StudyProtocol) -> StudyProtocol:
+    """Return the argument where the checkout is there, before options that are missing are complained about."""
+    require_checkout()
+    return protocol
+
+
 def evaluate(
-    protocol: Annotated[StudyProtocol, typer.Argument(help="What to measure.")],
+    protocol: Annotated[StudyProtocol, typer.Argument(help="What to measure.", callback=check_checkout, is_eager=True)],
     out: Annotated[Path, typer.Option(help="Folder for the table, plots and measurements; an existing run goes on.")],
     model: Annotated[str, typer.Option(help="A model of the manifest.")] = "demo-faces",
-    pairs: Annotated[int, typer.Option(min=2, max=100_000, help="Cases in each group; seeds, of fidelity.")] = 100,
-    comparisons: Annotated[int, typer.Option(min=1, max=100_000, help="Cases of rows beside no edit, paper, default.")] = 100,
+    pairs: Annotated[int, typer.Option(min=2, max=100_000, help="Cases in each group; for fidelity, seeds.")] = 100,
+    comparisons: Annotated[int, typer.Option(min=1, max=100_000, help="Cases of rows besides no edit, paper, default.")] = 100,
     points: Annotated[str, typer.Option(help="How many points, of landmarks and choices: such as 1,5,all.")] = "1,5,all",
     rows: Annotated[str, typer.Option(help="Only these methods, comma-separated.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the choice of cases.")] = 0,
@@ -53,8 +59,10 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     checkpoints: Checkpoints = CHECKPOINTS,
 ) -> None:
-    """Measure edits against where things truly are: a table with intervals, JSON, CSV, a plot and a contact sheet."""
-    require_checkout()
+    """Measure edits against where things truly are: a table with intervals, JSON, CSV, a plot and a contact sheet.
+
+    Needs a checkout of the repository. The first `landmarks` trains a predictor for some minutes, unless --rows leaves it out.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError("eval draws plots with matplotlib: pip install 'dragqueue[eval]'")
     from benchmarks.quality.methods import service_options

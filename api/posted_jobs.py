@@ -6,6 +6,7 @@ A job comes as JSON, or as multipart with the parts job (JSON), image (a photo) 
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -30,9 +31,14 @@ class PostedJob:
     image: bytes | None = None
     movable_png: bytes | None = None
 
+    @cached_property
+    def document(self) -> JsonValue:
+        """The JSON as Python values. Raises InvalidJob."""
+        return parse_json(self.job_json)
+
     def fingerprint(self) -> str:
         """Return the sha256 of everything posted, whatever the order of the JSON's keys. Raises InvalidJob."""
-        document = json.dumps(parse_json(self.job_json), sort_keys=True).encode()
+        document = json.dumps(self.document, sort_keys=True).encode()
         parts = [hashlib.sha256(part or b"").hexdigest() for part in (document, self.image, self.movable_png)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
@@ -59,10 +65,13 @@ class ParsedJob:
 
 
 def parse_posted_job(posted: PostedJob) -> ParsedJob:
-    """Parse the JSON and decode the files of a posted job. Raises InvalidJob, DecoderBusy."""
+    """Validate the JSON and decode the files of a posted job. Raises InvalidJob, DecoderBusy.
+
+    Without files pydantic reads the posted bytes itself: only so does strict validation know what JSON means.
+    """
     if posted.image is None and posted.movable_png is None:
         return ParsedJob(parse_spec(posted.job_json))
-    document = parse_json(posted.job_json)
+    document = posted.document
     photo = None if posted.image is None else decode(posted.image, "image")
     mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
     if photo is not None:

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from benchmarks.child_programs import checkout_environment, module_command
 from benchmarks.official_step import OfficialDrag
-from engine.drag.cuda_graphs import RECORDED_AFTER
+from engine.drag.cuda_graphs import CAPTURED_AFTER
 from engine.drag.loop import make_batch, to_points
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
@@ -32,7 +32,7 @@ from engine.networks.config import GeneratorConfig
 from engine.networks.stylegan2 import Generator, channels_last
 
 Precision = Literal["float32", "bfloat16"]
-WARM_UP = {"cpu": 2, "cuda": RECORDED_AFTER + 3}  # steps that are not timed: on a GPU those before they are replayed
+WARM_UP = {"cpu": 2, "cuda": CAPTURED_AFTER + 3}  # steps that are not timed: on a GPU those before they are replayed
 POINTS = 2
 RATE_SHAPE = (1, 512, 64, 64)  # of the convolution that tells the machine's rate
 

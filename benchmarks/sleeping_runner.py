@@ -19,8 +19,8 @@ class SleepingRunner(Runner):
     def run_attempt(self, job: Job, batcher: DynamicBatcher | None, group_size: int) -> str | None:
         """Sleep for as long as the job asks, with its progress reports and artifacts spread over that time."""
         work, settings = SyntheticWork(**job.spec["metadata"]), self.settings
-        pace = LeaseTimes(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
-        lease = Lease(self.sessions, job.id, job.attempt, pace)
+        times = LeaseTimes(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
+        lease = Lease(self.sessions, job.id, job.attempt, times)
         with Uploader(job, self.storage, self.sessions, patience_s=settings.patience_s) as uploader:
             for step in range(work.steps):
                 time.sleep(work.seconds / work.steps)

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1)  # failures that a job may have
     retry_delay_s: float = Field(default=1.0, ge=0)  # after a job's first failure; doubled by each further one
     retry_delay_limit_s: float = Field(default=60.0, ge=0)
+    # the two keep the names of their environment variables, from when a resume state was called a checkpoint
     checkpoint_s: float = Field(default=10.0, gt=0)  # between two saves of a running job's resume state
     tuning_checkpoint_s: float = Field(
         default=30.0, gt=0

@@ -21,6 +21,7 @@ def retry_while_unavailable(
     limit_s: float,
     is_abandoned: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Repeat the action until the server answers, with growing pauses.
 
@@ -28,14 +29,15 @@ def retry_while_unavailable(
         limit_s: no repetition begins later than this many seconds after the first try; the error rises instead.
         is_abandoned: asked before each pause; True lets the error rise at once.
         sleep: waits for so many seconds.
+        clock: returns the seconds of a clock that never steps back.
     """
-    until, failures = time.monotonic() + limit_s, 0
+    until, failures = clock() + limit_s, 0
     while True:
         try:
             return action()
         except SERVER_UNAVAILABLE as error:
             pause_s = PAUSES.delay_s(failures)
-            if time.monotonic() + pause_s > until or is_abandoned():
+            if clock() + pause_s > until or is_abandoned():
                 raise
             logger.warning("waiting for a server: %s", str(error).splitlines()[0])
         sleep(pause_s)

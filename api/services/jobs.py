@@ -19,7 +19,7 @@ from jobs.models.manifest import ManifestFile
 from jobs.queue import idempotency, jobs
 from jobs.queue.estimates import estimate_position, estimate_run_time
 from jobs.spec.job_spec import JobSpec
-from jobs.spec.validation import Submission, check_spec, check_submission, parse_json
+from jobs.spec.validation import Submission, check_spec, check_submission
 from jobs.states import JobState
 from jobs.storage.decoding import Decoded
 from jobs.storage.objects import Storage
@@ -65,12 +65,15 @@ class JobService:
         if jobs.reserve_id(self.unit_of_work.session, job_id):
             parsed = parse_posted_job(posted)
             return self.enqueue(job_id, self.check(parsed), parsed.files)
-        parse_json(posted.job_json)  # a body that is no JSON is reported before the conflict
+        _ = posted.document  # a body that is no JSON is reported before the conflict
         job = jobs.find(self.unit_of_work.session, self.tenant, job_id)
-        manifest = self.manifest_file.current()
-        if job is None or JobSpec.model_validate(job.spec) != parse_posted_job(posted).resolved_spec(manifest):
+        if job is None or JobSpec.model_validate(job.spec) != self.resolve(posted):
             raise IdTaken(f"the id {job_id} is another job's: choose a new one")
         return job
+
+    def resolve(self, posted: PostedJob) -> JobSpec:
+        """Return the spec that a posted job would be stored with. Raises InvalidJob."""
+        return parse_posted_job(posted).resolved_spec(self.manifest_file.current())
 
     def retry(self, job_id: UUID, idempotency_key: str | None) -> Accepted:
         """Queue the edit of an ended job as a new job, unless the idempotency key was seen before.
@@ -82,7 +85,7 @@ class JobService:
         earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, f"retry {job_id}")
         if earlier is not None:
             return Accepted(earlier, replayed=True)
-        ended = jobs.get(self.unit_of_work.session, self.tenant, job_id)
+        ended = jobs.get(session, self.tenant, job_id)
         if not JobState(ended.state).terminal:
             raise JobActive(f"job {job_id} is {ended.state}: it may still succeed")
         inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage)

@@ -1,7 +1,7 @@
-"""Run iterations as CUDA graphs: record an iteration's operations once, replay them for all drags of the same shape.
+"""Run iterations as CUDA graphs: capture an iteration's operations once, replay them for all drags of the same shape.
 
 On a GPU an iteration is more than a thousand small operations, which take longer to start than to run. A graph starts all of
-them at once, on the tensors that it was recorded with: inputs are copied in, results are copied out. Off unless the device is
+them at once, on the tensors that it was captured with: inputs are copied in, results are copied out. Off unless the device is
 CUDA.
 """
 
@@ -15,19 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.drag.iteration_data import Evaluation, StepInputs
+from engine.drag.iteration_data import Evaluate, Evaluation, StepInputs
 from engine.drag.run import DragRun
 from engine.drag.solvers import SOLVERS
 
-RECORDED_AFTER = 3  # iterations of one shape: a recording costs as much
+CAPTURED_AFTER = 3  # iterations of one shape: a capture costs as much
 MOST_GRAPHS = 32  # of one synthesis network
 logger = logging.getLogger(__name__)
 
-Evaluate = Callable[[StepInputs], Evaluation]
-
 
 class GraphOutputs(NamedTuple):
-    """What a recorded iteration leaves in its tensors."""
+    """What a captured iteration leaves in its tensors."""
 
     handles: Tensor  # [K, 2] xy pixels
     losses: Tensor  # [N]
@@ -35,15 +33,15 @@ class GraphOutputs(NamedTuple):
 
 
 Program = Callable[[], GraphOutputs]
-Record = Callable[[Program], Program]  # returns a program that repeats the given program on the same tensors
+Capture = Callable[[Program], Program]  # returns a program that repeats the given program on the same tensors
 
 
-def record_cuda_graph(program: Program) -> Program:
-    """Record a program as a CUDA graph, and return the program that replays the graph."""
+def capture_cuda_graph(program: Program) -> Program:
+    """Capture a program as a CUDA graph, and return the program that replays the graph."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's stubs lack it
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        program()  # what libraries do at their first call cannot be recorded
+        program()  # what libraries do at their first call cannot be captured
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=memory_pool(), capture_error_mode="thread_local"):  # other threads render meanwhile
@@ -65,9 +63,9 @@ def memory_pool() -> Any:
 class CudaGraphExecutor:
     """Replays iterations of drags once several of the same shape have come; evaluates the others one operation at a time."""
 
-    def __init__(self, runs: Sequence[DragRun], record: Record = record_cuda_graph) -> None:
+    def __init__(self, runs: Sequence[DragRun], capture: Capture = capture_cuda_graph) -> None:
         """Create the executor of a batch of these drags."""
-        self.record = record
+        self.capture = capture
         self.shape = runs[0].batch_key, max(run.plan.whole for run in runs), tuple(run_shape(run) for run in runs)
         self.graphs: GraphCache = runs[0].synthesis.caches.setdefault("cuda_graphs", GraphCache())
 
@@ -75,14 +73,14 @@ class CudaGraphExecutor:
         if inputs.joined is None or not all(inputs.moved):  # some drag starts
             return evaluate(inputs)
         with self.graphs.lock:
-            step = self.graphs.get(self.shape, lambda: RecordedStep(evaluate, inputs, self.record))
+            step = self.graphs.get(self.shape, lambda: CapturedStep(evaluate, inputs, self.capture))
             return evaluate(inputs) if step is None else step.replay(inputs)
 
 
-class RecordedStep:
-    """An iteration of drags of one shape, recorded on tensors of its own."""
+class CapturedStep:
+    """An iteration of drags of one shape, captured on tensors of its own."""
 
-    def __init__(self, evaluate: Evaluate, inputs: StepInputs, record: Record) -> None:
+    def __init__(self, evaluate: Evaluate, inputs: StepInputs, capture: Capture) -> None:
         own = inputs.clone()
         self.tensors = own.tensors()
         self.evaluate = evaluate  # a graph reads memory by its address: what the iteration refers to must live as long
@@ -93,7 +91,7 @@ class RecordedStep:
             losses = torch.stack([loss.detach() for loss in evaluation.losses])
             return GraphOutputs(evaluation.handles, losses, list(gradients))
 
-        self.program = record(program)
+        self.program = capture(program)
 
     def replay(self, inputs: StepInputs) -> Evaluation:
         """Return the evaluation of other inputs of the same shape, with its gradients."""
@@ -111,25 +109,25 @@ class RecordedStep:
 
 
 class GraphCache:
-    """The recorded steps of one synthesis network by shape; the least recently used is let go first."""
+    """The captured steps of one synthesis network by shape; the least recently used is let go first."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # of the recorded steps' tensors
+        self.lock = threading.Lock()  # of the captured steps' tensors
         self.seen: Counter[Hashable] = Counter()
-        self.steps: OrderedDict[Hashable, RecordedStep | None] = OrderedDict()  # None: recording failed
+        self.steps: OrderedDict[Hashable, CapturedStep | None] = OrderedDict()  # None: capture failed
 
-    def get(self, shape: Hashable, record: Callable[[], RecordedStep]) -> RecordedStep | None:
-        """Return the recorded step of a shape; None for a shape that has not come often, and where recording fails."""
+    def get(self, shape: Hashable, capture: Callable[[], CapturedStep]) -> CapturedStep | None:
+        """Return the captured step of a shape; None for a shape that has not come often, and where capture fails."""
         if shape in self.steps:
             self.steps.move_to_end(shape)
             return self.steps[shape]
         self.seen[shape] += 1
-        if self.seen[shape] <= RECORDED_AFTER:
+        if self.seen[shape] <= CAPTURED_AFTER:
             return None
         try:
-            self.steps[shape] = record()
+            self.steps[shape] = capture()
         except Exception:
-            logger.warning("iterations run one operation at a time: they could not be recorded", exc_info=True)
+            logger.warning("iterations run one operation at a time: they could not be captured", exc_info=True)
             self.steps.clear()  # memory may be what was lacking
             self.steps[shape] = None
         if len(self.steps) > MOST_GRAPHS:
@@ -139,12 +137,12 @@ class GraphCache:
 
 def can_use_cuda_graphs(runs: Sequence[DragRun]) -> bool:
     """Return whether the drags are on a GPU, and their loss depends on nothing but a step's inputs."""
-    recordable = SOLVERS[runs[0].options.solver].recordable
-    return recordable and runs[0].start.is_cuda and all(run.options.latent_weight == 0 for run in runs)
+    capturable = SOLVERS[runs[0].options.solver].capturable
+    return capturable and runs[0].start.is_cuda and all(run.options.latent_weight == 0 for run in runs)
 
 
 def run_shape(run: DragRun) -> tuple[int, float, float, tuple[object, ...]]:
-    """Return what a recording fixes of a drag beside its kind. Drags can be sorted by it."""
+    """Return what a capture fixes of a drag beside its kind. Drags can be sorted by it."""
     options, mask = run.options, run.mask
     held = () if mask is None else (mask.early, mask.metric, mask.weight)
     return len(run.handles), options.anchor_distance, options.stop_distance, held

@@ -1,6 +1,6 @@
 """The tensors of an iteration of N drags with K points in all: what goes in, what comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,3 +105,6 @@ class Evaluation:
     losses: list[Tensor]  # of each drag, scalars
     points: Points | None = None  # what the objective needs to compute the updates
     gradients: list[Tensor] | None = None  # of the losses along each drag's w+, where the executor has computed them already
+
+
+Evaluate = Callable[[StepInputs], Evaluation]  # one iteration up to the losses

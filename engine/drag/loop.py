@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.drag.cuda_graphs import CudaGraphExecutor, can_use_cuda_graphs
 from engine.drag.feature_pass import FeaturePass, compute_features
 from engine.drag.features import FeatureMap
-from engine.drag.iteration_data import Evaluation, Points, Reference, StepInputs, capture_references, join_references
+from engine.drag.iteration_data import Evaluate, Evaluation, Points, Reference, StepInputs, capture_references, join_references
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun, DragStep, StopReason
 from engine.drag.solvers import SOLVERS
@@ -37,7 +37,6 @@ from engine.networks.stylegan2 import Generator
 
 Steps = collections.abc.Generator[DragStep, None, None]
 Tracker = Callable[[list[FeatureMap], Tensor, Tensor], Tensor]  # (maps, features at the start [K, C], handles [K, 2]) -> [K, 2]
-Evaluate = Callable[[StepInputs], Evaluation]
 
 
 class Executor(Protocol):
@@ -265,10 +264,15 @@ class DragBatch:
             targets=self.targets,
             moved=[run.moved for run in runs],
             references=[run.reference for run in runs],
-            joined=self.joined,
+            joined=self.joined or self.join_known_references(),
             masks=[run.mask for run in runs],
             latent_terms=[run.latent_term() for run in runs],
         )
+
+    def join_known_references(self) -> Reference | None:
+        """Return the reference of all points where every drag has started, as in a batch of drags that met others before."""
+        known = [run.reference for run in self.runs if run.reference is not None]
+        return join_references(known) if len(known) == len(self.runs) else None
 
     def collect_steps(self, evaluation: Evaluation) -> list[DragStep | DragDiverged]:
         """Return every drag's step; the host reads all their numbers at once."""

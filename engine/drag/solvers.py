@@ -78,7 +78,7 @@ class SolverKind:
     extra_reach_px: float = 0.0  # pixels at 512 beyond the disc, from which features are read
     points_only: bool = False  # takes neither a mask nor a latent weight
     copies_per_point: bool = False  # a feature pass has a w+ for each point
-    recordable: bool = False  # its iterations can be recorded as CUDA graphs
+    capturable: bool = False  # its iterations can be captured as CUDA graphs
 
 
 def create_adam(
@@ -102,7 +102,7 @@ SOLVERS = {
         state_key="steps",
         patience=30,
         disc_spacing=lambda options: 1.0,
-        recordable=True,
+        capturable=True,
     ),
     "gauss-newton": SolverKind(
         create=create_gauss_newton,

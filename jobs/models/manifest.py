@@ -158,16 +158,18 @@ class ModelManifest:
         self.rewrite("\n".join([self.text().rstrip(), "", tomlkit.dumps({"models": {entry.name: values}})]))
 
     def record(self, name: str, sha256: str) -> None:
-        """Write the hash of a public model's file into its table."""
+        """Write the hash of a public model's file into its table, where the file still has it."""
         document = tomlkit.parse(self.text())
-        document["public"][name]["sha256"] = sha256
-        self.rewrite(tomlkit.dumps(document))
+        if name in document.get("public", {}):
+            document["public"][name]["sha256"] = sha256
+            self.rewrite(tomlkit.dumps(document))
 
     def remove(self, name: str) -> None:
-        """Take a model's table out of manifest.toml."""
+        """Take a model's table out of manifest.toml, where the file still has it."""
         document = tomlkit.parse(self.text())
-        del document["models"][name]
-        self.rewrite(tomlkit.dumps(document))
+        if name in document.get("models", {}):
+            del document["models"][name]
+            self.rewrite(tomlkit.dumps(document))
 
     def text(self) -> str:
         """Return the text of manifest.toml."""

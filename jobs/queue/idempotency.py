@@ -60,7 +60,7 @@ def reserve_key(session: Session, tenant: str, key: str | None, fingerprint: str
 
 
 def remember(session: Session, tenant: str, key: str | None, answer: dict[str, Any]) -> None:
-    """Store the answer to a request that `begin` found new. Without a key there is nothing to store."""
+    """Store the answer to a request that `reserve_key` found new. Without a key there is nothing to store."""
     if key is not None:
         session.connection().execute(REMEMBER, {"of_tenant": tenant, "of_key": key, "answer": answer})
 

@@ -367,6 +367,17 @@ def test_a_process_whose_device_failed_ends_after_it_has_given_the_job_up(make_r
     assert (codes, read_job(sessions, job_id).failures) == ([1], 1)
 
 
+def test_a_device_that_fails_while_memory_is_freed_gives_the_job_up_too(make_runner, sessions):
+    job_id, codes = add_job(sessions), []
+
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    writer = writer_that_breaks(OUT_OF_MEMORY[0], frames_at_a_time=2)
+    make_runner(models=WatchedModels(fail), make_writer=writer, exit_process=codes.append).run_next()
+    assert (codes, read_job(sessions, job_id).failures) == ([1], 1)
+
+
 def other_tiny_model(folder):
     """Return a checkpoints folder whose tiny model has other weights."""
     generator = tiny_generator()

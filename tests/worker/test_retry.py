@@ -32,6 +32,14 @@ def test_no_pause_ends_after_the_limit():
     assert (action.calls, pauses) == (1, [])
 
 
+def test_the_limit_counts_from_the_first_try():
+    action, pauses = FlakyAction(failures=99), []
+    with pytest.raises(StorageUnavailable):
+        retry_while_unavailable(action, limit_s=1.0, sleep=pauses.append, clock=lambda: sum(pauses))
+    assert 0.5 < sum(pauses) <= 1.0
+    assert action.calls == len(pauses) + 1
+
+
 def test_an_abandoned_action_is_not_repeated():
     action = FlakyAction(failures=99)
     with pytest.raises(StorageUnavailable):

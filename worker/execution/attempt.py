@@ -82,13 +82,13 @@ class Attempt:
             group_size: frames rendered at a time.
         """
         settings = context.settings
-        pace = LeaseTimes(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
+        times = LeaseTimes(lease_s=settings.lease_s, beat_s=settings.beat_s, progress_interval_s=settings.progress_interval_s)
         self.job = job
         self.context = context
         self.batcher = batcher
         self.group_size = group_size
         self.spec = JobSpec.model_validate(job.spec)
-        self.lease = Lease(context.sessions, job.id, job.attempt, pace)
+        self.lease = Lease(context.sessions, job.id, job.attempt, times)
         self.fetcher = InputFetcher(job, self.spec, context.storage, context.sessions, settings.patience_s)
         self.began = context.clock()
         self.spent_earlier_s = 0.0  # by earlier attempts

@@ -26,7 +26,7 @@ class Canceled(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseTimes:
-    """How often to write, in seconds."""
+    """The durations of a lease, in seconds."""
 
     lease_s: float
     beat_s: float
@@ -36,12 +36,12 @@ class LeaseTimes:
 class Lease:
     """The lease of one attempt; each renewal brings back what clients have asked of the job."""
 
-    def __init__(self, sessions: Sessions, job_id: UUID, attempt: int, pace: LeaseTimes) -> None:
+    def __init__(self, sessions: Sessions, job_id: UUID, attempt: int, times: LeaseTimes) -> None:
         self.sessions = sessions
         self.job_id = job_id
         self.attempt = attempt
-        self.pace = pace
-        self.renewed_at = time.monotonic() - pace.progress_interval_s
+        self.times = times
+        self.renewed_at = time.monotonic() - times.progress_interval_s
         self.progressed_at = time.monotonic()
         self.requests = JobRequests()
 
@@ -53,7 +53,7 @@ class Lease:
             Canceled: a client has asked for that.
         """
         self.progressed_at = time.monotonic()
-        if self.progressed_at - self.renewed_at >= self.pace.progress_interval_s:
+        if self.progressed_at - self.renewed_at >= self.times.progress_interval_s:
             self.try_to_renew(progress)
         self.raise_if_canceled()
         return self.requests
@@ -68,14 +68,14 @@ class Lease:
         try:
             self.renew(progress)
         except SERVER_UNAVAILABLE as error:
-            if time.monotonic() - self.renewed_at >= self.pace.lease_s:
+            if time.monotonic() - self.renewed_at >= self.times.lease_s:
                 raise
             logger.warning("job %s: lease not renewed: %s", self.job_id, error)
 
     def renew(self, progress: dict[str, Any] | None = None) -> None:
         """Renew in one transaction. Raises LeaseLost."""
         with self.sessions.begin() as session:
-            lease = timedelta(seconds=self.pace.lease_s)
+            lease = timedelta(seconds=self.times.lease_s)
             self.requests = attempts.renew(session, self.job_id, self.attempt, lease, progress)
         self.renewed_at = time.monotonic()
 
@@ -102,7 +102,7 @@ class Lease:
 
     def renew_until(self, until: float, ended: threading.Event, failures: list[Exception]) -> None:
         """Renew every beat until the event or the moment comes; note the first failure and stop there."""
-        while not ended.wait(self.pace.beat_s) and time.monotonic() < until:
+        while not ended.wait(self.times.beat_s) and time.monotonic() < until:
             try:
                 self.try_to_renew()
             except (LeaseLost, *SERVER_UNAVAILABLE) as error:
@@ -115,8 +115,8 @@ class Lease:
 
     def renew_while_stepping(self, ended: threading.Event, limit_s: float) -> None:
         """Renew what no step has renewed within a beat; a failure is left to the next step, which meets it itself."""
-        while not ended.wait(self.pace.beat_s):
+        while not ended.wait(self.times.beat_s):
             now = time.monotonic()
-            if now - self.renewed_at >= self.pace.beat_s and now - self.progressed_at < limit_s:
+            if now - self.renewed_at >= self.times.beat_s and now - self.progressed_at < limit_s:
                 with suppress(LeaseLost, *SERVER_UNAVAILABLE):
                     self.try_to_renew()

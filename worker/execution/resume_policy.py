@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.database import Sessions
 from jobs.errors import ObjectMissing
 from jobs.queue import attempts
+from jobs.queue.attempts import ResumePoint
 from jobs.settings import Settings
 from jobs.storage.artifacts import StoredObject
 from jobs.tables import Job
@@ -47,18 +48,18 @@ def load_earlier_work(job: Job, made_by: str, fetcher: InputFetcher, sessions: S
     Args:
         made_by: model and version whose states can be gone on from.
     """
-    point = job.resume_point
-    if point is None:
+    if job.resume_point is None:
         return EarlierWork()
+    point = ResumePoint(**job.resume_point)
     try:
-        state = ResumeState.decode(fetcher.fetch_object(point["key"]), made_by)
+        state = ResumeState.decode(fetcher.fetch_object(point.key), made_by)
     except (ObjectMissing, ResumeStateUnreadable) as error:
         logger.warning("job %s starts from the beginning: its resume state: %s", job.id, error)
         return EarlierWork()
 
     def adopt() -> list[StoredObject]:
         with sessions.begin() as session:
-            return attempts.adopt_artifacts(session, job.id, job.attempt, point["names"], point["attempt"])
+            return attempts.adopt_artifacts(session, job.id, job.attempt, point.names, point.attempt)
 
     stored = retry_while_unavailable(adopt, fetcher.patience_s)
     if state.tuned and TUNED not in [kept.name for kept in stored]:

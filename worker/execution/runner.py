@@ -144,23 +144,30 @@ class Runner:
             logger.warning("dropped: %s", error)
 
     def execute_job(self, job: Job, batcher: DynamicBatcher | None = None) -> AttemptEnd:
-        """Run an attempt; short of memory, once more with nothing else in memory and one frame at a time.
-
-        Beside others there is no second try: the next attempt runs alone.
+        """Run an attempt and return how it ended. Beside others no attempt is run twice: the next one runs alone.
 
         Raises:
             LeaseLost: another attempt owns the job.
+            StorageUnavailable, OperationalError: a server was away for longer than a job waits.
         """
-        for group_size in (GROUP_SIZE, 1):
-            try:
-                return AttemptOutcome(state=JobState.SUCCEEDED, stop_reason=self.run_attempt(job, batcher, group_size))
-            except Exception as error:
-                if group_size == 1 or batcher is not None or not is_out_of_memory(error):
-                    return self.end_of_attempt(job, error, alone=batcher is None)
-                logger.warning("job %s: once more, with less memory: %s", job.id, error)
-            self.models.clear()  # not before the error is gone, whose traceback keeps tensors in memory
-            job = self.reread_job(job)
-        raise AssertionError("the last try ends")
+        try:
+            stop_reason = self.run_attempt_twice(job) if batcher is None else self.run_attempt(job, batcher, GROUP_SIZE)
+        except (LeaseLost, *SERVER_UNAVAILABLE):
+            raise
+        except Exception as error:
+            return self.end_of_attempt(job, error, alone=batcher is None)
+        return AttemptOutcome(state=JobState.SUCCEEDED, stop_reason=stop_reason)
+
+    def run_attempt_twice(self, job: Job) -> str | None:
+        """Run an attempt; if it lacks memory, once more with nothing else in memory and one frame at a time."""
+        try:
+            return self.run_attempt(job, None, GROUP_SIZE)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("job %s: once more, with less memory: %s", job.id, error)
+        self.models.clear()  # not before the error is gone, whose traceback keeps tensors in memory
+        return self.run_attempt(self.reread_job(job), None, 1)
 
     def run_attempt(self, job: Job, batcher: DynamicBatcher | None, group_size: int) -> str | None:
         """Return the stop reason of a job's drag; all other ends rise."""
@@ -175,9 +182,7 @@ class Runner:
         return now
 
     def end_of_attempt(self, job: Job, error: Exception, alone: bool) -> AttemptEnd:
-        """Return the end that an attempt's error stands for. A lost lease and an unavailable server are raised instead."""
-        if isinstance(error, (LeaseLost, *SERVER_UNAVAILABLE)):
-            raise error
+        """Return the end that an attempt's error stands for."""
         if isinstance(error, Canceled):
             return AttemptOutcome(state=JobState.CANCELED)
         if isinstance(error, Drained):

@@ -8,7 +8,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.drag.cuda_graphs import RECORDED_AFTER, CudaGraphExecutor, GraphOutputs, RecordedStep
+from engine.drag.cuda_graphs import CAPTURED_AFTER, CapturedStep, CudaGraphExecutor, GraphOutputs
 from engine.drag.loop import DragBatch, to_points
 from engine.drag.options import DragOptions
 from engine.drag.run import DragRun
@@ -50,7 +50,7 @@ def drags(generator, options, movable, count=2):
 
 
 def operations(see):
-    """Records as a CUDA graph does: the same operations on the same tensors, and no others."""
+    """Captures as a CUDA graph does: the same operations on the same tensors, and no others."""
     program = make_fx(lambda: tuple(flat(see())))()
 
     def replay():
@@ -74,34 +74,67 @@ def advance(batch, steps):
     return torch.cat([run.current_w() for run in batch.runs])
 
 
-def recorded_batch(runs, record=None):
-    """A batch that records its iterations, as operations where nothing else is said."""
-    return DragBatch(runs, executor=CudaGraphExecutor(runs, record or operations))
+def captured_batch(runs, capture=None):
+    """A batch that captures its iterations, as operations where nothing else is said."""
+    return DragBatch(runs, executor=CudaGraphExecutor(runs, capture or operations))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_replayed_steps_are_the_steps(exact, case):
     options, movable = CASES[case]
     expected = advance(DragBatch(drags(exact, options, movable)), 9)
-    batch = recorded_batch(drags(exact, options, movable))
+    batch = captured_batch(drags(exact, options, movable))
     found = advance(batch, 9)
-    assert isinstance(batch.executor.graphs.steps[batch.executor.shape], RecordedStep)
+    assert isinstance(batch.executor.graphs.steps[batch.executor.shape], CapturedStep)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-def test_others_of_the_same_shape_use_the_same_recording(exact):
-    advance(recorded_batch(drags(exact, OPTIONS, None)), RECORDED_AFTER + 2)
-    recorded = []
+class CountedCapture:
+    """Captures programs, and counts their replays."""
 
-    def refuse(see):
-        recorded.append(see)
-        raise AssertionError
+    def __init__(self):
+        self.replays = 0
 
-    others = [replace_w(run, exact) for run in drags(exact, OPTIONS, None)]
-    same = [replace_w(run, exact) for run in drags(exact, OPTIONS, None)]
-    found, expected = advance(recorded_batch(others, refuse), 6), advance(DragBatch(same), 6)
-    assert not recorded
+    def __call__(self, program):
+        replay = operations(program)
+
+        def counted():
+            self.replays += 1
+            return replay()
+
+        return counted
+
+
+def refuse(program):
+    raise AssertionError("nothing is to be captured")
+
+
+def captured_shape(generator, options):
+    """A capture of the shape that `drags` have, which has been replayed once."""
+    capture = CountedCapture()
+    advance(captured_batch(drags(generator, options, None), capture), CAPTURED_AFTER + 2)
+    assert capture.replays == 1
+    return capture
+
+
+def test_others_of_the_same_shape_use_the_same_capture(exact):
+    options = replace(OPTIONS, motion_radius=3.5)
+    capture = captured_shape(exact, options)
+    others, same = ([replace_w(run, exact) for run in drags(exact, options, None)] for _ in range(2))
+    found, expected = advance(captured_batch(others, refuse), 6), advance(DragBatch(same), 6)
+    assert capture.replays == 1 + 5  # the step with which they begin is their own
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_drags_that_meet_later_are_replayed_from_their_first_step_together(exact):
+    options = replace(OPTIONS, motion_radius=5.5)
+    capture = captured_shape(exact, options)
+    met, alone = drags(exact, options, None), drags(exact, options, None)
+    for run in (*met, *alone):
+        advance(DragBatch([run]), 2)
+    found = advance(captured_batch(met, refuse), 1)
+    assert capture.replays == 2
+    torch.testing.assert_close(found, torch.cat([advance(DragBatch([run]), 1) for run in alone]), atol=1e-9, rtol=0)
 
 
 def replace_w(run, generator):
@@ -110,19 +143,19 @@ def replace_w(run, generator):
     return DragRun(generator, w, run.handles, run.targets, None, run.options)
 
 
-def test_where_recording_fails_steps_are_made_one_by_one(exact, caplog):
+def test_where_capture_fails_steps_are_made_one_by_one(exact, caplog):
     def fail(see):
-        raise RuntimeError("this device records nothing")
+        raise RuntimeError("this device captures nothing")
 
     options = replace(OPTIONS, learning_rate=0.03, motion_radius=4.0)
     expected = advance(DragBatch(drags(exact, options, None)), 7)
-    found = advance(recorded_batch(drags(exact, options, None), fail), 7)
+    found = advance(captured_batch(drags(exact, options, None), fail), 7)
     assert torch.equal(found, expected)
-    assert caplog.text.count("could not be recorded") == 1
+    assert caplog.text.count("could not be captured") == 1
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_recorded_step_neither_waits_for_the_host_nor_takes_anything_from_it(exact, case):
+def test_a_captured_step_neither_waits_for_the_host_nor_takes_anything_from_it(exact, case):
     options, movable = CASES[case]
 
     def see_blind(see):
@@ -132,7 +165,7 @@ def test_a_recorded_step_neither_waits_for_the_host_nor_takes_anything_from_it(e
 
     batch = DragBatch(drags(exact, options, movable))
     advance(batch, 1)
-    RecordedStep(batch.iteration.evaluate, batch.inputs(), see_blind)
+    CapturedStep(batch.iteration.evaluate, batch.inputs(), see_blind)
 
 
 def test_the_test_of_waiting_sees_one_that_waits():
@@ -143,7 +176,7 @@ def test_the_test_of_waiting_sees_one_that_waits():
         numbers[chosen]
 
 
-def test_a_recording_keeps_alive_what_its_operations_read(exact):
+def test_a_capture_keeps_alive_what_its_operations_read(exact):
     """A graph reads memory by its address; a freed tensor's memory may be another's by the time of a replay."""
 
     def forget_program(program):
@@ -152,7 +185,7 @@ def test_a_recording_keeps_alive_what_its_operations_read(exact):
 
     batch = DragBatch(drags(exact, OPTIONS, None))
     advance(batch, 1)
-    step = RecordedStep(batch.iteration.evaluate, batch.inputs(), forget_program)
+    step = CapturedStep(batch.iteration.evaluate, batch.inputs(), forget_program)
     constants = [weakref.ref(tensor) for tensor in (batch.iteration.offsets, batch.iteration.anchor_px, batch.iteration.stop_px)]
     del batch
     gc.collect()
@@ -162,10 +195,10 @@ def test_a_recording_keeps_alive_what_its_operations_read(exact):
     assert {constant() for constant in constants} == {None}
 
 
-def test_a_model_that_is_let_go_takes_its_recordings_along():
+def test_a_model_that_is_let_go_takes_its_captures_along():
     generator = reference_generator().double()
     runs = drags(generator, OPTIONS, None)
-    advance(recorded_batch(runs), RECORDED_AFTER + 2)
+    advance(captured_batch(runs), CAPTURED_AFTER + 2)
     synthesis = weakref.ref(runs[0].synthesis)
     gc.collect()
     gc.disable()  # nothing comes to clear a circle up
@@ -208,9 +241,10 @@ class Blind(TorchDispatchMode):
 
 def test_a_drag_that_begins_makes_its_first_step_by_itself(exact):
     options = replace(OPTIONS, anchor_distance=5.0)
-    advance(recorded_batch(drags(exact, options, None)), RECORDED_AFTER + 2)
+    capture = captured_shape(exact, options)
     late, early = drags(exact, options, None)
-    advance(recorded_batch([early]), 2)
-    advance(recorded_batch([late, early]), 4)
+    advance(DragBatch([early]), 2)
+    advance(captured_batch([late, early], refuse), 4)
+    assert capture.replays == 1 + 3
     alone = [advance(DragBatch([run]), steps) for run, steps in zip(drags(exact, options, None), (4, 6), strict=True)]
     torch.testing.assert_close(torch.cat([late.current_w(), early.current_w()]), torch.cat(alone), atol=1e-9, rtol=0)

@@ -7,18 +7,23 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from api.auth import CACHED_S, ApiKeyCache, RateLimits
-from api.body_limit import BodyLimit
 from api.change_notifier import ChangeNotifier
+from api.concurrency import THREADS, OpenCount
 from api.errors import add_error_handlers
 from api.openapi import complete_openapi, operation_id
+from api.readiness import Readiness
 from api.routes import account, artifacts, batches, events, health, jobs, models, uploads, webhooks
-from api.routes.events import StreamCounter
+from api.routing import ClientLimits
+from api.transport import Pace
 from jobs.database import make_sessions
 from jobs.models.manifest import ManifestFile
 from jobs.queue.broker import Broker
 from jobs.settings import Settings
 from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
 from jobs.tenants.quotas import QueueQuota, Quotas
+
+CONNECTIONS = 2 * THREADS + 8  # two for each route's thread, and some for keys and for changes of jobs
+LOCK_TIMEOUT_MS = 1_000  # of a row that another request holds
 
 
 @asynccontextmanager
@@ -42,15 +47,17 @@ def create_app(settings: Settings | None = None, api_key_cached_s: float = CACHE
     )  # fmt: skip
     app.state.settings = settings
     app.state.manifest_file = ManifestFile(settings.checkpoints)
-    app.state.sessions = make_sessions(settings.database_url)
+    app.state.sessions = make_sessions(settings.database_url, CONNECTIONS, LOCK_TIMEOUT_MS)
     app.state.storage = Storage.from_settings(settings, REQUEST_TIMEOUTS)
     app.state.broker = Broker(settings.redis_url)
     app.state.api_key_cache = ApiKeyCache(app.state.sessions, api_key_cached_s)
     app.state.rate_limits = RateLimits(settings)
     app.state.change_notifier = ChangeNotifier(app.state.sessions)
-    app.state.stream_counter = StreamCounter()
+    app.state.open_streams = OpenCount("streams")
+    app.state.client_limits = ClientLimits.from_settings(settings)
     app.state.queue_quota = QueueQuota(Quotas.from_settings(settings))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, exceptions={"/v1/batches": settings.max_batch_bytes})
+    app.state.readiness = Readiness(app.state.sessions, app.state.broker, app.state.storage)
+    app.add_middleware(Pace)
     add_error_handlers(app)
     for resource in (jobs, artifacts, events):
         app.include_router(resource.router, prefix="/v1/jobs", tags=["jobs"])

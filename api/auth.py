@@ -3,10 +3,10 @@
 import hashlib
 import logging
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
@@ -16,7 +16,7 @@ from redis.asyncio import ConnectionPool
 from sqlalchemy.exc import OperationalError, TimeoutError
 
 from jobs.database import Sessions
-from jobs.errors import Forbidden, RateLimited, Unauthorized
+from jobs.errors import Busy, Forbidden, RateLimited, Unauthorized
 from jobs.queue.broker import to_redis_py_url
 from jobs.settings import Settings
 from jobs.tenants import keys
@@ -25,6 +25,8 @@ from jobs.tenants.keys import Principal, Scope
 CACHED_S = 5.0  # a key: until then a revoked one is still let in, and a poll costs no query of its own
 TRUSTED_S = 300.0  # a key that was valid, while the database is away
 MAX_ENTRIES = 10_000  # keys in a cache
+KNOWN_THREADS, UNKNOWN_THREADS = 2, 2  # in which keys are looked up
+MAX_UNKNOWN_WAITING = 100  # keys that nobody has seen
 BROKER_TIMEOUT_S = 1.0  # how long a request waits for the counters
 BROKER_PAUSE_S = 10.0  # how long counters that did not answer are left alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -44,29 +46,44 @@ class ApiKeyCache:
         self.sessions = sessions
         self.cached_s = cached_s
         self.entries: dict[bytes, tuple[Principal, float]] = {}  # by the token's hash: its principal, and since when
+        self.known, self.unknown = CapacityLimiter(KNOWN_THREADS), CapacityLimiter(UNKNOWN_THREADS)
 
-    def find(self, token: str) -> Principal | None:
-        """Return the principal of a key that was authenticated a moment ago."""
-        principal, since = self.entries.get(hash_token(token), (None, 0.0))
-        return principal if time.monotonic() - since < self.cached_s else None
+    async def authenticate(self, token: str) -> Principal:
+        """Return the principal of a key: from the cache for a while, and as long as the database is away.
 
-    def authenticate(self, token: str) -> Principal:
-        """Return the principal of a key, from the cache while the database is away.
+        Keys that were valid lately do not wait for those that nobody has seen.
 
         Raises:
             Unauthorized: the key is not valid.
+            Busy: too many unknown keys are being looked up.
             OperationalError, TimeoutError: the database is away, and the key was not seen lately.
         """
+        principal, age_s = self.find(token)
+        if principal is None:
+            if self.unknown.statistics().tasks_waiting >= MAX_UNKNOWN_WAITING:
+                raise Busy("too many keys are being checked")
+            return await to_thread.run_sync(self.query, token, limiter=self.unknown)
+        if age_s < self.cached_s:
+            return principal
         try:
-            return self.query(token)
+            return await to_thread.run_sync(self.refresh, token, limiter=self.known)
         except (OperationalError, TimeoutError):
-            principal, since = self.entries.get(hash_token(token), (None, 0.0))
-            if principal is None or time.monotonic() - since > TRUSTED_S:
+            if age_s > TRUSTED_S:
                 raise
             return principal
 
+    def find(self, token: str) -> tuple[Principal | None, float]:
+        """Return the principal of a key that was valid lately, and how many seconds ago."""
+        principal, since = self.entries.get(hash_token(token), (None, 0.0))
+        return principal, time.monotonic() - since
+
+    def refresh(self, token: str) -> Principal:
+        """Authenticate a known key, unless another request has done so while this one waited. Raises Unauthorized."""
+        principal, age_s = self.find(token)
+        return principal if principal is not None and age_s < self.cached_s else self.query(token)
+
     def query(self, token: str) -> Principal:
-        """Authenticate a key by the database, and cache its principal."""
+        """Authenticate a key by the database, and cache its principal. Raises Unauthorized."""
         try:
             with self.sessions.begin() as session:
                 principal = keys.authenticate(session, token)
@@ -127,35 +144,35 @@ class RateLimits:
         self.left[counter, key] = self.left.get((counter, key), 0) + taken - 1
 
 
-async def authorize(request: Request, token: str, scope: Scope) -> Principal:
-    """Return the principal of a key that has the scope, and count the request.
+async def authorize(request: Request, scope: Scope) -> Principal:
+    """Return the principal of a request whose key has the scope, and count the request.
 
     Raises:
-        Unauthorized, Forbidden, RateLimited.
+        Unauthorized, Forbidden, RateLimited, Busy.
     """
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not token:
+        raise Unauthorized("send a key: Authorization: Bearer dq_...")
     cache: ApiKeyCache = request.app.state.api_key_cache
-    principal = cache.find(token)
-    if principal is None:
-        principal = await run_in_threadpool(cache.authenticate, token)
+    principal = await cache.authenticate(token.strip())
     if not principal.may(scope):
         raise Forbidden(f"this needs a key with the scope {scope}")
     await request.app.state.rate_limits.count(principal, submits=request.method not in SAFE_METHODS)
     return principal
 
 
-def require(scope: Scope) -> Any:
-    """Return a dependency that gives a route the principal of a key with the scope."""
+class RequiredScope:
+    """The dependency that gives a route its principal. The route class reads the scope and authorizes before anything else."""
 
-    async def authorized_principal(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-    ) -> Principal:
-        if credentials is None:
-            raise Unauthorized("send a key: Authorization: Bearer dq_...")
-        return await authorize(request, credentials.credentials, scope)
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
 
-    return Depends(authorized_principal)
+    async def __call__(self, request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Principal:
+        """Return the principal that was authorized."""
+        principal: Principal = request.state.principal
+        return principal
 
 
-Reader = Annotated[Principal, require(Scope.READ)]
-Submitter = Annotated[Principal, require(Scope.SUBMIT)]
-Admin = Annotated[Principal, require(Scope.ADMIN)]
+Reader = Annotated[Principal, Depends(RequiredScope(Scope.READ))]
+Submitter = Annotated[Principal, Depends(RequiredScope(Scope.SUBMIT))]
+Admin = Annotated[Principal, Depends(RequiredScope(Scope.ADMIN))]

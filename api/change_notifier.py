@@ -5,7 +5,7 @@ Nothing depends on Redis here (docs/decisions/0012): a poll reads the versions o
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -32,13 +32,13 @@ class ChangeNotifier:
         self.polling: asyncio.Task[None] | None = None
         self.reads: dict[Hashable, asyncio.Future[Any]] = {}
 
-    async def read_once(self, key: Hashable, read: Callable[[], T]) -> T:
-        """Run `read` in a thread and return its result; callers with the same key at the same time share one read.
+    async def read_once(self, key: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await `read` and return its result; callers with the same key at the same time share one read.
 
         The read may have begun before a change that the caller knows of; `wait_for_change` then returns at once.
         """
         if key not in self.reads:
-            self.reads[key] = asyncio.ensure_future(run_in_threadpool(read))
+            self.reads[key] = asyncio.ensure_future(read())
             self.reads[key].add_done_callback(lambda _: self.reads.pop(key, None))
         result: T = await asyncio.shield(self.reads[key])
         return result

@@ -5,11 +5,14 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from psycopg.errors import LockNotAvailable
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
-from api.body_limit import BodyTooLarge, body_too_large_response
+from api.bodies import BodyTooLarge
+from api.media_types import UnsupportedMediaType
 from api.schemas.problems import problem_response
+from api.transport import SlowBody
 from jobs import errors
 from jobs.spec.validation import field_path
 
@@ -36,11 +39,21 @@ STATUS: dict[type[errors.JobError], int] = {
     errors.RateLimited: 429,
     errors.QuotaExceeded: 429,
     errors.DecoderBusy: 503,
+    errors.Busy: 503,
     errors.StorageUnavailable: 503,
 }
-OTHER_CODES = ("invalid_parameters", "http_error", "body_too_large", "database_unavailable", "internal_error")
+OTHER_CODES = (
+    "invalid_parameters",
+    "http_error",
+    "body_too_large",
+    "unsupported_media_type",
+    "slow_body",
+    "database_unavailable",
+    "internal_error",
+)
 CODES = sorted({*(error.code for error in STATUS), *OTHER_CODES})  # every one that an answer can have
 RETRY_AFTER = {"Retry-After": "5"}
+RETRY_SOON = {"Retry-After": "1"}
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
 logger = logging.getLogger(__name__)
 
@@ -51,6 +64,8 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, bad_parameters)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(BodyTooLarge, body_too_large)
+    app.add_exception_handler(SlowBody, slow_body)
+    app.add_exception_handler(UnsupportedMediaType, unsupported_media_type)
     for error in (OperationalError, TimeoutError, InternalError):  # the last from a standby, which takes no writes
         app.add_exception_handler(error, database_unavailable)
     app.add_exception_handler(Exception, internal_error)
@@ -61,6 +76,10 @@ def job_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.JobError)
     status = STATUS[type(error)]
     problems = error.problems if isinstance(error, errors.InvalidJob) else []
+    if isinstance(error, (errors.StorageUnavailable, errors.ObjectMissing)):  # its message names hosts, buckets or keys
+        logger.warning("%s %s: %s", request.method, request.url.path, error)
+        detail = "the store does not answer" if status == 503 else "the object is not in the store"
+        return problem_response(status, error.code, detail, headers=HEADERS.get(status))
     return problem_response(status, error.code, str(error), problems, HEADERS.get(status))
 
 
@@ -82,12 +101,23 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
 
 def body_too_large(request: Request, error: Exception) -> JSONResponse:
     """Answer a body over the limit."""
-    assert isinstance(error, BodyTooLarge)
-    return body_too_large_response(error)
+    return problem_response(413, "body_too_large", str(error))
+
+
+def slow_body(request: Request, error: Exception) -> JSONResponse:
+    """Answer a body that arrives too slowly; what is left of it is not read."""
+    return problem_response(408, "slow_body", str(error), headers={"Connection": "close"})
+
+
+def unsupported_media_type(request: Request, error: Exception) -> JSONResponse:
+    """Answer a body of a kind that the route does not read."""
+    return problem_response(415, "unsupported_media_type", str(error))
 
 
 def database_unavailable(request: Request, error: Exception) -> JSONResponse:
-    """Answer while the database is away."""
+    """Answer while the database is away, or a row of it is another request's."""
+    if isinstance(error, OperationalError) and isinstance(error.orig, LockNotAvailable):
+        return problem_response(503, errors.Busy.code, "other requests change the same thing: try again", headers=RETRY_SOON)
     logger.warning("%s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
     return problem_response(503, "database_unavailable", "the database does not answer", headers=RETRY_AFTER)
 

@@ -1,9 +1,12 @@
 """Additions to the OpenAPI document: what FastAPI cannot see, such as bodies that routes read themselves."""
 
+from functools import cache
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.routing import Route
 
 from api.errors import CODES
 from jobs.spec.job_spec import JobSpec
@@ -79,9 +82,10 @@ def operation_id(route: APIRoute) -> str:
 
 
 def complete_openapi(app: FastAPI) -> None:
-    """Add to the application's document the schema that JOB_BODY refers to, and what errors look like."""
+    """Add to the application's document the schema that JOB_BODY refers to, and what errors look like; serve it as bytes."""
     generate = app.openapi
 
+    @cache
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document["components"]["schemas"]
@@ -96,6 +100,15 @@ def complete_openapi(app: FastAPI) -> None:
                 describe_streams(operation["responses"])
         return document
 
+    @cache
+    def rendered() -> Response:
+        return JSONResponse(openapi())
+
+    async def send_document(_: Request) -> Response:
+        return rendered()
+
+    # before FastAPI's own route, which renders the document for every request
+    app.router.routes.insert(0, Route("/openapi.json", send_document, include_in_schema=False))
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 

@@ -11,16 +11,20 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from pydantic import JsonValue
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
+from api.bodies import BodyTooLarge, check_json_values, read_body, split_parts
+from api.media_types import MULTIPART, MediaType, read_media_type
+from api.routing import run_in_share
 from jobs.errors import InvalidJob, Problem
 from jobs.models.manifest import ModelManifest
+from jobs.settings import Settings
 from jobs.spec.job_spec import JobSpec, Movable
 from jobs.spec.validation import parse_json, parse_spec, validate_document
 from jobs.storage.decoding import Decoded, decode, decode_mask
 
 PARTS = ("job", "image", "movable")
+MAX_JOB_JSON_BYTES = 2**20  # 64 polygons of 256 corners with every digit of a double need 0.9 MB
+MAX_JOB_JSON_VALUES = 100_000  # they need 50,000; metadata of 16 kB at most 16,000
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,28 @@ def set_source_upload(document: JsonValue, sha256: str) -> JsonValue:
 
 
 async def read_posted_job(request: Request) -> PostedJob:
-    """Read a posted job from the body. Raises InvalidJob when the body is neither JSON nor the multipart form."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return PostedJob(await request.body())
-    try:
-        async with request.form(max_files=len(PARTS), max_fields=len(PARTS)) as form:
-            named = [(name, await read_part(part)) for name, part in form.multi_items()]
-    except HTTPException as error:  # how starlette reports a malformed form
-        raise InvalidJob([Problem(field="body", message=str(error.detail))]) from error
+    """Read a posted job from the body: a multipart form, or else JSON.
+
+    Raises:
+        InvalidJob: the form is malformed, or has other parts.
+        BodyTooLarge: the body, its JSON or the number of its values is over the limit.
+    """
+    media_type = read_media_type(request.headers)
+    if media_type.name != MULTIPART:
+        posted = PostedJob(bytes(await read_body(request, MAX_JOB_JSON_BYTES)))
+    else:
+        settings: Settings = request.app.state.settings
+        body = await read_body(request, settings.max_body_bytes)
+        posted = await run_in_share(request, read_parts, body, media_type)
+    if len(posted.job_json) > MAX_JOB_JSON_BYTES:
+        raise BodyTooLarge(f"{MAX_JOB_JSON_BYTES} bytes in the part job")
+    check_json_values(posted.job_json, MAX_JOB_JSON_VALUES)
+    return posted
+
+
+def read_parts(body: bytearray, media_type: MediaType) -> PostedJob:
+    """Read the parts of a multipart form. Raises InvalidJob."""
+    named = split_parts(body, media_type, len(PARTS))
     parts = dict(named)
     for name in parts:
         if name not in PARTS:
@@ -108,10 +126,6 @@ async def read_posted_job(request: Request) -> PostedJob:
     if "job" not in parts:
         raise InvalidJob([Problem(field="job", message="the part job with the JSON is missing")])
     return PostedJob(parts["job"], parts.get("image"), parts.get("movable"))
-
-
-async def read_part(part: UploadFile | str) -> bytes:
-    return part.encode() if isinstance(part, str) else await part.read()
 
 
 PostedJobDep = Annotated[PostedJob, Depends(read_posted_job)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from dragqueue_client import Client, Job
+from dragqueue_client import Client, Job, JobSummary
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
@@ -42,7 +42,7 @@ def list_(
         Console().print(table)
 
 
-def table_row(job: Job) -> tuple[str, ...]:
+def table_row(job: JobSummary) -> tuple[str, ...]:
     """Return a job as a row of the list."""
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
     ended = job.stop_reason or (job.error.code if job.error else "")

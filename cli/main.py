@@ -98,16 +98,16 @@ def api(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:
     """Serve the HTTP API; settings from the environment."""
-    import uvicorn
-
     from api.app import create_app
+    from api.transport import serve
     from jobs.errors import ManifestInvalid
 
+    chosen = settings()
     try:
-        application = create_app(settings())
+        application = create_app(chosen)
     except ManifestInvalid as error:
         raise CommandError(str(error)) from error
-    uvicorn.run(application, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
+    serve(application, chosen, host, port)
 
 
 @app.command()

@@ -7,18 +7,24 @@ Sessions = sessionmaker[Session]
 
 MAX_CONNECTIONS, IDLE_CONNECTIONS = 15, 5
 CONNECT_TIMEOUT_S = 5
-STATEMENT_TIMEOUT_MS = 30_000
+STATEMENT_TIMEOUT_MS, LOCK_TIMEOUT_MS = 30_000, 10_000
 # A host that is gone closes no connection; with these values the kernel gives it up after 10 + 3 * 5 s.
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000}
 
 
-def make_engine(database_url: str, connections: int = MAX_CONNECTIONS) -> Engine:
+def make_engine(database_url: str, connections: int = MAX_CONNECTIONS, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Engine:
     """Make an engine whose waits all have a time limit. Call it after a fork, never before.
 
     Args:
         connections: the most connections that may be open at once.
+        lock_timeout_ms: how long a statement waits for a row that another transaction holds.
     """
-    options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout=10000 -c idle_in_transaction_session_timeout=60000"
+    limits = {
+        "statement_timeout": STATEMENT_TIMEOUT_MS,
+        "lock_timeout": lock_timeout_ms,
+        "idle_in_transaction_session_timeout": 60_000,
+    }
+    options = " ".join(f"-c {name}={milliseconds}" for name, milliseconds in limits.items())
     connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": options} | KEEPALIVE
     overflow = max(0, connections - IDLE_CONNECTIONS)
     return create_engine(
@@ -26,6 +32,6 @@ def make_engine(database_url: str, connections: int = MAX_CONNECTIONS) -> Engine
     )
 
 
-def make_sessions(database_url: str, connections: int = MAX_CONNECTIONS) -> Sessions:
+def make_sessions(database_url: str, connections: int = MAX_CONNECTIONS, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Sessions:
     """Make a factory of sessions over an engine of its own."""
-    return sessionmaker(make_engine(database_url, connections), expire_on_commit=False)
+    return sessionmaker(make_engine(database_url, connections, lock_timeout_ms), expire_on_commit=False)

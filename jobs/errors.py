@@ -11,6 +11,7 @@ JobError
 ├── ModelNotFound       model_not_found       no such model in the manifest
 ├── ManifestInvalid     manifest_invalid      manifest.toml is missing or not what a manifest is
 ├── DecoderBusy         decoder_busy          too many pictures are being read at once
+├── Busy                busy                  others of the client's requests are in the way; repeat it
 ├── JobActive           job_active            the job has not ended
 ├── IdTaken             id_taken              another job has the id that a client chose
 ├── BatchNotFound       batch_not_found       no such batch of this tenant
@@ -112,6 +113,10 @@ class ManifestInvalid(JobError):
 
 class DecoderBusy(JobError):
     code = "decoder_busy"
+
+
+class Busy(JobError):
+    code = "busy"
 
 
 class JobActive(JobError):

@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from api.auth import Admin, Reader
 from api.dependencies import SettingsDep, UnitOfWorkDep
 from api.paging import Cursor, Limit, split_page
+from api.routing import ApiRoute
 from api.schemas.account import AuditPage, AuditView, QueueView, UsageView
 from api.schemas.problems import ERRORS
 from jobs.queue import jobs
@@ -12,7 +13,7 @@ from jobs.tables import Tenant
 from jobs.tenants import audit, quotas
 from jobs.tenants.quotas import Quotas
 
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 @router.get("/usage")

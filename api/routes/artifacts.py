@@ -10,6 +10,7 @@ from api.auth import Reader
 from api.dependencies import StorageDep, UnitOfWorkDep
 from api.paging import Limit, split_page
 from api.routes.parameters import Text
+from api.routing import ApiRoute, stream_in_share
 from api.schemas.artifacts import ArtifactList, ArtifactView, FramePage
 from api.schemas.problems import ERRORS
 from jobs.queue import jobs
@@ -17,7 +18,7 @@ from jobs.storage import artifacts as artifact_rows
 from jobs.tables import Artifact
 
 MAX_ARCHIVED = 10_000  # artifacts: one more than any job can have
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 @router.get("/{job_id}/artifacts")
@@ -38,10 +39,10 @@ def frames(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, cursor:
 
 
 @router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
-def download(job_id: UUID, name: Text, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> str:
+def download(job_id: UUID, name: Text, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> RedirectResponse:
     """Redirect to a link of the store. The link lives some minutes and lets its holder fetch parts of the object (Range)."""
     artifact = artifact_rows.get(unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id), name)
-    return storage.make_download_url(artifact.key, f"{job_id}-{name.replace('/', '-')}")
+    return RedirectResponse(storage.make_download_url(artifact.key, f"{job_id}-{name.replace('/', '-')}"))
 
 
 @router.get("/{job_id}/archive", response_class=StreamingResponse, responses={200: {"content": {"application/zip": {}}}})
@@ -53,4 +54,4 @@ def archive(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, storag
         *artifact_rows.list_frames(unit_of_work.session, job, after="", limit=MAX_ARCHIVED),
     ]
     headers = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
-    return StreamingResponse(stream_zip(rows, storage), media_type="application/zip", headers=headers)
+    return StreamingResponse(stream_in_share(stream_zip(rows, storage)), media_type="application/zip", headers=headers)

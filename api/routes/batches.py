@@ -6,15 +6,17 @@ from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from anyio import CapacityLimiter
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
+from api.accepted import Accepted
 from api.auth import Reader, Submitter
 from api.dependencies import SessionsDep, UnitOfWorkDep
 from api.openapi import BATCH_BODY, JSONL
 from api.paging import Cursor, Limit, split_page
 from api.routes.parameters import IdempotencyKey
+from api.routing import ApiRoute, run_in_share, stream_in_share
 from api.schemas.batches import BatchHead, BatchLine, BatchPage, BatchView
 from api.schemas.problems import ERRORS
 from api.services.batches import BatchServiceDep
@@ -27,11 +29,11 @@ from jobs.tenants import audit
 
 IN_MEMORY = 2**20  # bytes of a batch; the rest lies in a temporary file while it is read
 SUBMISSIONS = CapacityLimiter(2)  # at once: each holds a database connection for long
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 @router.post("", status_code=202, response_model=BatchView, openapi_extra=BATCH_BODY)
-async def submit(request: Request, service: BatchServiceDep, idempotency_key: IdempotencyKey = None) -> Response:
+async def submit(request: Request, service: BatchServiceDep, idempotency_key: IdempotencyKey = None) -> Accepted:
     """Queue up to 50,000 edits, one {"custom_id": ..., "job": {...}} a line. They run when nothing else waits.
 
     A line that is no job is recorded and keeps no other line out. The batch is stored whole or not at all.
@@ -42,8 +44,7 @@ async def submit(request: Request, service: BatchServiceDep, idempotency_key: Id
             digest.update(chunk)
             await run_in_threadpool(file.write, chunk)
         async with SUBMISSIONS:
-            accepted = await run_in_threadpool(service.submit, file, digest.hexdigest(), idempotency_key)
-    return accepted.response(location=f"/v1/batches/{accepted.answer['id']}")
+            return await run_in_share(request, service.submit, file, digest.hexdigest(), idempotency_key)  # type: ignore[no-any-return]
 
 
 @router.get("")
@@ -115,4 +116,5 @@ def refusal_lines(sessions: Sessions, batch: Batch) -> Iterator[BatchLine]:
 
 
 def jsonl_response(lines: Iterable[BatchLine]) -> StreamingResponse:
-    return StreamingResponse((line.model_dump_json() + "\n" for line in lines), media_type="application/jsonl")
+    chunks = (line.model_dump_json() + "\n" for line in lines)
+    return StreamingResponse(stream_in_share(chunks), media_type="application/jsonl")

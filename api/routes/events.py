@@ -1,69 +1,50 @@
 """/v1/jobs/{id}/events: what happens to a job, as it happens."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.auth import Reader
+from api.concurrency import OpenCount
 from api.dependencies import ChangeNotifierDep, SessionsDep, SettingsDep
+from api.routing import ApiRoute, run_in_share
 from api.schemas.events import EventView
 from api.schemas.jobs import JobView
 from api.schemas.problems import ERRORS
 from api.services.job_reads import read_job
 from jobs.database import Sessions
-from jobs.errors import JobNotFound, RateLimited
+from jobs.errors import JobNotFound
 from jobs.queue import events
 from jobs.tenants.keys import Principal
 
 MAX_PAUSE_S = 15.0  # between two reads, when no change is notified
 MIN_PAUSE_S = 0.4  # between two snapshots
 RETRY_MS = 2000  # what a client that lost the connection waits
-router = APIRouter(responses=ERRORS)
-
-
-class StreamCounter:
-    """Counts the streams that each key has open in this process."""
-
-    def __init__(self) -> None:
-        self.open: Counter[str] = Counter()
-
-    @contextmanager
-    def count(self, principal: Principal, limit: int) -> Iterator[None]:
-        """Count a stream while the context is open. Raises RateLimited when the key has as many open as it may."""
-        if self.open[principal.key] >= limit:
-            raise RateLimited(f"this key may follow {limit} jobs at a time")
-        self.open[principal.key] += 1
-        try:
-            yield
-        finally:
-            self.open[principal.key] -= 1
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 async def counted_reader(request: Request, principal: Reader, settings: SettingsDep) -> AsyncIterator[Principal]:
     """Give the principal to a stream, and count the stream while it is open."""
-    counter: StreamCounter = request.app.state.stream_counter
-    with counter.count(principal, principal.max_streams or settings.max_streams):
+    streams: OpenCount = request.app.state.open_streams
+    with streams.count(principal.key, principal.max_streams or settings.max_streams):
         yield principal
 
 
-async def check_job_exists(job_id: UUID, principal: Reader, sessions: SessionsDep) -> None:
+async def check_job_exists(job_id: UUID, request: Request, principal: Reader, sessions: SessionsDep) -> None:
     """Let an unknown job be a 404 before the stream begins. Raises JobNotFound."""
-    await run_in_threadpool(read_job, sessions, principal.tenant, job_id)
+    await run_in_share(request, read_job, sessions, principal.tenant, job_id)
 
 
 @router.get("/{job_id}/events", response_class=EventSourceResponse, dependencies=[Depends(check_job_exists)])
 async def follow(
-    job_id: UUID, principal: Annotated[Principal, Depends(counted_reader)], sessions: SessionsDep,
+    job_id: UUID, request: Request, principal: Annotated[Principal, Depends(counted_reader)], sessions: SessionsDep,
     change_notifier: ChangeNotifierDep, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
 ) -> AsyncIterator[ServerSentEvent]:  # fmt: skip
     """Stream the job as it is now (`snapshot`), then its events with their ids (`job.running`, `job.succeeded`, ...) and a new
@@ -74,7 +55,7 @@ async def follow(
     after, last_snapshot = last_event_id, ""
     while True:
         try:
-            read = partial(read_update, sessions, principal.tenant, job_id, after)
+            read = partial(run_in_share, request, read_update, sessions, principal.tenant, job_id, after)
             update = await change_notifier.read_once((principal.tenant, job_id, after), read)
         except JobNotFound:
             return  # deleted in the meantime

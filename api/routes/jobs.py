@@ -2,46 +2,42 @@
 
 import hashlib
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Header, Query, Request, Response
 
+from api.accepted import Accepted
 from api.auth import Reader, Submitter
 from api.dependencies import ChangeNotifierDep, SessionsDep, StorageDep, UnitOfWorkDep
 from api.openapi import JOB_BODY, MAKES_A_JOB
-from api.paging import Cursor, Limit, split_page
+from api.paging import Cursor, Limit
 from api.posted_jobs import PostedJobDep
 from api.routes.parameters import IdempotencyKey, Text
-from api.schemas.jobs import JobPage, JobView, Verdict
+from api.routing import ApiRoute, run_in_share
+from api.schemas.jobs import JobPage, JobSummary, JobView, Verdict
 from api.schemas.problems import ERRORS
-from api.services.accepted import Accepted
-from api.services.job_reads import Expansion, read_job
+from api.services.job_reads import Expansion, read_body
 from api.services.jobs import JobServiceDep
 from jobs.errors import JobActive
 from jobs.queue import jobs as job_rows
+from jobs.queue.jobs import JobFilter
 from jobs.states import JobState
 from jobs.storage import retention
 from jobs.tenants import audit
 
 MAX_WAIT_S = 60
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing has changed since that ETag."}}
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 @router.post("", status_code=202, response_model=JobView, openapi_extra=JOB_BODY, responses=MAKES_A_JOB)
-def submit(jobs: JobServiceDep, posted: PostedJobDep, idempotency_key: IdempotencyKey = None) -> Response:
+def submit(jobs: JobServiceDep, posted: PostedJobDep, idempotency_key: IdempotencyKey = None) -> Accepted:
     """Accept an edit and return at once. Poll the job for its outcome.
 
     A request repeated with its Idempotency-Key within a day gets the first answer again, and no second job is made.
     """
-    return accepted_response(jobs.submit(posted, idempotency_key))
-
-
-def accepted_response(accepted: Accepted) -> JSONResponse:
-    return accepted.response(location=accepted.answer["links"]["self"])
+    return jobs.submit(posted, idempotency_key)
 
 
 @router.put("/{job_id}", status_code=202, response_model=JobView, openapi_extra=JOB_BODY, responses=MAKES_A_JOB)
@@ -60,22 +56,23 @@ def validate(jobs: JobServiceDep, posted: PostedJobDep) -> Verdict:
 def page(
     principal: Reader, unit_of_work: UnitOfWorkDep, state: JobState | None = None, model: Text | None = None,
     batch: UUID | None = None, cursor: Cursor = None, limit: Limit = 50,
+    expand: Annotated[list[Literal["spec"]], Query()] = [],  # noqa: B006
 ) -> JobPage:  # fmt: skip
-    """List jobs, the newest first."""
-    rows = job_rows.page(
-        unit_of_work.session, principal.tenant, limit=limit + 1, before=cursor, state=state, model=model, batch=batch
-    )
-    jobs, next_cursor = split_page(rows, limit, lambda job: job.seq)
-    return JobPage(jobs=list(map(JobView.of, jobs)), next_cursor=next_cursor)
+    """List jobs, the newest first. With ?expand=spec each has its spec, and a page may hold fewer jobs than its limit."""
+    wanted = JobFilter(state=state, model=model, batch=batch)
+    with_spec = "spec" in expand
+    jobs, more = job_rows.page(unit_of_work.session, principal.tenant, wanted, limit=limit, before=cursor, with_spec=with_spec)
+    summaries = [JobSummary.of(job, with_spec=with_spec) for job in jobs]
+    return JobPage(jobs=summaries, next_cursor=str(jobs[-1].seq) if more else None)
 
 
 @router.get("/{job_id}", response_model=JobView, responses=NOT_MODIFIED)
 async def get(
-    job_id: UUID, principal: Reader, sessions: SessionsDep, change_notifier: ChangeNotifierDep, response: Response,
+    job_id: UUID, request: Request, principal: Reader, sessions: SessionsDep, change_notifier: ChangeNotifierDep,
     expand: Annotated[list[Expansion], Query()] = [],  # noqa: B006
     if_none_match: Annotated[str | None, Header(max_length=500)] = None,
     prefer: Annotated[str | None, Header(max_length=200, description="wait=SECONDS, at most 60")] = None,
-) -> JobView | Response:  # fmt: skip
+) -> Response:  # fmt: skip
     """Return one job: its state, its progress with the points now, its place while it is queued, the latest frame while it
     runs. With ?expand=artifacts the answer lists what it has stored besides frames, with ?expand=attempts who ran it.
 
@@ -86,17 +83,16 @@ async def get(
     wait_s = preferred_wait_s(prefer)
     deadline = time.monotonic() + wait_s
     while True:
-        view, version = await run_in_threadpool(read_job, sessions, principal.tenant, job_id, expand)
-        etag, left_s = make_etag(view), deadline - time.monotonic()
-        done = etag not in seen_etags if seen_etags else view.state.terminal
+        state, body, version = await run_in_share(request, read_body, sessions, principal.tenant, job_id, expand)
+        etag, left_s = make_etag(body), deadline - time.monotonic()
+        done = etag not in seen_etags if seen_etags else state.terminal
         if done or left_s <= 0:
             break
         await change_notifier.wait_for_change(job_id, version, left_s)  # holds no thread and no database connection
     headers = {"ETag": etag} | ({"Preference-Applied": prefer} if prefer and wait_s else {})
     if etag in seen_etags:
         return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return view
+    return Response(body, headers=headers, media_type="application/json")
 
 
 def preferred_wait_s(prefer: str | None) -> int:
@@ -108,8 +104,8 @@ def preferred_wait_s(prefer: str | None) -> int:
     return 0
 
 
-def make_etag(view: JobView) -> str:
-    return f'"{hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]}"'
+def make_etag(body: bytes) -> str:
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
 
 
 @router.delete("/{job_id}", status_code=204)
@@ -123,9 +119,9 @@ def delete(job_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep, stor
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
-def retry(job_id: UUID, jobs: JobServiceDep, idempotency_key: IdempotencyKey = None) -> Response:
+def retry(job_id: UUID, jobs: JobServiceDep, idempotency_key: IdempotencyKey = None) -> Accepted:
     """Queue the edit of an ended job again, as a new job. An Idempotency-Key makes it safe to repeat the request."""
-    return accepted_response(jobs.retry(job_id, idempotency_key))
+    return jobs.retry(job_id, idempotency_key)
 
 
 @router.post("/{job_id}/cancel")

@@ -4,11 +4,11 @@ from typing import Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 
 from api.auth import Reader, Submitter
 from api.dependencies import StorageDep, UnitOfWorkDep
 from api.openapi import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
+from api.routing import ApiRoute, run_in_share
 from api.schemas.problems import ERRORS
 from api.schemas.uploads import AnnouncedFile, PresignedView, UploadView
 from api.services.presigned_uploads import PresignedUploadServiceDep
@@ -18,7 +18,7 @@ from jobs.storage import uploads as upload_rows
 from jobs.storage.decoding import decode, decode_mask
 from jobs.tenants import audit
 
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
@@ -29,8 +29,8 @@ async def upload(request: Request, uploads: UploadServiceDep, kind: Literal["mas
     movable mask, set where any channel but alpha is not zero.
     """
     body = await request.body()
-    decoded = await run_in_threadpool(decode_mask if kind else decode, body, "body")
-    return UploadView.model_validate(await run_in_threadpool(uploads.keep, decoded))
+    decoded = await run_in_share(request, decode_mask if kind else decode, body, "body")
+    return UploadView.model_validate(await run_in_share(request, uploads.keep, decoded))
 
 
 @router.post("/presigned", status_code=201, responses=ANNOUNCES_AN_UPLOAD)

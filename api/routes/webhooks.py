@@ -3,11 +3,13 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 
+from api.accepted import Accepted
 from api.auth import Admin
 from api.dependencies import SettingsDep, UnitOfWorkDep
 from api.paging import Limit, split_page
+from api.routing import ApiRoute
 from api.schemas.problems import ERRORS
 from api.schemas.webhooks import (
     DeliveryPage,
@@ -25,20 +27,17 @@ from jobs.webhooks import subscriptions as webhooks
 from jobs.webhooks.egress import EgressPolicy
 
 Cursor = Annotated[UUID | None, Query(description="next_cursor of the page before")]
-router = APIRouter(responses=ERRORS)
+router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
-@router.post("", status_code=201)
-def create(
-    body: NewWebhook, principal: Admin, unit_of_work: UnitOfWorkDep, settings: SettingsDep, response: Response
-) -> WebhookSecret:
+@router.post("", status_code=201, response_model=WebhookSecret)
+def create(body: NewWebhook, principal: Admin, unit_of_work: UnitOfWorkDep, settings: SettingsDep) -> Accepted:
     """Create a webhook, to which events of jobs are sent. The secret that verifies them is shown here and never again."""
     webhooks.check_url(EgressPolicy.from_settings(settings), body.url)
     webhook = webhooks.add(unit_of_work.session, principal.tenant, body.subscription())
     unit_of_work.session.refresh(webhook)
     audit.record(unit_of_work.session, principal.tenant, principal.key, "webhook.create", webhook.id)
-    response.headers["Location"] = f"/v1/webhooks/{webhook.id}"
-    return WebhookSecret.of(webhook)
+    return Accepted(WebhookSecret.of(webhook).model_dump(mode="json"), f"/v1/webhooks/{webhook.id}")
 
 
 @router.get("")

@@ -76,13 +76,13 @@ class PlaceView(Row):
     starts_in_s: ExpectedView | None  # None: no worker serves its pool, or no job of its model has run yet
 
 
-class JobView(BaseModel):
-    """One job."""
+class JobSummary(BaseModel):
+    """A job in a list."""
 
     id: UUID
     state: JobState
     model: str
-    spec: dict[str, Any]  # with every default filled in
+    spec: dict[str, Any] | None = None  # with every default filled in; in lists with ?expand=spec
     batch: UUID | None
     custom_id: str | None  # in its batch
     attempt: int
@@ -98,22 +98,28 @@ class JobView(BaseModel):
     finished_at: datetime | None
     expires_at: datetime | None  # afterwards row and artifacts may be deleted
     links: Links
+
+    @classmethod
+    def of(cls, job: Job, *, with_spec: bool = False) -> Self:
+        """Return the summary of a job's row; its spec is not read unless it is asked for."""
+        return cls(**columns(job), spec=job.spec if with_spec else None)
+
+
+class JobView(JobSummary):
+    """One job."""
+
+    spec: dict[str, Any]  # with every default filled in
     place: PlaceView | None = None  # while it is queued, where one job is looked at
     preview: str | None = None  # the latest frame stored, while it runs, where one job is looked at
     artifacts: list[ArtifactView] | None = None  # with ?expand=artifacts
     attempts: list[AttemptView] | None = None  # with ?expand=attempts
 
     @classmethod
-    def of(cls, job: Job, artifacts: list[Artifact] | None = None, attempts: list[Attempt] | None = None) -> Self:
+    def of(cls, job: Job, artifacts: list[Artifact] | None = None, attempts: list[Attempt] | None = None) -> Self:  # type: ignore[override]  # a view has always its spec
         """Return the view of a job's row, with its artifacts and attempts where they are given."""
-        copied = ("id", "state", "model", "spec", "batch", "custom_id", "attempt", "progress", "stop_reason", "parent", "root")
-        times = ("created_at", "started_at", "finished_at", "expires_at")
         return cls(
-            **{name: getattr(job, name) for name in copied + times},
-            cancel_requested=job.cancel_requested_at is not None,
-            error=JobFailure.of(job),
-            stop_requested=job.stop_requested_at is not None,
-            links=Links.of(job.id),
+            **columns(job),
+            spec=job.spec,
             artifacts=None if artifacts is None else [ArtifactView.of(artifact) for artifact in artifacts],
             attempts=None if attempts is None else [AttemptView.model_validate(attempt) for attempt in attempts],
         )
@@ -127,10 +133,23 @@ class JobView(BaseModel):
         return self if frame is None else self.model_copy(update={"preview": artifact_url(frame.job_id, frame.name)})
 
 
+def columns(job: Job) -> dict[str, Any]:
+    """Return the fields that every view of a job's row has."""
+    copied = ("id", "state", "model", "batch", "custom_id", "attempt", "progress", "stop_reason", "parent", "root")
+    times = ("created_at", "started_at", "finished_at", "expires_at")
+    return {
+        **{name: getattr(job, name) for name in copied + times},
+        "cancel_requested": job.cancel_requested_at is not None,
+        "error": JobFailure.of(job),
+        "stop_requested": job.stop_requested_at is not None,
+        "links": Links.of(job.id),
+    }
+
+
 class JobPage(BaseModel):
     """A page of jobs."""
 
-    jobs: list[JobView]  # the newest first
+    jobs: list[JobSummary]  # the newest first
     next_cursor: str | None  # None at the end
 
 

@@ -28,7 +28,7 @@ class ProblemDocument(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDocument} for status in (401, 403, 404, 409, 413, 422, 429, 503)
+    status: {"model": ProblemDocument} for status in (401, 403, 404, 409, 413, 415, 422, 429, 503)
 }
 
 

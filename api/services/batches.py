@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 from fastapi import Depends
 
+from api.accepted import Accepted
 from api.auth import Submitter
-from api.dependencies import ManifestFileDep, QueueQuotaDep, StorageDep, UnitOfWork, UnitOfWorkDep
+from api.dependencies import ManifestFileDep, QueueQuotaDep, StorageDep, UnitOfWorkDep
 from api.schemas.batches import BatchView
-from api.services.accepted import Accepted
 from api.services.inputs import TenantInputs
+from api.unit_of_work import UnitOfWork
 from jobs.models.manifest import ManifestFile
 from jobs.queue import batches, idempotency
 from jobs.storage.objects import Storage
@@ -41,16 +42,20 @@ class BatchService:
         session = self.unit_of_work.session
         earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
         if earlier is not None:
-            return Accepted(earlier, replayed=True)
+            return accepted(earlier, replayed=True)
         file.seek(0)
         inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage)
         batch, reading = batches.add(session, self.tenant, read_lines(file), self.manifest_file.current(), inputs)
-        self.queue_quota.check(session, self.tenant, more=0)  # the jobs are in the queue already
+        self.queue_quota.check_exactly(session, self.tenant)  # the jobs are in the queue already
         for pool, count in reading.pools.items():
             self.unit_of_work.pools_to_wake += [pool] * min(count, MOST_WOKEN)
         answer = BatchView.of(batches.summarize(session, batch)).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
-        return Accepted(answer)
+        return accepted(answer)
+
+
+def accepted(answer: dict[str, Any], *, replayed: bool = False) -> Accepted:
+    return Accepted(answer, f"/v1/batches/{answer['id']}", replayed)
 
 
 def read_lines(file: IO[bytes]) -> Iterator[bytes]:

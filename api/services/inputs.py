@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from uuid import UUID
 
-from api.dependencies import UnitOfWork
+from api.unit_of_work import UnitOfWork
 from jobs.queue import jobs
 from jobs.storage import uploads
 from jobs.storage.decoding import Decoded

@@ -27,3 +27,9 @@ def read_job(sessions: Sessions, tenant: str, job_id: UUID, expand: Sequence[Exp
         elif job.state == JobState.RUNNING:
             view = view.with_preview(artifact_rows.find_latest_frame(session, job))
         return view, version
+
+
+def read_body(sessions: Sessions, tenant: str, job_id: UUID, expand: Sequence[Expansion] = ()) -> tuple[JobState, bytes, str]:
+    """Return a job's state, its view as JSON, and the version of its row. Raises JobNotFound."""
+    view, version = read_job(sessions, tenant, job_id, expand)
+    return view.state, view.model_dump_json().encode(), version

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import Depends
 
+from api.accepted import Accepted
 from api.auth import Submitter
-from api.dependencies import ManifestFileDep, QueueQuotaDep, StorageDep, UnitOfWork, UnitOfWorkDep
+from api.dependencies import ManifestFileDep, QueueQuotaDep, StorageDep, UnitOfWorkDep
 from api.posted_jobs import ParsedJob, PostedJob, parse_posted_job
 from api.schemas.jobs import JobView, Verdict
-from api.services.accepted import Accepted
 from api.services.inputs import TenantInputs
 from api.services.uploads import UploadService, UploadServiceDep
+from api.unit_of_work import UnitOfWork
 from jobs.errors import IdTaken, JobActive
 from jobs.models.manifest import ManifestFile
 from jobs.queue import idempotency, jobs
@@ -49,12 +50,12 @@ class JobService:
         fingerprint = "" if idempotency_key is None else posted.fingerprint()
         earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
         if earlier is not None:
-            return Accepted(earlier, replayed=True)
+            return accepted(earlier, replayed=True)
         parsed = parse_posted_job(posted)
         job = self.enqueue(uuid4(), self.check(parsed), parsed.files)
         answer = JobView.of(job).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
-        return Accepted(answer)
+        return accepted(answer)
 
     def submit_with_id(self, posted: PostedJob, job_id: UUID) -> Job:
         """Queue a posted job under the client's id, or return the same job queued before.
@@ -84,7 +85,7 @@ class JobService:
         session = self.unit_of_work.session
         earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, f"retry {job_id}")
         if earlier is not None:
-            return Accepted(earlier, replayed=True)
+            return accepted(earlier, replayed=True)
         ended = jobs.get(session, self.tenant, job_id)
         if not JobState(ended.state).terminal:
             raise JobActive(f"job {job_id} is {ended.state}: it may still succeed")
@@ -94,7 +95,7 @@ class JobService:
         job = self.enqueue(uuid4(), check_submission(document, self.manifest_file.current(), inputs=inputs))
         answer = JobView.of(job).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
-        return Accepted(answer)
+        return accepted(answer)
 
     def validate(self, posted: PostedJob) -> Verdict:
         """Check a posted job as `submit` would, and estimate when it would run."""
@@ -118,6 +119,10 @@ class JobService:
         job = jobs.add(self.unit_of_work.session, job_id, self.tenant, submission)
         self.unit_of_work.pools_to_wake.append(job.pool)
         return job
+
+
+def accepted(answer: dict[str, Any], *, replayed: bool = False) -> Accepted:
+    return Accepted(answer, answer["links"]["self"], replayed)
 
 
 async def job_service(

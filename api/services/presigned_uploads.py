@@ -7,9 +7,10 @@ from uuid import UUID
 from fastapi import Depends
 
 from api.auth import Submitter
-from api.dependencies import SessionsDep, StorageDep, UnitOfWork, UnitOfWorkDep
+from api.dependencies import SessionsDep, StorageDep, UnitOfWorkDep
 from api.schemas.uploads import AnnouncedFile, PresignedView
 from api.services.uploads import UploadService, UploadServiceDep
+from api.unit_of_work import UnitOfWork
 from jobs.database import Sessions
 from jobs.errors import NotUploaded
 from jobs.storage import presigned

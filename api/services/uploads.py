@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import Depends
 
 from api.auth import Submitter
-from api.dependencies import SettingsDep, StorageDep, UnitOfWork, UnitOfWorkDep
+from api.dependencies import SettingsDep, StorageDep, UnitOfWorkDep
+from api.unit_of_work import UnitOfWork
 from jobs.storage import uploads
 from jobs.storage.decoding import Decoded
 from jobs.storage.objects import Storage

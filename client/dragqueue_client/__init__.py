@@ -9,10 +9,10 @@ with Client("http://127.0.0.1:8000", key="dq_...") as client:
 
 from dragqueue_client.asynchronous import AsyncClient
 from dragqueue_client.errors import ClientError, DownloadDamaged, RequestRefused, ServiceUnavailable, WaitTimeout
-from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, Model, QueuePosition, Upload, Usage
+from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, JobSummary, Model, QueuePosition, Upload, Usage
 from dragqueue_client.synchronous import Client
 
 __all__ = [
-    "Artifact", "AsyncClient", "Batch", "BatchLine", "Client", "ClientError", "DownloadDamaged", "Event", "Job", "Model",
-    "QueuePosition", "RequestRefused", "ServiceUnavailable", "Upload", "Usage", "WaitTimeout",
+    "Artifact", "AsyncClient", "Batch", "BatchLine", "Client", "ClientError", "DownloadDamaged", "Event", "Job", "JobSummary",
+    "Model", "QueuePosition", "RequestRefused", "ServiceUnavailable", "Upload", "Usage", "WaitTimeout",
 ]  # fmt: skip

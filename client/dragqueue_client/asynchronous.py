@@ -14,7 +14,7 @@ import httpx2
 from dragqueue_client import artifact_files, calls
 from dragqueue_client.calls import Call, Spec
 from dragqueue_client.errors import RequestRefused, ServiceUnavailable, WaitTimeout
-from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, Model, Upload, Usage
+from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, JobSummary, Model, Upload, Usage
 
 T = TypeVar("T")
 
@@ -88,8 +88,10 @@ class AsyncClient:
                 kind: type[Event | Job] = Job if message.event == "snapshot" else Event
                 yield int(message.id), kind.model_validate_json(message.data)
 
-    async def jobs(self, *, state: str | None = None, model: str | None = None, batch: UUID | None = None) -> AsyncIterator[Job]:
-        """Yield jobs, the newest first."""
+    async def jobs(
+        self, *, state: str | None = None, model: str | None = None, batch: UUID | None = None
+    ) -> AsyncIterator[JobSummary]:
+        """Yield jobs, the newest first, without their specs."""
         cursor: str | None = None
         while True:
             page = await self.send(calls.list_jobs(cursor, {"state": state, "model": model, "batch": batch}))

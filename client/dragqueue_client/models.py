@@ -41,13 +41,12 @@ class Artifact(BaseModel):
     url: str  # path on the service, which redirects to the store
 
 
-class Job(BaseModel):
-    """A job as it stood when the service answered."""
+class JobSummary(BaseModel):
+    """A job in a list, as it stood when the service answered."""
 
     id: UUID
     state: JobState
     model: str
-    spec: dict[str, Any]  # with every default filled in
     attempt: int
     batch: UUID | None = None
     custom_id: str | None = None
@@ -60,9 +59,6 @@ class Job(BaseModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     expires_at: datetime | None = None
-    place: QueuePosition | None = None  # while it is queued
-    preview: str | None = None  # path of the latest frame, while it runs
-    artifacts: list[Artifact] | None = None
 
     @property
     def ended(self) -> bool:
@@ -75,10 +71,19 @@ class Job(BaseModel):
         return self.state == "succeeded"
 
 
+class Job(JobSummary):
+    """A job as it stood when the service answered."""
+
+    spec: dict[str, Any]  # with every default filled in
+    place: QueuePosition | None = None  # while it is queued
+    preview: str | None = None  # path of the latest frame, while it runs
+    artifacts: list[Artifact] | None = None
+
+
 class JobPage(BaseModel):
     """A part of the list of jobs."""
 
-    jobs: list[Job]
+    jobs: list[JobSummary]
     next_cursor: str | None
 
 

@@ -13,7 +13,7 @@ import httpx2
 from dragqueue_client import artifact_files, calls
 from dragqueue_client.calls import Call, Spec
 from dragqueue_client.errors import RequestRefused, ServiceUnavailable, WaitTimeout
-from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, Model, Upload, Usage
+from dragqueue_client.models import Artifact, Batch, BatchLine, Event, Job, JobSummary, Model, Upload, Usage
 
 T = TypeVar("T")
 
@@ -104,8 +104,8 @@ class Client:
                 kind: type[Event | Job] = Job if message.event == "snapshot" else Event
                 yield int(message.id), kind.model_validate_json(message.data)
 
-    def jobs(self, *, state: str | None = None, model: str | None = None, batch: UUID | None = None) -> Iterator[Job]:
-        """Yield jobs, the newest first."""
+    def jobs(self, *, state: str | None = None, model: str | None = None, batch: UUID | None = None) -> Iterator[JobSummary]:
+        """Yield jobs, the newest first, without their specs."""
         cursor: str | None = None
         while True:
             page = self.send(calls.list_jobs(cursor, {"state": state, "model": model, "batch": batch}))

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, Text, cast, func, select, update
+from sqlalchemy.orm import Session, defer
 
 from jobs.errors import JobNotFound
 from jobs.queue.state_updates import transition
@@ -15,9 +15,25 @@ from jobs.storage import artifacts
 from jobs.tables import Artifact, Attempt, Job
 
 JOBS = Job.__table__
+MAX_PAGE_BYTES = 2 * 10**6  # of specs in a page
+ROWS_AT_ONCE = 8  # that a page with specs reads
 NOT_RETURNED = ("spec", "checkpoint")  # known to the caller; empty for a new job
 # Without the ORM a submission costs half as much.
 ADD = JOBS.insert().returning(*(column for column in JOBS.columns if column.name not in NOT_RETURNED))  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs a list holds; None is no condition."""
+
+    state: JobState | None = None
+    model: str | None = None
+    batch: UUID | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return the conditions on the rows."""
+        wanted = ((Job.state, self.state), (Job.model, self.model), (Job.batch, self.batch))
+        return [column == value for column, value in wanted if value is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +103,28 @@ def reserve_id(session: Session, job_id: UUID) -> bool:
 
 
 def page(
-    session: Session, tenant: str, *, limit: int, before: int | None = None, state: JobState | None = None,
-    model: str | None = None, batch: UUID | None = None,
-) -> list[Job]:  # fmt: skip
-    """List a tenant's jobs from the newest on; with `before`, those whose seq is lower."""
-    query = select(Job).where(Job.tenant == tenant).order_by(Job.seq.desc()).limit(limit)
-    wanted = ((Job.state, state), (Job.model, model), (Job.batch, batch))
-    query = query.where(*(column == value for column, value in wanted if value is not None))
-    return list(session.scalars(query if before is None else query.where(Job.seq < before)))
+    session: Session, tenant: str, wanted: JobFilter, *, limit: int, before: int | None = None, with_spec: bool = False
+) -> tuple[list[Job], bool]:
+    """List a tenant's jobs from the newest on, and tell whether there are more.
+
+    Args:
+        before: only jobs whose seq is lower.
+        with_spec: whether to read the specs too; then a page ends early, after MAX_PAGE_BYTES of them.
+    """
+    query = select(Job).where(Job.tenant == tenant, *wanted.conditions()).order_by(Job.seq.desc()).limit(limit + 1)
+    query = (query if before is None else query.where(Job.seq < before)).options(defer(Job.resume_point, raiseload=True))
+    if not with_spec:
+        jobs = list(session.scalars(query.options(defer(Job.spec, raiseload=True))))
+        return jobs[:limit], len(jobs) > limit
+    found: list[Job] = []
+    total = 0
+    sized = query.add_columns(func.octet_length(cast(Job.spec, Text))).execution_options(yield_per=ROWS_AT_ONCE)
+    for job, spec_bytes in session.execute(sized):
+        total += spec_bytes
+        if len(found) == limit or (found and total > MAX_PAGE_BYTES):
+            return found, True
+        found.append(job)
+    return found, False
 
 
 def oldest_queued_s(session: Session, tenant: str) -> float | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,6 +19,8 @@ from jobs.errors import KeyNotFound, Unauthorized
 from jobs.tables import ApiKey, Tenant
 
 PREFIX = "dq"
+TOKEN = re.compile(rf"{PREFIX}_[0-9A-Za-z]{{1,64}}_[!-~]{{1,256}}")
+INVALID = "the key is not valid, has expired or was revoked"
 USED_PRECISION = timedelta(minutes=1)  # of last_used_at, which is not written at every request
 
 
@@ -60,13 +63,14 @@ def create(session: Session, tenant: str, name: str, scopes: Collection[Scope], 
 
 def authenticate(session: Session, token: str) -> Principal:
     """Find the principal of a token. Raises Unauthorized."""
-    prefix, _, rest = token.partition("_")
-    key_id, _, secret = rest.partition("_")
+    if TOKEN.fullmatch(token) is None:
+        raise Unauthorized(INVALID)
+    _, key_id, secret = token.split("_", 2)
     stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - USED_PRECISION).label("stale")
     query = select(ApiKey, Tenant, stale).join(Tenant, ApiKey.tenant == Tenant.id).where(ApiKey.id == key_id, *is_valid())
-    found = session.execute(query).one_or_none() if prefix == PREFIX and key_id.isalnum() else None
+    found = session.execute(query).one_or_none()
     if found is None or not hmac.compare_digest(found.ApiKey.secret_sha256, hash_secret(secret)):
-        raise Unauthorized("the key is not valid, has expired or was revoked")
+        raise Unauthorized(INVALID)
     if found.stale:
         record_use(session, found.ApiKey)
     return make_principal(found.ApiKey, found.Tenant)

@@ -1,11 +1,12 @@
 """Quotas: how much a tenant may have at a time, and how much it has."""
 
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from jobs.errors import QuotaExceeded
@@ -14,7 +15,10 @@ from jobs.states import JobState
 from jobs.tables import Artifact, Job, PresignedUpload, Tenant, Upload
 
 COUNT_VALID_S = 1.0  # how long a count of queued jobs is used
+FAR = 10_000  # remaining jobs of a quota, from which on not every submission is counted; more than a second can bring
+UNCOUNTED_PART = 64  # one in so many of the remaining jobs is let in by a process without a count
 UNLIMITED = 2**31
+LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('queue quota ' || :tenant, 0))")
 MEASURE_INTERVAL = timedelta(minutes=5)
 
 
@@ -48,24 +52,47 @@ class Usage:
 
 
 class QueueQuota:
-    """The limit on queued jobs. A tenant far from its limit is counted at most once a second."""
+    """The limit on queued jobs. It is exact, however many requests of a tenant are answered at once.
+
+    A transaction that counts holds the tenant's lock until its end, so that no two see the same last place. Far from the limit a
+    process counts once a second, and lets a small part of what remains in without a count: no tenant fills the rest meanwhile.
+    """
 
     def __init__(self, defaults: Quotas) -> None:
         self.defaults = defaults
-        self.counted: dict[str, tuple[float, int]] = {}  # by tenant: when, and how many more jobs need no new count
+        self.uncounted: dict[str, tuple[float, int]] = {}  # by tenant: until when, and how many jobs still need no count
+        self.changed = threading.Lock()  # guards uncounted
 
-    def reserve(self, session: Session, tenant: str, more: int = 1) -> None:
-        """Raise QuotaExceeded when the tenant may not queue so many more jobs."""
-        at, spare = self.counted.get(tenant, (0.0, 0))
-        if time.monotonic() - at > COUNT_VALID_S or spare < more:
-            at, spare = time.monotonic(), self.check(session, tenant, more)
-        self.counted[tenant] = at, spare - more
+    def reserve(self, session: Session, tenant: str) -> None:
+        """Raise QuotaExceeded when the tenant may not queue one more job."""
+        if self.take_uncounted(tenant):
+            return
+        lock(session, tenant)
+        spare = self.check(session, tenant, more=1)
+        if spare >= FAR:
+            with self.changed:
+                self.uncounted[tenant] = time.monotonic() + COUNT_VALID_S, spare // UNCOUNTED_PART
+
+    def take_uncounted(self, tenant: str) -> bool:
+        """Return whether one more job needs no count."""
+        with self.changed:
+            until, left = self.uncounted.get(tenant, (0.0, 0))
+            if left == 0 or time.monotonic() > until:
+                self.uncounted.pop(tenant, None)
+                return False
+            self.uncounted[tenant] = until, left - 1
+            return True
+
+    def check_exactly(self, session: Session, tenant: str) -> None:
+        """Raise QuotaExceeded when the tenant has more jobs queued than it may, with those of this transaction."""
+        lock(session, tenant)
+        self.check(session, tenant, more=0)
 
     def check(self, session: Session, tenant: str, more: int) -> int:
         """Count the tenant's queued jobs, and raise QuotaExceeded when it may not queue so many more.
 
         Returns:
-            Half of the remaining quota, because other processes use it too.
+            The remaining quota.
         """
         queued = select(func.count()).where(Job.tenant == tenant, Job.state == JobState.QUEUED).scalar_subquery()
         row, waiting = session.execute(select(Tenant, queued).where(Tenant.id == tenant)).one()
@@ -75,7 +102,12 @@ class QueueQuota:
             return UNLIMITED
         if waiting + more > quotas.max_queued:
             raise QuotaExceeded(f"may have {quotas.max_queued} jobs queued, has {waiting}")
-        return (quotas.max_queued - int(waiting)) // 2
+        return quotas.max_queued - int(waiting)
+
+
+def lock(session: Session, tenant: str) -> None:
+    """Keep others from counting the tenant's queued jobs until this transaction ends."""
+    session.connection().execute(LOCK, {"tenant": tenant})
 
 
 def check_upload_quota(session: Session, tenant: str, sha256: str, quotas: Quotas) -> None:

@@ -89,7 +89,7 @@ def test_a_body_that_hides_its_length_is_cut_off(client, settings):
 def test_a_job_is_accepted_while_the_broker_is_away(settings, sessions, api_key):
     with api_client(settings.model_copy(update={"redis_url": "redis://127.0.0.1:9"}), api_key) as client:
         assert client.post("/v1/jobs", json=DOCUMENT).status_code == 202
-        assert client.get("/readyz").json()["problems"] == ["broker: ConnectionError"]
+        assert client.get("/readyz").json()["problems"] == ["broker"]
     assert stored(sessions) == 1
 
 

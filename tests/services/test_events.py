@@ -111,7 +111,7 @@ def test_streams_of_a_key_are_limited_and_freed(serve, api_key, sessions):
         for _ in range(2):
             stream = open_streams.enter_context(closing(client.stream(job_id, None)))
             next(stream)
-        with pytest.raises(RequestRefused, match="may follow 2 jobs"):
+        with pytest.raises(RequestRefused, match="may have 2 streams open"):
             next(client.stream(job_id, None))
         open_streams.close()
         until = time.monotonic() + LIMIT_S

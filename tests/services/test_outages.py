@@ -94,7 +94,7 @@ def test_without_the_broker_jobs_are_accepted_at_once_and_run_when_it_is_back(ow
         answers = [api.post("/v1/jobs", json=DOCUMENT) for _ in range(3)]
         assert (time.monotonic() - began < 5, [answer.status_code for answer in answers]) == (True, [202] * 3)
         health = api.get("/readyz")
-        assert (health.status_code, [problem.partition(":")[0] for problem in health.json()["problems"]]) == (503, ["broker"])
+        assert (health.status_code, health.json()["problems"]) == (503, ["broker"])
     start_worker(own, cleanup)
     start_part(own, "reconciler", [], cleanup)
     jobs = [f"/v1/jobs/{answer.json()['id']}" for answer in answers]
@@ -177,7 +177,7 @@ def test_without_the_store_jobs_are_accepted_and_listed_but_nothing_is_uploaded(
         assert job.status_code == 202
         assert job.json()["id"] in {listed["id"] for listed in api.get("/v1/jobs").json()["jobs"]}
         health = api.get("/readyz")
-        assert (health.status_code, [problem.partition(":")[0] for problem in health.json()["problems"]]) == (503, ["store"])
+        assert (health.status_code, health.json()["problems"]) == (503, ["store"])
     wait_until(lambda: ready(api), "recovery")
     assert api.post("/v1/uploads", content=photo()).status_code == 201
 
@@ -191,7 +191,7 @@ def test_a_store_that_hangs_holds_no_request_for_long(stack):
             assert api.post("/v1/jobs", json=DOCUMENT).status_code == 202
             assert time.monotonic() - began < 5
             assert refusal(upload.result()) == (503, "storage_unavailable", True)
-            assert health.result().json()["problems"][0].startswith("store: the store does not answer")
+            assert health.result().json()["problems"] == ["store"]
         assert time.monotonic() - began < ANSWER_S
 
 

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
+from api.concurrency import SHARE
 from jobs.errors import KeyInUse
 from jobs.queue import idempotency, jobs
 from jobs.storage.objects import job_prefix
@@ -19,7 +20,7 @@ from tests.services.test_photos import photo
 from tests.services.watching import wait_until, wait_until_blocked
 from worker.execution.runner import Runner
 
-AT_ONCE = 12  # submissions; the API opens up to 15 connections
+AT_ONCE = 12  # submissions, of which SHARE run at a time
 WITHIN_S = 30  # of a request that would wait for 60 s if it missed the change
 
 
@@ -74,11 +75,11 @@ def test_keys_are_short_and_printable(client, key):
 
 
 def test_of_many_submissions_with_one_key_at_once_one_makes_a_job(client, sessions):
-    """All of them wait for a transaction that holds the key, and is rolled back; then they race."""
+    """Those that run wait for a transaction that holds the key, and is rolled back; then all race."""
     with ThreadPoolExecutor(AT_ONCE) as pool, sessions() as holder:
         idempotency.reserve_key(holder, "default", "all at once", "a request that fails")
         submissions = [pool.submit(post, client, "all at once") for _ in range(AT_ONCE)]
-        wait_until_blocked(sessions, AT_ONCE)
+        wait_until_blocked(sessions, SHARE)
         holder.rollback()
         answers = [submission.result() for submission in submissions]
     assert {answer.status_code for answer in answers} == {202}

@@ -11,9 +11,10 @@ class Accepted:
     """The JSON that answers a submission."""
 
     answer: dict[str, Any]
+    location: str  # of what was made
     replayed: bool = False  # it is the answer to an earlier request with the same idempotency key
 
-    def response(self, location: str) -> JSONResponse:
-        """Return the answer as a response of status 202."""
-        headers = {"Location": location} | ({"Idempotency-Replayed": "true"} if self.replayed else {})
-        return JSONResponse(self.answer, status_code=202, headers=headers)
+    def response(self, status: int) -> JSONResponse:
+        """Return the answer as a response."""
+        headers = {"Location": self.location} | ({"Idempotency-Replayed": "true"} if self.replayed else {})
+        return JSONResponse(self.answer, status_code=status, headers=headers)

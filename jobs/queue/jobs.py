@@ -119,11 +119,12 @@ def page(
     found: list[Job] = []
     total = 0
     sized = query.add_columns(func.octet_length(cast(Job.spec, Text))).execution_options(yield_per=ROWS_AT_ONCE)
-    for job, spec_bytes in session.execute(sized):
-        total += spec_bytes
-        if len(found) == limit or (found and total > MAX_PAGE_BYTES):
-            return found, True
-        found.append(job)
+    with session.execute(sized) as rows:
+        for job, spec_bytes in rows:
+            total += spec_bytes
+            if len(found) == limit or (found and total > MAX_PAGE_BYTES):
+                return found, True
+            found.append(job)
     return found, False
 
 

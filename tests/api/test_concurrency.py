@@ -1,0 +1,127 @@
+"""What one client may have running at once, without a server."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from api import bodies, concurrency
+from api.bodies import BodyMemory
+from api.concurrency import OpenCount, RouteThreads
+from api.readiness import ServerCheck
+from jobs.errors import Busy, RateLimited, StorageUnavailable
+
+LIMIT_S = 20
+
+
+def test_a_tenant_whose_requests_all_wait_holds_up_no_other():
+    release = threading.Event()
+
+    async def run():
+        threads = RouteThreads(threads=4, share=2)
+        waiting = [asyncio.create_task(threads.run("greedy", release.wait, LIMIT_S)) for _ in range(20)]
+        await asyncio.sleep(0)
+        answers = [await threads.run("modest", str, number) for number in range(5)]
+        release.set()
+        return answers, await asyncio.gather(*waiting), threads.shares
+
+    assert asyncio.run(run()) == (["0", "1", "2", "3", "4"], [True] * 20, {})
+
+
+def test_a_request_waits_for_its_tenants_others_for_a_limited_time(monkeypatch):
+    monkeypatch.setattr(concurrency, "WAIT_S", 0.05)
+    release = threading.Event()
+
+    async def run():
+        threads = RouteThreads(threads=2, share=1)
+        first = asyncio.create_task(threads.run("greedy", release.wait, LIMIT_S))
+        await asyncio.sleep(0.01)
+        with pytest.raises(Busy, match="1 requests of this tenant run already"):
+            await threads.run("greedy", str, 1)
+        release.set()
+        return await first
+
+    assert asyncio.run(run())
+
+
+def test_what_is_open_is_counted_by_client_and_freed():
+    counter = OpenCount("streams")
+    with counter.count("a", 1), counter.count("b", 1), pytest.raises(RateLimited, match="1 streams open"):
+        counter.count("a", 1).__enter__()
+    assert not counter.open
+
+
+def test_large_bodies_of_a_tenant_wait_for_each_other_and_not_for_those_of_others():
+    async def run():
+        memory, order, large = BodyMemory(total_bytes=300_000, tenant_bytes=200_000), [], 150_000
+
+        async def hold(name, tenant, until):
+            async with memory.reserve(tenant, large):
+                order.append(name)
+                await until.wait()
+
+        done, never = asyncio.Event(), asyncio.Event()
+        never.set()
+        first = asyncio.create_task(hold("first", "greedy", done))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(hold("second", "greedy", never))
+        await asyncio.sleep(0)
+        await asyncio.create_task(hold("other", "modest", never))
+        done.set()
+        await asyncio.gather(first, second)
+        return order, memory.used
+
+    assert asyncio.run(run()) == (["first", "other", "second"], {})
+
+
+def test_without_room_in_time_a_body_is_refused(monkeypatch):
+    monkeypatch.setattr(bodies, "WAIT_S", 0.05)
+
+    async def run():
+        memory = BodyMemory(total_bytes=100_000, tenant_bytes=100_000)
+        async with memory.reserve("a", 100_000):
+            with pytest.raises(Busy):
+                await memory.reserve("b", 70_000).__aenter__()
+            async with memory.reserve("b", 1000):  # a small one needs no room
+                return True
+
+    assert asyncio.run(run())
+
+
+def test_one_check_of_a_server_is_made_for_all_that_ask_at_once():
+    calls = []
+
+    async def run():
+        check = ServerCheck("store", lambda: calls.append(time.sleep(0.05)))
+        return await asyncio.gather(*(check.is_usable() for _ in range(60)))
+
+    assert asyncio.run(run()) == [True] * 60
+    assert len(calls) == 1
+
+
+def test_a_server_that_hangs_is_unusable_for_all_and_asked_once(monkeypatch):
+    monkeypatch.setattr("api.readiness.LIMIT_S", 0.05)
+    release, calls = threading.Event(), []
+
+    def hang():
+        calls.append(1)
+        release.wait(LIMIT_S)
+
+    async def run():
+        check = ServerCheck("store", hang, valid_s=0)
+        first = await asyncio.gather(*(check.is_usable() for _ in range(60)))
+        release.set()
+        await check.running
+        return first, await check.is_usable()
+
+    assert asyncio.run(run()) == ([False] * 60, True)
+    assert len(calls) == 2
+
+
+def test_what_is_wrong_with_a_server_is_in_the_log_alone(caplog):
+    def fail():
+        raise StorageUnavailable("the store does not answer: store.internal:9000")
+
+    assert not asyncio.run(ServerCheck("store", fail).is_usable())
+    assert "not ready: store: the store does not answer: store.internal:9000" in caplog.text

@@ -14,7 +14,7 @@ from api.media_types import UnsupportedMediaType
 from api.schemas.problems import problem_response
 from api.transport import SlowBody
 from jobs import errors
-from jobs.spec.validation import field_path
+from jobs.spec.validation import MAX_PROBLEMS, field_path
 
 STATUS: dict[type[errors.JobError], int] = {
     errors.InvalidJob: 422,
@@ -86,7 +86,7 @@ def job_error(request: Request, error: Exception) -> JSONResponse:
 def bad_parameters(request: Request, error: Exception) -> JSONResponse:
     """Answer parameters and bodies that FastAPI refuses."""
     assert isinstance(error, RequestValidationError)
-    problems = [errors.Problem(field=field_path(part["loc"][1:]), message=part["msg"]) for part in error.errors()]
+    problems = [errors.Problem(field=field_path(part["loc"][1:]), message=part["msg"]) for part in error.errors()[:MAX_PROBLEMS]]
     return problem_response(422, "invalid_parameters", str(errors.InvalidJob(problems)), problems)
 
 

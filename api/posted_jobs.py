@@ -24,7 +24,7 @@ from jobs.storage.decoding import Decoded, decode, decode_mask
 
 PARTS = ("job", "image", "movable")
 MAX_JOB_JSON_BYTES = 2**20  # 64 polygons of 256 corners with every digit of a double need 0.9 MB
-MAX_JOB_JSON_VALUES = 100_000  # they need 50,000; metadata of 16 kB at most 16,000
+MAX_JOB_JSON_VALUES = 60_000  # they need 50,000, metadata of 16 kB up to 8,000
 
 
 @dataclass(frozen=True)

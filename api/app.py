@@ -17,6 +17,7 @@ from jobs.database import make_sessions
 from jobs.models.manifest import ManifestFile
 from jobs.queue.broker import Broker
 from jobs.settings import Settings
+from jobs.storage import decoding
 from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
 from jobs.tenants.quotas import QueueQuota, Quotas
 
@@ -49,6 +50,8 @@ def create_app(settings: Settings | None = None, api_key_cached_s: float = CACHE
     app.state.rate_limits = RateLimits(settings)
     app.state.change_notifier = ChangeNotifier(app.state.sessions)
     app.state.stream_counter = StreamCounter()
+    if settings.decoders is not None:
+        decoding.TURNS.resize(settings.decoders)
     app.state.queue_quota = QueueQuota(Quotas.from_settings(settings))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, exceptions={"/v1/batches": settings.max_batch_bytes})
     add_error_handlers(app)

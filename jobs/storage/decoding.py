@@ -135,23 +135,33 @@ def run_child(arguments: list[str], parts: Iterable[bytes], field: str, tenant: 
 def answer_of(arguments: list[str], file: IO[bytes], field: str) -> Answer:
     """Run a child on a file. Raises InvalidJob, Canceled."""
     out = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the answer
+    try:
+        returncode, said = run_to_end(arguments, file, out)
+        if returncode == 0:
+            return Answer(json.loads(said), out)
+    except BaseException:
+        out.close()
+        raise
+    out.close()
+    if returncode is None:
+        raise refusal(field, f"takes longer than {WALL_S} s to read")
+    if returncode == REFUSED:
+        raise refusal(field, said)
+    raise refusal(field, "cannot be read within the limits of memory and time")
+
+
+def run_to_end(arguments: list[str], file: IO[bytes], out: IO[bytes]) -> tuple[int | None, str]:
+    """Run a child; return its exit status, None when it was killed for its time, and the last line that it said."""
+    command = [sys.executable, "-P", "-W", "ignore", "-m", *arguments]
     with tempfile.TemporaryFile() as words:
-        command = [sys.executable, "-P", "-W", "ignore", "-m", *arguments]
         with subprocess.Popen(command, stdin=file, stdout=out, stderr=words, env=child_environment()) as child:
             try:
                 ended_in_time = wait(child)
             finally:
                 child.kill()
         words.seek(max(0, words.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
-        said = words.read().decode(errors="replace")
-    if child.returncode == 0:
-        return Answer(json.loads(said.splitlines()[-1]), out)
-    out.close()
-    if not ended_in_time:
-        raise refusal(field, f"takes longer than {WALL_S} s to read")
-    if child.returncode == REFUSED:
-        raise refusal(field, said.splitlines()[-1])
-    raise refusal(field, "cannot be read within the limits of memory and time")
+        lines = words.read().decode(errors="replace").splitlines()
+    return child.returncode if ended_in_time else None, lines[-1] if lines else ""
 
 
 def wait(child: subprocess.Popen[bytes]) -> bool:

@@ -19,6 +19,7 @@ from jobs.database import make_sessions
 from jobs.models.manifest import ManifestFile
 from jobs.queue.broker import Broker
 from jobs.settings import Settings
+from jobs.storage import decoding
 from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
 from jobs.tenants.quotas import QueueQuota, Quotas
 
@@ -55,6 +56,8 @@ def create_app(settings: Settings | None = None, api_key_cached_s: float = CACHE
     app.state.change_notifier = ChangeNotifier(app.state.sessions)
     app.state.open_streams = OpenCount("streams")
     app.state.client_limits = ClientLimits.from_settings(settings)
+    if settings.decoders is not None:
+        decoding.TURNS.resize(settings.decoders)
     app.state.queue_quota = QueueQuota(Quotas.from_settings(settings))
     app.state.readiness = Readiness(app.state.sessions, app.state.broker, app.state.storage)
     app.add_middleware(Pace)

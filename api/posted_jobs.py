@@ -68,7 +68,7 @@ class ParsedJob:
         return spec.resolved(manifest.get(spec.model))
 
 
-def parse_posted_job(posted: PostedJob) -> ParsedJob:
+def parse_posted_job(posted: PostedJob, tenant: str) -> ParsedJob:
     """Validate the JSON and decode the files of a posted job. Raises InvalidJob, DecoderBusy.
 
     Without files pydantic reads the posted bytes itself: only so does strict validation know what JSON means.
@@ -76,8 +76,8 @@ def parse_posted_job(posted: PostedJob) -> ParsedJob:
     if posted.image is None and posted.movable_png is None:
         return ParsedJob(parse_spec(posted.job_json))
     document = posted.document
-    photo = None if posted.image is None else decode(posted.image, "image")
-    mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable")
+    photo = None if posted.image is None else decode(posted.image, "image", tenant)
+    mask = None if posted.movable_png is None else decode_mask(posted.movable_png, "movable", tenant)
     if photo is not None:
         document = set_source_upload(document, photo.sha256)
     return ParsedJob(validate_document(document), photo, mask)

@@ -52,7 +52,7 @@ class ClientLimits:
         """Make the limits that the settings name."""
         return cls(
             RouteThreads(), OpenCount("requests"), settings.max_open_requests, BodyMemory(), settings.max_body_bytes,
-            {"/v1/batches": settings.max_batch_bytes},
+            {"/v1/batches": settings.max_batch_bytes, "/v1/uploads": settings.max_body_bytes},
         )  # fmt: skip
 
 

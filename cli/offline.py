@@ -24,10 +24,14 @@ from engine.media.provenance import DigitalSourceType
 from engine.networks.stylegan2 import Generator, NoiseMode, to_pixels
 from jobs.errors import JobError, JobNotFound, UploadNotFound
 from jobs.models.manifest import ModelEntry, ModelManifest
+from jobs.spec.crop_transform import CropTransform
+from jobs.spec.mask_cut import sees_any
 from jobs.spec.model_points import model_points
-from jobs.spec.validation import check_submission
+from jobs.spec.movable_mask import movable_mask
+from jobs.spec.validation import Submission, check_submission
 from jobs.storage.artifacts import StoredObject
 from jobs.storage.decoding import Decoded, decode, decode_mask
+from jobs.storage.mask_outline import MaskOutline
 from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload
 from worker.edit.artifacts import ArtifactWriter, PendingArtifact, Timings, with_provenance
@@ -97,6 +101,12 @@ class OfflineInputs:
         self.get_upload(sha256)
         return self.kept[sha256].data
 
+    def get_outline(self, upload: Upload) -> MaskOutline:
+        return MaskOutline.from_bytes(upload.outline or b"")
+
+    def sees_any(self, upload: Upload, crop_transform: CropTransform) -> bool:
+        return sees_any([self.read_upload(upload.sha256)], crop_transform, upload.tenant)
+
     def get_job(self, job_id: UUID) -> Job:
         raise JobNotFound("without a service there are no earlier jobs; give --latent")
 
@@ -140,8 +150,16 @@ class OfflineEdit:
             submission = check_submission(document, self.manifest, mask, self.inputs)
         except JobError as error:
             raise CommandError(str(error)) from error
-        self.spec, self.mask = submission.spec, submission.mask
+        self.spec, self.mask = submission.spec, self.movable_mask(submission)
         self.targets = model_points(self.spec, submission.crop_transform)[1]  # [K, 2] in pixels of the model's image
+
+    def movable_mask(self, submission: Submission) -> np.ndarray | None:
+        """Return where the model's image may change, bool [R, R]; None: everywhere."""
+        movable = submission.spec.movable
+        if movable is None:
+            return None
+        png = b"" if movable.upload is None else self.inputs.read_upload(movable.upload)
+        return movable_mask(movable, submission.crop_transform, png)
 
     def run(self, out: Path, seen: Seen) -> DragStep | None:
         """Write the artifacts to a folder, showing each step to `seen`; returns the result, None if nothing was to drag.

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     slots: int = Field(default=1, ge=1, le=MAX_SLOTS)  # jobs of one model that a worker runs at once
     max_body_bytes: int = Field(default=32 * 10**6, ge=1024)  # photos of up to 30 MB
     max_batch_bytes: int = Field(default=200 * 10**6, ge=1024)
+    decoders: int | None = Field(
+        default=None, ge=1
+    )  # children of an API process that decode uploads; default all cores, at least 2
     lease_s: float = Field(default=60.0, gt=0)
     beat_s: float = Field(default=10.0, gt=0)  # renewals while a phase is silent
     sweep_s: float = Field(default=10.0, gt=0)  # between two looks of the reconciler

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    LargeBinary,
     MetaData,
     Text,
     false,
@@ -303,6 +304,7 @@ class Upload(Base):
     width: Mapped[int]  # pixels; the numbers in a row of a latent
     height: Mapped[int]  # pixels; the rows of a latent
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    outline: Mapped[bytes | None] = mapped_column(LargeBinary)  # of a mask, a MaskOutline; None: from before there were outlines
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     used_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)  # by a submission, to the hour
 

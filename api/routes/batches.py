@@ -1,25 +1,27 @@
 """/v1/batches: submit many jobs together, count them, cancel them, and stream how they ended."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from uuid import UUID
 
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api.accepted import Accepted
 from api.auth import Reader, Submitter
 from api.dependencies import SessionsDep, UnitOfWorkDep
+from api.disconnects import run_while_connected
 from api.openapi import BATCH_BODY, JSONL
 from api.paging import Cursor, Limit, split_page
 from api.routes.parameters import IdempotencyKey
-from api.routing import ApiRoute, run_in_share, stream_in_share
+from api.routing import ApiRoute, stream_in_share
 from api.schemas.batches import BatchHead, BatchLine, BatchPage, BatchView
 from api.schemas.problems import ERRORS
+from api.services.batch_turns import CHECKED_AT_ONCE, BatchTurns
 from api.services.batches import BatchServiceDep
+from api.spooling import spool_body
 from jobs.database import Sessions
 from jobs.queue import batches
 from jobs.queue.batches import CHUNK_ROWS, UNSUCCESSFUL_STATES
@@ -27,8 +29,8 @@ from jobs.states import JobState
 from jobs.tables import Batch
 from jobs.tenants import audit
 
-IN_MEMORY = 2**20  # bytes of a batch; the rest lies in a temporary file while it is read
-SUBMISSIONS = CapacityLimiter(2)  # at once: each holds a database connection for long
+TURNS = BatchTurns()
+THREADS = CapacityLimiter(CHECKED_AT_ONCE)  # of their own: a batch is checked for long
 router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
@@ -38,13 +40,12 @@ async def submit(request: Request, service: BatchServiceDep, idempotency_key: Id
 
     A line that is no job is recorded and keeps no other line out. The batch is stored whole or not at all.
     """
-    digest = hashlib.sha256()
-    with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as file:
-        async for chunk in request.stream():
-            digest.update(chunk)
-            await run_in_threadpool(file.write, chunk)
-        async with SUBMISSIONS:
-            return await run_in_share(request, service.submit, file, digest.hexdigest(), idempotency_key)  # type: ignore[no-any-return]
+    async with TURNS.arrival(service.tenant):
+        with tempfile.TemporaryFile() as file:
+            digest = await spool_body(request, file)
+            async with TURNS.check(service.tenant):
+                submit = partial(service.submit, file, digest, idempotency_key)
+                return await run_while_connected(request, submit, limiter=THREADS)
 
 
 @router.get("")

@@ -1,23 +1,30 @@
 """/v1/uploads: photos, masks and latents that jobs refer to."""
 
+import os
+import tempfile
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Request
 
 from api.auth import Reader, Submitter
 from api.dependencies import StorageDep, UnitOfWorkDep
+from api.disconnects import run_while_connected
 from api.openapi import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
 from api.routing import ApiRoute, run_in_share
 from api.schemas.problems import ERRORS
 from api.schemas.uploads import AnnouncedFile, PresignedView, UploadView
 from api.services.presigned_uploads import PresignedUploadServiceDep
 from api.services.uploads import UploadServiceDep
+from api.spooling import read_blocks, spool_body
 from jobs.spec.job_spec import UploadId
 from jobs.storage import uploads as upload_rows
-from jobs.storage.decoding import decode, decode_mask
+from jobs.storage.decoding import check_size, decode_stream
 from jobs.tenants import audit
 
+THREADS = CapacityLimiter(32)  # of their own: uploads wait for their turn
 router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
@@ -28,8 +35,11 @@ async def upload(request: Request, uploads: UploadServiceDep, kind: Literal["mas
     Pictures become upright sRGB PNGs without metadata. Latents become float32 safetensors. With ?kind=mask a PNG becomes a
     movable mask, set where any channel but alpha is not zero.
     """
-    body = await request.body()
-    decoded = await run_in_share(request, decode_mask if kind else decode, body, "body")
+    with tempfile.TemporaryFile() as file:
+        await spool_body(request, file)
+        check_size(file.seek(0, os.SEEK_END), "body")
+        decoding = partial(decode_stream, read_blocks(file), kind, "body", uploads.tenant)
+        decoded = await run_while_connected(request, decoding, limiter=THREADS)
     return UploadView.model_validate(await run_in_share(request, uploads.keep, decoded))
 
 

@@ -1,13 +1,16 @@
 """The uploads, jobs and webhooks of a tenant that its submissions may refer to."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 from api.unit_of_work import UnitOfWork
 from jobs.queue import jobs
+from jobs.spec.crop_transform import CropTransform
+from jobs.spec.mask_cut import sees_any
 from jobs.storage import uploads
-from jobs.storage.decoding import Decoded
+from jobs.storage.decoding import Decoded, read_outline
+from jobs.storage.mask_outline import MaskOutline
 from jobs.storage.objects import Storage, upload_key
 from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload
@@ -29,9 +32,20 @@ class TenantInputs:
             return Upload(**row_of(self.tenant, self.posted_photo))
         return uploads.use(self.unit_of_work.session, self.tenant, sha256)
 
-    def read_upload(self, sha256: str) -> bytes:
-        """Return an upload's bytes. Raises ObjectMissing, StorageUnavailable."""
-        return self.storage.get(upload_key(self.tenant, sha256))
+    def get_outline(self, upload: Upload) -> MaskOutline:
+        """Return the outline of a mask. Raises ObjectMissing, StorageUnavailable, DecoderBusy."""
+        if upload.outline is not None:
+            return MaskOutline.from_bytes(upload.outline)
+        outline = read_outline(self.stream(upload), "movable", self.tenant)
+        uploads.set_outline(self.unit_of_work.session, self.tenant, upload.sha256, outline.to_bytes())
+        return outline
+
+    def sees_any(self, upload: Upload, crop_transform: CropTransform) -> bool:
+        """Return whether the model sees any of a mask. Raises ObjectMissing, StorageUnavailable, DecoderBusy."""
+        return sees_any(self.stream(upload), crop_transform, self.tenant)
+
+    def stream(self, upload: Upload) -> Iterator[bytes]:
+        return self.storage.stream(upload_key(self.tenant, upload.sha256))
 
     def get_job(self, job_id: UUID) -> Job:
         """Return an earlier job, and lock the photo that its chain began with. Raises JobNotFound, UploadNotFound."""

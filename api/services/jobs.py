@@ -51,7 +51,7 @@ class JobService:
         earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
         if earlier is not None:
             return accepted(earlier, replayed=True)
-        parsed = parse_posted_job(posted)
+        parsed = parse_posted_job(posted, self.tenant)
         job = self.enqueue(uuid4(), self.check(parsed), parsed.files)
         answer = JobView.of(job).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
@@ -64,7 +64,7 @@ class JobService:
             IdTaken: the id is another job's; and what `submit` raises.
         """
         if jobs.reserve_id(self.unit_of_work.session, job_id):
-            parsed = parse_posted_job(posted)
+            parsed = parse_posted_job(posted, self.tenant)
             return self.enqueue(job_id, self.check(parsed), parsed.files)
         _ = posted.document  # a body that is no JSON is reported before the conflict
         job = jobs.find(self.unit_of_work.session, self.tenant, job_id)
@@ -74,7 +74,7 @@ class JobService:
 
     def resolve(self, posted: PostedJob) -> JobSpec:
         """Return the spec that a posted job would be stored with. Raises InvalidJob."""
-        return parse_posted_job(posted).resolved_spec(self.manifest_file.current())
+        return parse_posted_job(posted, self.tenant).resolved_spec(self.manifest_file.current())
 
     def retry(self, job_id: UUID, idempotency_key: str | None) -> Accepted:
         """Queue the edit of an ended job as a new job, unless the idempotency key was seen before.
@@ -100,7 +100,7 @@ class JobService:
     def validate(self, posted: PostedJob) -> Verdict:
         """Check a posted job as `submit` would, and estimate when it would run."""
         session = self.unit_of_work.session
-        submission = self.check(parse_posted_job(posted))
+        submission = self.check(parse_posted_job(posted, self.tenant))
         self.queue_quota.check(session, self.tenant, more=1)
         spec = submission.spec
         job = Job(tenant=self.tenant, pool=submission.pool, model=spec.model, priority=spec.priority)

@@ -4,18 +4,18 @@ A batch is stored whole or not at all. A line that is no job is stored as a refu
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, delete, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, delete, func, select, update
+from sqlalchemy.orm import Session, defer
 
 from jobs.errors import BatchNotFound, InvalidJob, JobNotFound, ObjectMissing, ParentUnusable, Problem, UploadNotFound
 from jobs.models.manifest import ModelManifest
+from jobs.queue.batch_spool import BatchSpool
 from jobs.queue.jobs import new_row
 from jobs.queue.priorities import BATCH_OFFSET
 from jobs.queue.state_updates import transition
@@ -25,10 +25,11 @@ from jobs.tables import Batch, Job, Refusal
 
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 2**17
+MAX_LINE_VALUES = 60_000  # JSON values; the largest legal shapes are 64 polygons of 256 points
 MAX_CUSTOM_ID_LENGTH = 200
 MAX_PROBLEMS = 10  # stored of one line
 CANCEL_CHUNK_ROWS = 5_000
-CHUNK_ROWS = 500  # written, or read, in one statement
+CHUNK_ROWS = 500  # read in one statement
 UNSUCCESSFUL_STATES = (JobState.FAILED, JobState.CANCELED, JobState.EXPIRED)
 
 
@@ -38,17 +39,14 @@ class BatchReading:
 
     max_lines: int = MAX_LINES
     lines: int = 0
-    refusals: list[dict[str, Any]] = field(default_factory=list)  # rows that are not written yet
     refused: int = 0
     custom_ids: set[str] = field(default_factory=set)
     pools: dict[str, int] = field(default_factory=dict)  # jobs for each
 
-    def add_refusal(self, custom_id: str | None, problems: Iterable[Problem]) -> None:
-        """Store the current line as no job, with its first problems."""
-        first = islice(problems, MAX_PROBLEMS)
-        rows = [{"field": storable_text(problem.field), "message": storable_text(problem.message)} for problem in first]
-        self.refusals.append({"line": self.lines, "custom_id": custom_id, "problems": rows})
-        self.refused += 1
+    @property
+    def jobs(self) -> int:
+        """Return how many lines are jobs."""
+        return sum(self.pools.values())
 
 
 def storable_text(text: str) -> str:
@@ -65,74 +63,58 @@ class BatchSummary:
     finished_at: datetime | None  # when its last job ended; None before
 
 
-def add(
-    session: Session,
-    tenant: str,
-    lines: Iterable[bytes],
-    manifest: ModelManifest,
-    inputs: SubmissionInputs,
-    max_lines: int = MAX_LINES,
-) -> tuple[Batch, BatchReading]:
-    """Store a batch with its jobs, queued. Raises InvalidJob when it has no line, or more than max_lines."""
-    batch_id, reading = uuid4(), BatchReading(max_lines=max_lines)
-    batch = Batch(id=batch_id, tenant=tenant, lines=0, refused=0)
-    session.add(batch)
-    session.flush()
-    rows = read_lines(session, lines, reading, tenant, batch_id, manifest, inputs)
-    while chunk := list(islice(rows, CHUNK_ROWS)):
-        session.execute(insert(Job), chunk)
-    write_refusals(session, batch_id, reading)
+def check_line(
+    line: bytes, reading: BatchReading, spool: BatchSpool, tenant: str, manifest: ModelManifest, inputs: SubmissionInputs
+) -> None:
+    """Check a line and spool it as a job or as a refusal; an empty one is none. No transaction is open meanwhile.
+
+    Raises:
+        InvalidJob: the batch has too many lines.
+        StorageUnavailable, DecoderBusy, Canceled: the whole batch cannot be checked.
+    """
+    if not line.strip():
+        return
+    reading.lines += 1
+    if reading.lines > reading.max_lines:
+        raise InvalidJob([Problem(field="body", message=f"may have {reading.max_lines} lines")])
+    custom_id: str | None = None
+    try:
+        custom_id, document = parse_line(line, reading)
+        submission = check_submission(document, manifest, inputs=inputs)
+    except InvalidJob as error:
+        add_refusal(spool, reading, custom_id, error.problems)
+        return
+    except (UploadNotFound, JobNotFound, ParentUnusable, ObjectMissing) as error:  # an input of the job is not there
+        add_refusal(spool, reading, custom_id, [Problem(field="job.source", message=str(error))])
+        return
+    reading.pools[submission.pool] = reading.pools.get(submission.pool, 0) + 1
+    spool.add_job(custom_id, new_row(uuid4(), tenant, submission), priority_offset=BATCH_OFFSET)
+
+
+def add_refusal(spool: BatchSpool, reading: BatchReading, custom_id: str | None, problems: Iterable[Problem]) -> None:
+    """Spool the current line as no job, with its first problems."""
+    first = islice(problems, MAX_PROBLEMS)
+    rows = [{"field": storable_text(problem.field), "message": storable_text(problem.message)} for problem in first]
+    reading.refused += 1
+    spool.add_refusal(reading.lines, custom_id, rows)
+
+
+def add(session: Session, tenant: str, reading: BatchReading, spool: BatchSpool) -> Batch:
+    """Store a batch with its jobs, queued. Raises InvalidJob when it has no line."""
     if reading.lines == 0:
         raise InvalidJob([Problem(field="body", message='has no line: send JSONL of {"custom_id": ..., "job": {...}}')])
-    batch.lines, batch.refused = reading.lines, reading.refused
+    batch = Batch(id=spool.batch, tenant=tenant, lines=reading.lines, refused=reading.refused)
+    session.add(batch)
     session.flush()
-    return batch, reading
-
-
-def write_refusals(session: Session, batch_id: UUID, reading: BatchReading) -> None:
-    """Write the refusals that are not written yet."""
-    if reading.refusals:
-        session.execute(insert(Refusal), [{"batch": batch_id, **row} for row in reading.refusals])
-        reading.refusals.clear()
-
-
-def read_lines(
-    session: Session,
-    lines: Iterable[bytes],
-    reading: BatchReading,
-    tenant: str,
-    batch_id: UUID,
-    manifest: ModelManifest,
-    inputs: SubmissionInputs,
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the lines that are jobs, and store refusals for the others. Raises InvalidJob when there are too many."""
-    for line in lines:
-        if not line.strip():
-            continue
-        reading.lines += 1
-        if len(reading.refusals) >= CHUNK_ROWS:  # this also keeps the transaction from idling
-            write_refusals(session, batch_id, reading)
-        if reading.lines > reading.max_lines:
-            raise InvalidJob([Problem(field="body", message=f"may have {reading.max_lines} lines")])
-        custom_id: str | None = None
-        try:
-            custom_id, document = parse_line(line, reading)
-            submission = check_submission(document, manifest, inputs=inputs)
-        except InvalidJob as error:
-            reading.add_refusal(custom_id, error.problems)
-            continue
-        except (UploadNotFound, JobNotFound, ParentUnusable, ObjectMissing) as error:  # an input of the job is not there
-            reading.add_refusal(custom_id, [Problem(field="job.source", message=str(error))])
-            continue
-        reading.pools[submission.pool] = reading.pools.get(submission.pool, 0) + 1
-        row = new_row(uuid4(), tenant, submission)
-        yield row | {"batch": batch_id, "custom_id": custom_id, "priority": row["priority"] + BATCH_OFFSET}
+    spool.copy_into(session)
+    return batch
 
 
 def parse_line(line: bytes, reading: BatchReading) -> tuple[str, object]:
     """Return a line's custom_id (by default its number) and its job document. Raises InvalidJob."""
     if len(line) > MAX_LINE_BYTES:
         raise InvalidJob([Problem(field="line", message=f"may have {MAX_LINE_BYTES} bytes, has {len(line)}")])
+    check_values(line)
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -148,6 +130,13 @@ def parse_line(line: bytes, reading: BatchReading) -> tuple[str, object]:
         raise InvalidJob([Problem(field="custom_id", message=f"{custom_id!r} is an earlier line's")])
     reading.custom_ids.add(custom_id)
     return custom_id, document["job"]
+
+
+def check_values(line: bytes) -> None:
+    """Bound the number of JSON values in a line before they become objects. Raises InvalidJob."""
+    values = sum(map(line.count, (b",", b":", b"[", b"{")))  # also within texts: never fewer than there are
+    if values > MAX_LINE_VALUES:
+        raise InvalidJob([Problem(field="line", message=f"may have {MAX_LINE_VALUES} JSON values, has about {values}")])
 
 
 def get(session: Session, tenant: str, batch_id: UUID, *, lock: bool = False) -> Batch:
@@ -176,8 +165,9 @@ def summarize(session: Session, batch: Batch) -> BatchSummary:
 
 
 def list_jobs(session: Session, batch: Batch, states: Iterable[JobState], *, after: int, limit: int) -> list[Job]:
-    """List a batch's jobs in these states whose seq is greater than `after`, in the order of its lines."""
-    query = select(Job).where(Job.batch == batch.id, Job.seq > after, Job.state.in_(list(states)))
+    """List a batch's jobs, without their specs, in these states and of a seq greater than `after`, in the order of its lines."""
+    small = (defer(Job.spec, raiseload=True), defer(Job.resume_point, raiseload=True), defer(Job.progress, raiseload=True))
+    query = select(Job).options(*small).where(Job.batch == batch.id, Job.seq > after, Job.state.in_(list(states)))
     return list(session.scalars(query.order_by(Job.seq).limit(limit)))
 
 

@@ -1,5 +1,6 @@
 """Jobs as their clients see them: submit, find, list, cancel, stop. Nothing here commits; all times are the database's."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from jobs.tables import Artifact, Attempt, Job
 JOBS = Job.__table__
 MAX_PAGE_BYTES = 2 * 10**6  # of specs in a page
 ROWS_AT_ONCE = 8  # that a page with specs reads
+CHUNK_ROWS = 2_000  # locked by one statement
 NOT_RETURNED = ("spec", "checkpoint")  # known to the caller; empty for a new job
 # Without the ORM a submission costs half as much.
 ADD = JOBS.insert().returning(*(column for column in JOBS.columns if column.name not in NOT_RETURNED))  # type: ignore[attr-defined]
@@ -87,6 +89,19 @@ def get_for_share(session: Session, tenant: str, job_id: UUID) -> Job:
 def find(session: Session, tenant: str, job_id: UUID) -> Job | None:
     """Find a tenant's job; None when there is none."""
     return session.scalar(select_job(tenant, job_id))
+
+
+def keep_all(session: Session, tenant: str, ids: Collection[UUID]) -> UUID | None:
+    """Keep many jobs from deletion until the transaction ends. Return the first one that is gone already, None if none is."""
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), CHUNK_ROWS):
+        some = ordered[start : start + CHUNK_ROWS]
+        kept = select(Job.id).where(Job.tenant == tenant, Job.id.in_(some)).order_by(Job.id)
+        found = set(session.scalars(kept.with_for_update(read=True, key_share=True)))
+        missing = next((job_id for job_id in some if job_id not in found), None)
+        if missing is not None:
+            return missing
+    return None
 
 
 def require(job: Job | None, job_id: UUID) -> Job:

@@ -123,13 +123,23 @@ class CropTransform:
 
     def pad_around(self, picture: Image.Image) -> tuple[Image.Image, np.ndarray]:
         """Return the upright part of the picture around the square, padded by repeating its edge, and that part's corner."""
-        low = np.floor(self.corners().min(axis=0)).astype(int) - 2
-        high = np.ceil(self.corners().max(axis=0)).astype(int) + 2
-        inside = [int(v) for v in (*np.maximum(low, 0), *np.minimum(high, [self.width, self.height]))]
-        pixels = np.asarray(picture.crop((inside[0], inside[1], inside[2], inside[3])))
+        low, high = self.extent()
+        inside = self.bounds()
+        pixels = np.asarray(picture.crop(inside))
         columns, rows = ((inside[k] - int(low[k]), int(high[k]) - inside[k + 2]) for k in (0, 1))
         padded = np.pad(pixels, [rows, columns] + [(0, 0)] * (pixels.ndim - 2), mode="edge")
         return Image.fromarray(padded), low
+
+    def extent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the upper left and lower right corner of the upright square around this one, with a margin, in whole pixels."""
+        low = np.floor(self.corners().min(axis=0)).astype(int) - 2
+        return low, np.ceil(self.corners().max(axis=0)).astype(int) + 2
+
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Return the part of the picture that can show: left, top, right, bottom; the last two exclusive."""
+        low, high = self.extent()
+        (left, top), (right, bottom) = np.maximum(low, 0), np.minimum(high, [self.width, self.height])
+        return int(left), int(top), int(right), int(bottom)
 
     def corners(self) -> np.ndarray:
         """Return the corners [4, 2] clockwise, in coordinates that count from the picture's corner."""

@@ -1,6 +1,7 @@
 """The movable mask as pixels, drawn from shapes or read from a PNG. True where the picture may change."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,6 +40,42 @@ def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.
     return np.asarray(flips.cumsum(axis=1)[:, :resolution] % 2 == 1)
 
 
+def covers_any(shapes: Sequence[Shape], resolution: int) -> bool:
+    """Return whether `draw_shapes` would set any pixel, without drawing."""
+    return any(covers_pixel(shape, resolution) for shape in shapes)
+
+
+def covers_pixel(shape: Shape, resolution: int) -> bool:
+    """Return whether a shape holds the center of a pixel of the image."""
+    if shape.box is not None:
+        left, top, right, bottom = shape.box
+        return all(
+            max(0, math.ceil(low)) <= min(resolution - 1, math.floor(high)) for low, high in ((left, right), (top, bottom))
+        )
+    if shape.circle is not None:
+        center_x, center_y, radius = shape.circle
+        x, y = (np.clip(np.array([np.floor(at), np.ceil(at)]), 0, resolution - 1) for at in (center_x, center_y))
+        return bool(((x - center_x) ** 2).min() + ((y - center_y) ** 2).min() <= radius**2)
+    return shape.polygon is not None and polygon_covers_pixel(np.array(shape.polygon), resolution)
+
+
+def polygon_covers_pixel(polygon: np.ndarray, resolution: int) -> bool:
+    """Return whether `draw_polygon` would set any pixel: whether a row changes an odd number of times before one of its pixels.
+
+    Args:
+        polygon: its corners (x, y) [N, 2].
+    """
+    x0, y0 = polygon.T
+    x1, y1 = np.roll(polygon, -1, axis=0).T
+    first, end = (np.ceil(limit(y0, y1)).clip(0, resolution).astype(np.int64) for limit in (np.minimum, np.maximum))
+    counts = end - first  # rows that each edge crosses
+    row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    x0, y0, width, height = (np.repeat(values, counts) for values in (x0, y0, x1 - x0, y1 - y0))
+    x = np.ceil(x0 + (row - y0) * width / height).clip(0, resolution)
+    changes = np.sort((row * resolution + x)[x < resolution].astype(np.int32), kind="stable")  # of integers twice as fast
+    return len(changes) % 2 == 1 or not np.array_equal(changes[::2], changes[1::2])  # each even times: pairs of equals
+
+
 def movable_mask(movable: Movable, crop_transform: CropTransform, png: bytes = b"") -> np.ndarray:
     """Return what may change of the model's image, bool [R, R]. Raises InvalidJob.
 
@@ -53,11 +90,12 @@ def movable_mask(movable: Movable, crop_transform: CropTransform, png: bytes = b
 def uploaded_mask(png: bytes, crop_transform: CropTransform) -> np.ndarray:
     """Return what may change of the model's image, bool [R, R], from an uploaded mask (one bit a pixel). Raises InvalidJob."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        if image.size != (crop_transform.width, crop_transform.height):
-            wanted = f"{crop_transform.width} x {crop_transform.height} pixels like the picture"
-            raise invalid(f"must be {wanted}, got {image.width} x {image.height}")
+        check_size(image.width, image.height, crop_transform)
         return crop_transform.cut_mask(np.asarray(image.convert("1")))
 
 
-def invalid(message: str) -> InvalidJob:
-    return InvalidJob([Problem(field="movable", message=message)])
+def check_size(width: int, height: int, crop_transform: CropTransform) -> None:
+    """Raise InvalidJob when a mask is of another size than the picture."""
+    if (width, height) != (crop_transform.width, crop_transform.height):
+        wanted = f"{crop_transform.width} x {crop_transform.height} pixels like the picture"
+        raise InvalidJob([Problem(field="movable", message=f"must be {wanted}, got {width} x {height}")])

@@ -1,26 +1,28 @@
 """Parsing and checking a posted job: everything that is checked before anything is stored."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-import numpy as np
 from pydantic import JsonValue, ValidationError
-from pydantic_core import ErrorDetails
 
 from engine.defaults import EARLY_RESOLUTION, EARLY_ROWS
 from jobs.errors import InvalidJob, JobNotFound, ParentUnusable, Problem, UploadNotFound
 from jobs.models.manifest import ModelEntry, ModelManifest
 from jobs.spec.crop_transform import CropTransform
 from jobs.spec.job_spec import JobSpec, Movable
-from jobs.spec.movable_mask import movable_mask, uploaded_mask
+from jobs.spec.mask_cut import outline_verdict, sees_any
+from jobs.spec.movable_mask import check_size, covers_any
 from jobs.states import JobState
 from jobs.storage.decoding import Decoded
+from jobs.storage.mask_outline import MaskOutline
+from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload
 
 MAX_PROBLEMS = 100  # listed for one request
+MAX_DESCRIBED = 1_000  # pydantic describes all or none, which takes a second for a hundred thousand
 MAX_FIELD_LENGTH = 200
 CROP_FORMS = ("literal['center']", "Box", "Landmarks")  # pydantic's names of what source.crop may be; no part of the request
 
@@ -32,8 +34,12 @@ class SubmissionInputs(Protocol):
         """Return an upload. Raises UploadNotFound."""
         ...
 
-    def read_upload(self, sha256: str) -> bytes:
-        """Return an upload's bytes. Raises ObjectMissing."""
+    def get_outline(self, upload: Upload) -> MaskOutline:
+        """Return the outline of a mask. Raises ObjectMissing, DecoderBusy."""
+        ...
+
+    def sees_any(self, upload: Upload, crop_transform: CropTransform) -> bool:
+        """Return whether the model sees any of a mask, by its pixels. Raises ObjectMissing, DecoderBusy."""
         ...
 
     def get_job(self, job_id: UUID) -> Job:
@@ -45,14 +51,38 @@ class SubmissionInputs(Protocol):
         ...
 
 
+class MaskPixels(Protocol):
+    """What is known of the pixels of masks."""
+
+    def get_outline(self, upload: Upload) -> MaskOutline: ...
+
+    def sees_any(self, upload: Upload, crop_transform: CropTransform) -> bool: ...
+
+
+@dataclass(frozen=True)
+class PostedMask:
+    """The pixels of a mask that came beside the job's JSON."""
+
+    file: Decoded
+
+    def get_outline(self, upload: Upload) -> MaskOutline:
+        return MaskOutline.from_bytes(self.file.outline or b"")
+
+    def sees_any(self, upload: Upload, crop_transform: CropTransform) -> bool:
+        return sees_any([self.file.data], crop_transform, self.file.tenant)
+
+
 class NoInputs:
     """The inputs of a submission that can refer to nothing."""
 
     def get_upload(self, sha256: str) -> Upload:
         raise UploadNotFound(f"there is no upload {sha256}")
 
-    def read_upload(self, sha256: str) -> bytes:
-        raise UploadNotFound(f"there is no upload {sha256}")
+    def get_outline(self, upload: Upload) -> MaskOutline:
+        raise UploadNotFound(f"there is no upload {upload.sha256}")
+
+    def sees_any(self, upload: Upload, crop_transform: CropTransform) -> bool:
+        raise UploadNotFound(f"there is no upload {upload.sha256}")
 
     def get_job(self, job_id: UUID) -> Job:
         raise JobNotFound(f"there is no job {job_id}")
@@ -68,7 +98,6 @@ class Submission:
     spec: JobSpec  # resolved
     pool: str  # of the workers that can run it
     crop_transform: CropTransform
-    mask: np.ndarray | None  # the movable mask as the model sees it, bool [R, R]
     parent: Job | None = None  # whose result it goes on from
 
 
@@ -102,17 +131,13 @@ def check_spec(
         *drag_problems(spec, model),
         *latent_problems(spec, model, inputs),
         *webhook_problems(spec, inputs),
+        *movable_problems(spec, crop_transform, posted_mask, inputs),
     ]
-    if posted_mask is not None and spec.movable is not None:
-        problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
-    mask = spec_mask(spec, crop_transform, inputs) if posted_mask is None else uploaded_mask(posted_mask.data, crop_transform)
-    if mask is not None and not mask.any():
-        problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
     if problems:
         raise InvalidJob(problems)
     if posted_mask is not None:
         spec = spec.model_copy(update={"movable": Movable(upload=posted_mask.sha256)})
-    return Submission(spec.resolved(model), model.pool, crop_transform, mask, parent)
+    return Submission(spec.resolved(model), model.pool, crop_transform, parent)
 
 
 def usable_parent(parent: Job, model: ModelEntry) -> Job:
@@ -131,16 +156,40 @@ def make_crop_transform(spec: JobSpec, model: ModelEntry, inputs: SubmissionInpu
     return CropTransform.of_upload(spec.source.crop, inputs.get_upload(spec.source.upload), model.resolution)
 
 
-def spec_mask(spec: JobSpec, crop_transform: CropTransform, inputs: SubmissionInputs) -> np.ndarray | None:
-    """Return the movable mask that the job names, bool [R, R], or None when all may change. Raises InvalidJob."""
-    if spec.movable is None:
-        return None
-    if spec.movable.upload is None:
-        return movable_mask(spec.movable, crop_transform)
-    upload = inputs.get_upload(spec.movable.upload)
+def movable_problems(
+    spec: JobSpec, crop_transform: CropTransform, posted_mask: Decoded | None, inputs: SubmissionInputs
+) -> list[Problem]:
+    """Check the movable mask without its pixels, wherever its outline decides. Raises InvalidJob, DecoderBusy."""
+    problems = []
+    if posted_mask is not None and spec.movable is not None:
+        problems.append(Problem(field="movable", message="give shapes in the job or a PNG part, not both"))
+    if posted_mask is not None:
+        empty = is_empty(Upload(**row_of("", posted_mask)), crop_transform, PostedMask(posted_mask))
+    elif spec.movable is None:
+        empty = False
+    elif spec.movable.shapes is not None:
+        shapes = [crop_transform.to_model_shape(shape) for shape in spec.movable.shapes]
+        empty = not covers_any(shapes, crop_transform.resolution)
+    else:
+        empty = is_empty(get_mask(str(spec.movable.upload), inputs), crop_transform, inputs)
+    if empty:
+        problems.append(Problem(field="movable", message="is empty: at least one pixel of the image must be movable"))
+    return problems
+
+
+def get_mask(sha256: str, inputs: SubmissionInputs) -> Upload:
+    """Return the upload that a job names as its mask. Raises InvalidJob, UploadNotFound."""
+    upload = inputs.get_upload(sha256)
     if upload.kind != "mask":
         raise InvalidJob([Problem(field="movable.upload", message="is no mask: upload it with ?kind=mask")])
-    return movable_mask(spec.movable, crop_transform, inputs.read_upload(upload.sha256))
+    return upload
+
+
+def is_empty(mask: Upload, crop_transform: CropTransform, pixels: MaskPixels) -> bool:
+    """Return whether the model sees nothing of a mask. Raises InvalidJob when it is of another size than the picture."""
+    check_size(mask.width, mask.height, crop_transform)
+    verdict = outline_verdict(pixels.get_outline(mask), crop_transform)
+    return not (pixels.sees_any(mask, crop_transform) if verdict is None else verdict)
 
 
 def parse_spec(text: bytes) -> JobSpec:
@@ -148,9 +197,9 @@ def parse_spec(text: bytes) -> JobSpec:
     try:
         return JobSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-        if details[0]["type"] != "json_invalid":
-            raise InvalidJob(to_problems(details)) from error
+        problems = to_problems(error)
+        if problems is not None:
+            raise InvalidJob(problems) from error
     # Python's parser words the message, and reads some texts that pydantic's does not: UTF-16 and single surrogates
     return validate_document(parse_json(text))
 
@@ -170,11 +219,16 @@ def validate_document(document: object) -> JobSpec:
         # strict validation of JSON accepts lists for tuples and text for UUIDs, strict validation of Python objects does not
         return JobSpec.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
-        raise InvalidJob(to_problems(error.errors(include_url=False, include_input=False))) from error
+        raise InvalidJob(to_problems(error) or []) from error
 
 
-def to_problems(details: Sequence[ErrorDetails]) -> list[Problem]:
-    """Return the first of pydantic's errors as problems of the request."""
+def to_problems(error: ValidationError) -> list[Problem] | None:
+    """Return the first of pydantic's errors as problems of the request; None when the text is no JSON."""
+    if error.error_count() > MAX_DESCRIBED:
+        return [Problem(field="job", message=f"has {error.error_count()} problems: more than {MAX_DESCRIBED} are not listed")]
+    details = error.errors(include_url=False, include_input=False)
+    if details[0]["type"] == "json_invalid":
+        return None
     return [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in details[:MAX_PROBLEMS]]
 
 

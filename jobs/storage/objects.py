@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -67,8 +67,14 @@ class Storage:
 
     def put(self, key: str, data: bytes, media_type: str) -> None:
         """Store an object."""
+        self.put_file(key, io.BytesIO(data), media_type)
+
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        """Store a whole file as an object, read in parts."""
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
         with translate_errors():
-            self.client.put_object(self.bucket, key, io.BytesIO(data), len(data), content_type=media_type)
+            self.client.put_object(self.bucket, key, cast(BinaryIO, file), size, content_type=media_type)
 
     def get(self, key: str) -> bytes:
         """Return an object's bytes. Raises ObjectMissing."""

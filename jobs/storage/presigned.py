@@ -55,7 +55,7 @@ def read(announced: PresignedUpload, storage: Storage) -> Decoded:
     key = raw_key(announced.tenant, announced.id)
     try:
         check_size(announced, storage)
-        return decode_stream(chunks(announced, storage), announced.kind, "file")
+        return decode_stream(chunks(announced, storage), announced.kind, "file", announced.tenant)
     except ObjectMissing:
         raise NotUploaded(f"the file of {announced.id} has not been uploaded yet: PUT it to the link first") from None
     except InvalidJob:

@@ -1,5 +1,6 @@
 """Uploads of tenants: rows in Postgres, bytes in the store under their own hash."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from jobs.storage.objects import Storage, upload_key
 from jobs.tables import Job, Upload
 
 USED_PRECISION = timedelta(hours=1)
+CHUNK_ROWS = 2_000  # locked by one statement
 
 
 def add(session: Session, tenant: str, decoded: Decoded, storage: Storage) -> Upload:
@@ -23,8 +25,9 @@ def add(session: Session, tenant: str, decoded: Decoded, storage: Storage) -> Up
     The row comes first, so that a concurrent removal waits for this transaction.
     """
     added = insert(Upload).values(**row_of(tenant, decoded))
-    session.execute(added.on_conflict_do_update(index_elements=["tenant", "sha256"], set_={"used_at": func.now()}))
-    storage.put(upload_key(tenant, decoded.sha256), decoded.data, decoded.media_type)
+    known = {"used_at": func.now(), "outline": added.excluded.outline}
+    session.execute(added.on_conflict_do_update(index_elements=["tenant", "sha256"], set_=known))
+    storage.put_file(upload_key(tenant, decoded.sha256), decoded.body, decoded.media_type)
     return get(session, tenant, decoded.sha256)
 
 
@@ -42,6 +45,34 @@ def use(session: Session, tenant: str, sha256: str) -> Upload:
     return upload
 
 
+def use_all(session: Session, tenant: str, names: Collection[str]) -> None:
+    """Keep many uploads that jobs are made from, as `use` keeps one, by a few statements. Raises UploadNotFound."""
+    ordered = sorted(names)  # everybody locks in one order
+    for start in range(0, len(ordered), CHUNK_ROWS):
+        some = ordered[start : start + CHUNK_ROWS]
+        mine = (Upload.tenant == tenant, Upload.sha256.in_(some))
+        kept = select(Upload.sha256).where(*mine).order_by(Upload.sha256)
+        found = set(session.scalars(kept.with_for_update(read=True, key_share=True)))
+        missing = next((sha256 for sha256 in some if sha256 not in found), None)
+        if missing is not None:
+            raise UploadNotFound(f"the upload {missing} was deleted while the batch was checked: send it again")
+        old = select(Upload.sha256).where(*mine, Upload.used_at < func.now() - USED_PRECISION)
+        which = (Upload.tenant == tenant, Upload.sha256.in_(old.with_for_update(skip_locked=True, key_share=True)))
+        session.execute(update(Upload).where(*which).values(used_at=func.now()).execution_options(synchronize_session=False))
+
+
+def set_outline(session: Session, tenant: str, sha256: str, outline: bytes) -> None:
+    """Store the outline of a mask from before there were outlines, unless somebody else has the row just now."""
+    which = (Upload.tenant == tenant, Upload.sha256 == sha256, Upload.outline.is_(None))
+    unlocked = select(Upload.sha256).where(*which).with_for_update(skip_locked=True, key_share=True)
+    session.execute(
+        update(Upload)
+        .where(Upload.tenant == tenant, Upload.sha256.in_(unlocked))
+        .values(outline=outline)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def get(session: Session, tenant: str, sha256: str, *, lock: bool = False, share: bool = False) -> Upload:
     """Return an upload. Raises UploadNotFound, also for other tenants' uploads.
 
@@ -55,6 +86,11 @@ def get(session: Session, tenant: str, sha256: str, *, lock: bool = False, share
     if upload is None:
         raise UploadNotFound(f"there is no upload {sha256}")
     return upload
+
+
+def find(session: Session, tenant: str, sha256: str) -> Upload | None:
+    """Find an upload; None when there is none."""
+    return session.scalar(select(Upload).where(Upload.tenant == tenant, Upload.sha256 == sha256))
 
 
 def unused(session: Session, after: timedelta, limit: int) -> list[Upload]:
@@ -102,5 +138,5 @@ def input_columns(job: type[Job]) -> tuple[Any, ...]:
 
 def row_of(tenant: str, decoded: Decoded) -> dict[str, Any]:
     """Return the columns of an upload's row."""
-    described = {"kind": decoded.kind, "width": decoded.width, "height": decoded.height, "size_bytes": len(decoded.data)}
-    return {"tenant": tenant, "sha256": decoded.sha256} | described
+    size = {"width": decoded.width, "height": decoded.height, "size_bytes": decoded.size_bytes}
+    return {"tenant": tenant, "sha256": decoded.sha256, "kind": decoded.kind, "outline": decoded.outline} | size

@@ -12,9 +12,9 @@ from safetensors.numpy import load, save
 
 from engine.inversion.inversion import Inversion, InversionOptions
 from jobs.errors import ObjectMissing
-from jobs.storage.decoding import read
 from jobs.storage.objects import upload_key
 from jobs.tables import Upload
+from tests.decoding import read
 from tests.generators import tiny_generator
 from tests.services.jobs import DOCUMENT
 from worker.edit.inputs import prepare_inversion

@@ -7,7 +7,8 @@ from PIL import Image
 from jobs.spec.crop_transform import CropTransform
 from jobs.spec.job_spec import Shape
 from jobs.spec.movable_mask import draw_shapes, uploaded_mask
-from jobs.storage.decoding import Refused, read_mask
+from jobs.storage.picture_files import Refused
+from tests.decoding import read
 
 
 def test_shapes_are_united():
@@ -48,7 +49,7 @@ def encoded(image):
 
 def test_a_mask_survives_its_png():
     mask = np.random.RandomState(0).rand(32, 32) > 0.5
-    kept = read_mask(encoded(Image.fromarray(mask)))
+    kept = read(encoded(Image.fromarray(mask)), "mask")
     assert (kept.kind, kept.width, kept.height) == ("mask", 32, 32)
     assert (uploaded_mask(kept.data, CropTransform.whole(32)) == mask).all()
 
@@ -60,9 +61,9 @@ def test_any_channel_but_alpha_sets_the_mask(mode):
     image = Image.fromarray(values.astype(np.uint16)) if mode == "I;16" else Image.fromarray(values * 255).convert(mode)
     if mode == "RGBA":
         image.putalpha(0)
-    assert (uploaded_mask(read_mask(encoded(image)).data, CropTransform.whole(8)) == (values > 0)).all()
+    assert (uploaded_mask(read(encoded(image), "mask").data, CropTransform.whole(8)) == (values > 0)).all()
 
 
 def test_what_is_no_png_is_no_mask():
     with pytest.raises(Refused, match="known formats: PNG"):
-        read_mask(b"no picture")
+        read(b"no picture", "mask")

@@ -9,7 +9,7 @@ from PIL import Image
 from jobs.errors import InvalidJob
 from jobs.models.manifest import ModelDefaults, ModelManifest
 from jobs.spec.validation import check_submission, parse_json, parse_spec, validate_document
-from jobs.storage.decoding import read_mask
+from jobs.storage.decoding import decode_mask
 from tests.manifests import TINY
 
 MANIFEST = ModelManifest(None, {"tiny": TINY})
@@ -25,7 +25,7 @@ def png(mask: np.ndarray) -> bytes:
 
 def problems_of(document, mask=None):
     with pytest.raises(InvalidJob) as caught:
-        check_submission(document, MANIFEST, None if mask is None else read_mask(png(mask)))
+        check_submission(document, MANIFEST, None if mask is None else decode_mask(png(mask), "movable"))
     return {problem.field: problem.message for problem in caught.value.problems}
 
 

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image, ImageCms
 from safetensors.numpy import load, save
 
 from jobs.errors import DecoderBusy, InvalidJob, Problem
-from jobs.storage.decoding import CHILDREN, MAX_BYTES, MEMORY_BYTES, Refused, decode, decode_stream, read
+from jobs.storage.decoding import MAX_BYTES, TURNS, decode, decode_stream
+from jobs.storage.picture_files import Refused
+from tests.decoding import read
 
 
 def encoded(image, kind, **options):
@@ -156,18 +159,10 @@ def test_the_child_of_a_file_that_breaks_off_tells_nothing():
         decode_stream(parts(), None, "file")
 
 
-def test_a_file_larger_than_the_childs_memory_is_refused():
-    with pytest.raises(InvalidJob, match="file: cannot be read within the limits of memory and time"):
-        decode_stream((bytes(MEMORY_BYTES // 64) for _ in range(80)), None, "file")
-
-
-def test_more_pictures_than_there_are_cores_wait_their_turn():
-    taken = 0
-    while CHILDREN.acquire(blocking=False):
-        taken += 1
-    try:
+def test_more_pictures_than_there_are_children_wait_their_turn():
+    with ExitStack() as held:
+        for k in range(TURNS.capacity):
+            held.enter_context(TURNS.turn(f"tenant {k}", wait_s=0.01))
         with pytest.raises(DecoderBusy, match=r"no turn within 0\.01 s"):
             decode(encoded(PICTURE, "PNG"), "image", wait_s=0.01)
-    finally:
-        CHILDREN.release(taken)
     assert decode(encoded(PICTURE, "PNG"), "image").width == 30

@@ -1,0 +1,37 @@
+"""Bodies that are too large for memory: they are written to a file while they arrive."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import IO
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from api.disconnects import client_gone
+
+BLOCK_BYTES = 2**20  # written at once, in a thread: the disk may be slow
+
+
+async def spool_body(request: Request, file: IO[bytes]) -> str:
+    """Write the body to a file and return its sha256. Raises HTTPException when the client goes before its end."""
+    digest, block = hashlib.sha256(), bytearray()
+    try:
+        async for chunk in request.stream():
+            digest.update(chunk)
+            block += chunk
+            if len(block) >= BLOCK_BYTES:
+                await run_in_threadpool(file.write, block)
+                block = bytearray()
+    except ClientDisconnect as error:
+        raise client_gone() from error
+    await run_in_threadpool(file.write, block)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+def read_blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the file from its beginning in blocks."""
+    file.seek(0)
+    while block := file.read(BLOCK_BYTES):
+        yield block

@@ -3,6 +3,7 @@
 import os
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -77,9 +78,10 @@ def up(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     state: Annotated[Path | None, typer.Option(help="Folder that keeps all data.")] = None,
 ) -> None:
-    """Run servers, API, workers and reconciler on this machine until Ctrl-C."""
-    from embedded.service import running_service, wait_for_failure
+    """Run servers, API, workers and reconciler on this machine until Ctrl-C. What ends by itself is started again."""
+    from embedded.service import running_service
     from embedded.stack import default_state, local_stack, stop_on_signals
+    from embedded.supervision import Supervisor
 
     stop_on_signals()
     with local_stack(state or default_state()) as stack, running_service(stack, workers=workers, host=host, port=port) as service:
@@ -87,7 +89,7 @@ def up(
         console.print(f"Dragqueue serves {url} (docs at {url}/docs); logs in {stack.logs}; Ctrl-C stops it", highlight=False)
         console.print(f"export DRAGQUEUE_URL={url} DRAGQUEUE_KEY={service.key}", highlight=False, soft_wrap=True)
         try:
-            wait_for_failure(stack)
+            Supervisor(stack, partial(console.print, highlight=False, markup=False, soft_wrap=True)).run()
         except KeyboardInterrupt:
             console.print("stopping")
 

@@ -4,11 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 
 from sqlalchemy.exc import OperationalError
 
@@ -112,10 +110,3 @@ def start_part(
     stack.add(child)
     cleanup.callback(child.stop)
     return child
-
-
-def wait_for_failure(stack: Stack) -> NoReturn:
-    """Wait until a process of the stack ends, and raise ServerFailed then."""
-    while True:
-        stack.check()
-        time.sleep(0.5)

@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     webhook_allow_http: bool = False  # otherwise https only
     webhook_allowed_networks: Annotated[tuple[Network, ...], NoDecode] = ()  # besides public addresses: 10.1.0.0/16,fd00::/8
     webhook_timeout_s: float = Field(default=15.0, gt=0, le=60)  # of an attempt, from the look-up of the host on
+    webhook_concurrency: int = Field(default=128, ge=8, le=1024)  # attempts of a reconciler at once, each in a thread that waits
     webhook_rest_scale: float = Field(default=1.0, ge=0)  # factor of the delays between attempts; for tests
     upload_retain_s: float = Field(default=30 * 86_400, ge=60)  # after the last submission that named an upload
     pool: str = Field(default=DEFAULT_POOL, pattern=POOL_PATTERN)  # of a worker

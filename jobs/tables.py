@@ -59,6 +59,7 @@ class Tenant(Base):
     submits_per_minute: Mapped[int | None]  # of them
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")  # uploads and artifacts, when last measured
     measured_at: Mapped[datetime | None]
+    manual_until: Mapped[datetime | None]  # until when its tests and redeliveries of webhooks are used up, one for each second
 
 
 class ApiKey(Base):
@@ -225,6 +226,7 @@ class Webhook(Base):
     secrets: Mapped[list[str]] = mapped_column(ARRAY(Text))  # whsec_...; each of them signs, while they are rotated
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     failing_since: Mapped[datetime | None]
+    answer_s: Mapped[float | None]  # how long an attempt takes on average, in seconds; None: none has ended yet
     disabled_at: Mapped[datetime | None]
 
 

@@ -23,7 +23,7 @@ def retry_while_unavailable(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """Repeat the action until the server answers, with growing pauses.
+    """Repeat the action until the server answers, with growing pauses and one line in the log.
 
     Args:
         limit_s: no repetition begins later than this many seconds after the first try; the error rises instead.
@@ -39,6 +39,7 @@ def retry_while_unavailable(
             pause_s = PAUSES.delay_s(failures)
             if clock() + pause_s > until or is_abandoned():
                 raise
-            logger.warning("waiting for a server: %s", str(error).splitlines()[0])
+            if not failures:
+                logger.warning("waiting for a server: %s", str(error).splitlines()[0])
         sleep(pause_s)
         failures += 1

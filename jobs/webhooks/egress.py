@@ -4,12 +4,12 @@ A name is looked up again for every delivery, and the socket connects to an addr
 private address between two look-ups (DNS rebinding) gains nothing.
 """
 
+import logging
 import re
 import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Self
@@ -25,11 +25,33 @@ PRINTABLE = re.compile(r"[!-\[\]-~]+")  # ASCII without spaces, and without the 
 PORTS = {"https": 443, "http": 80}
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 NAT64 = IPv6Network("64:ff9b::/96")
-SHARED_ADDRESS_SPACE = IPv4Network("100.64.0.0/10")  # RFC 6598; Python versions differ about whether it is private
+HOST_REFUSED = "the host is not found at a public address"  # whether it is unknown, silent or inside
+# What Python versions differ about.
+SPECIAL_PURPOSE = (
+    "100.64.0.0/10",  # shared address space, RFC 6598; Alibaba's metadata: 100.100.100.200
+    "192.0.0.0/24",  # protocol assignments, RFC 6890; Oracle's metadata in its Classic cloud: 192.0.0.192
+    "192.88.99.0/24",  # relays of 6to4, RFC 7526: what they are sent is unpacked elsewhere
+    "3fff::/20",  # documentation, RFC 9637
+)
+# What answers inside a cloud only, though the addresses are public ones. The metadata services of the others need no line here:
+# 169.254.0.0/16 (AWS, Azure, Google, Oracle, Tencent, ...), fd00:ec2::254 (AWS) and fd20:ce::254 (Google) are not public.
+INSIDE_CLOUDS = (
+    "168.63.129.16/32",  # Azure's WireServer: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+    "161.26.0.0/16",  # IBM's services for its machines: cloud.ibm.com/docs/vpc?topic=vpc-service-endpoints-for-vpc
+    "166.8.0.0/14",  # IBM's private endpoints of cloud services: the same page
+    "199.36.153.4/30",  # Google's restricted.googleapis.com: cloud.google.com/vpc/docs/configure-private-google-access
+    "199.36.153.8/30",  # Google's private.googleapis.com: the same page
+    "2600:2d00:2:1000::/64",  # restricted.googleapis.com
+    "2600:2d00:2:2000::/64",  # private.googleapis.com
+    "183.60.83.19/32",  # Tencent's resolvers for its machines: cloud.tencent.com/document/product/213/5225
+    "183.60.82.98/32",
+)
+NOT_PUBLIC = tuple(map(ip_network, SPECIAL_PURPOSE + INSIDE_CLOUDS))
+logger = logging.getLogger(__name__)
 
 
 class EgressRefused(Exception):
-    """Nothing may be sent to a URL. The message says why but names no address, so that nobody can map a network by it."""
+    """Nothing may be sent to a URL. The message tells nothing about the network; why a host is refused, the log says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +112,19 @@ class EgressPolicy:
         )
 
     def resolve_allowed(self, host: str, port: int, limit_s: float) -> list[str]:
-        """Look up a host's addresses within limit_s seconds. Raises EgressRefused when there is none, or one is not allowed."""
-        found = self.resolve_within(host, port, min(limit_s, MAX_LOOKUP_S))
+        """Look up a host's addresses within limit_s seconds.
+
+        Raises EgressRefused when there is none, or one is not allowed: with one message for all, or names inside could be mapped.
+        """
+        try:
+            found = list(self.resolve_within(host, port, min(limit_s, MAX_LOOKUP_S)))
+        except (OSError, UnicodeError) as error:
+            logger.info("nothing is sent to %s: %s", host, error)
+            raise EgressRefused(HOST_REFUSED) from error
         if not found or not all(self.allows(address) for address in found):
-            raise EgressRefused(f"{host} is not at a public address")
-        return list(found)
+            logger.info("nothing is sent to %s, which is at %s", host, ", ".join(found) or "no address")
+            raise EgressRefused(HOST_REFUSED)
+        return found
 
     def allows(self, text: str) -> bool:
         """Return whether an address is public or in an allowed network."""
@@ -105,7 +135,10 @@ class EgressPolicy:
         return any(address in network for network in self.allowed_networks) or is_public(address)
 
     def resolve_within(self, host: str, port: int, limit_s: float) -> Sequence[str]:
-        """Look up a host in a thread that is left behind at the limit, because the system's resolver has none."""
+        """Look up a host in a thread that is left behind at the limit, because the system's resolver has none.
+
+        Raises OSError (TimeoutError at the limit), UnicodeError.
+        """
         answers: SimpleQueue[Sequence[str] | Exception] = SimpleQueue()
 
         def ask() -> None:
@@ -115,13 +148,12 @@ class EgressPolicy:
                 answers.put(error)
 
         Thread(target=ask, name="look up", daemon=True).start()
-        began = time.monotonic()
         try:
             answer = answers.get(timeout=max(0.0, limit_s))
         except Empty as error:
-            raise EgressRefused(f"{host} was not found within {time.monotonic() - began:.1f} s") from error
+            raise TimeoutError(f"no address within {limit_s:.1f} s") from error
         if isinstance(answer, Exception):
-            raise EgressRefused(f"there is no host {host}") from answer
+            raise answer
         return answer
 
 
@@ -143,4 +175,4 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Return whether an address can be reached on the public Internet."""
     if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return False
-    return address.is_global and not address.is_multicast and not (address.version == 4 and address in SHARED_ADDRESS_SPACE)
+    return address.is_global and not address.is_multicast and not any(address in network for network in NOT_PUBLIC)

@@ -1,9 +1,14 @@
 """Webhooks and deliveries, for tests that talk to real servers."""
 
+import threading
+from contextlib import contextmanager
 from ipaddress import ip_network
+from uuid import uuid4
 
 from sqlalchemy import select, update
 
+from jobs.tables import Delivery, Tenant, Webhook
+from jobs.webhooks.signing import new_secret
 from tests.services.jobs import DOCUMENT
 
 # webhooks may point to the loopback, and tries follow each other at once
@@ -17,6 +22,40 @@ def deliver(deliverer):
     """Deliver all that is due, and what becomes due by that."""
     while deliverer.start_due():
         deliverer.wait()
+
+
+@contextmanager
+def delivering(deliverer):
+    """Let a deliverer work beside the block."""
+    stop = threading.Event()
+    thread = threading.Thread(target=deliverer.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def add_webhooks(sessions, tenant, number, url, **values):
+    """Add webhooks of any tenant, by the database; return their ids."""
+    with sessions.begin() as session:
+        if session.get(Tenant, tenant) is None:
+            session.add(Tenant(id=tenant))
+            session.flush()
+        added = [Webhook(id=uuid4(), tenant=tenant, url=url, events=[], every_job=False, **values) for _ in range(number)]
+        for webhook in added:
+            webhook.secrets = [new_secret()]
+        session.add_all(added)
+        return [webhook.id for webhook in added]
+
+
+def add_events(sessions, webhooks, number=1):
+    """Add deliveries that are due, as many for each webhook."""
+    with sessions.begin() as session:
+        for webhook in webhooks:
+            events = [Delivery(webhook=webhook, job_id=uuid4(), type="job.succeeded", data={}) for _ in range(number)]
+            session.add_all(events)
 
 
 def create(client, receiver, **fields):

@@ -3,8 +3,6 @@
 import signal
 import threading
 import time
-from collections import Counter
-from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,13 +11,14 @@ from sqlalchemy import func, text
 
 from embedded.service import start_part
 from jobs.database import make_sessions
-from jobs.tables import Delivery, Webhook
-from jobs.webhooks.deliveries import MAX_PER_WEBHOOK, DeliveryCapacity, claim
-from jobs.webhooks.egress import EgressPolicy
+from jobs.tables import Delivery
+from jobs.webhooks.deliveries import claim
+from jobs.webhooks.egress import HOST_REFUSED, EgressPolicy
+from jobs.webhooks.scheduling import MAX_PER_WEBHOOK, DeliveryScheduler, Lane
 from tests.receivers import receiving
 from tests.services.doomed import SPAWN, before, end_of
-from tests.services.telling import QUICK, change, create, deliver, end, log, row
-from worker.reconciler.webhook_delivery import MAX_IN_FLIGHT_FAILING, WebhookDeliverer
+from tests.services.telling import QUICK, change, create, deliver, delivering, end, log, row
+from worker.reconciler.webhook_delivery import WebhookDeliverer
 from worker.reconciler.webhook_sender import WebhookSender
 
 HOUR = timedelta(hours=1)
@@ -36,25 +35,19 @@ def test_a_host_that_has_become_private_is_not_reached(client, sessions, receive
     end(client)
     for address in ("10.0.0.1", "::ffff:127.0.0.1", "100.64.0.1", "127.0.0.1"):
         rebound = EgressPolicy(allow_http=True, resolve=lambda host, port, address=address: [address])
-        rebinding = WebhookDeliverer(sessions, WebhookSender(policy=rebound, timeout_s=3), delay_scale=1)
+        sender = WebhookSender(policy=rebound, timeout_s=3)
+        rebinding = WebhookDeliverer(sessions, sender, DeliveryScheduler(8), delay_scale=1)
         assert rebinding.start_due() == 1
         rebinding.wait()
         (line,) = log(client, webhook)
-        assert (line["state"], line["status"], line["error"]) == ("pending", None, "127.0.0.1 is not at a public address")
+        assert (line["state"], line["status"], line["error"]) == ("pending", None, HOST_REFUSED)
         change(sessions, Delivery, next_at=func.now())
     assert receiver.all() == []
 
 
-@contextmanager
-def delivering(deliverer):
-    stop = threading.Event()
-    thread = threading.Thread(target=deliverer.run, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def choose(waiting):
+    """Choose as a deliverer does that has nothing to do."""
+    return DeliveryScheduler(128).choose(waiting, [])
 
 
 def test_a_dead_receiver_holds_up_nobody(client, deliverer, receiver):
@@ -67,22 +60,8 @@ def test_a_dead_receiver_holds_up_nobody(client, deliverer, receiver):
         began = time.monotonic()
         assert len({receiver.get().id for _ in range(20)}) == 20
         assert time.monotonic() - began < deliverer.sender.timeout_s
-        assert (dead.most_at_once, receiver.most_at_once <= MAX_PER_WEBHOOK) == (MAX_PER_WEBHOOK, True)
+        assert (dead.most_at_once, receiver.most_at_once <= 2) == (MAX_PER_WEBHOOK[Lane.NEW], True)
         assert {line["state"] for line in log(client, stuck)} == {"pending"}
-
-
-def test_many_that_fail_leave_room_for_others(client, sessions, deliverer, receiver):
-    with delivering(deliverer), receiving() as dead:
-        dead.open.clear()
-        for _ in range(10):
-            create(client, dead)
-        change(sessions, Webhook, failing_since=func.now())
-        create(client, receiver)
-        for _ in range(5):
-            end(client)
-        assert len({receiver.get().id for _ in range(5)}) == 5
-        failing = Counter(this.webhook for this in list(deliverer.in_flight) if this.failing)
-        assert list(failing.values()) == [1] * MAX_IN_FLIGHT_FAILING
 
 
 def test_no_delivery_is_claimed_twice(client, sessions, receiver):
@@ -94,7 +73,7 @@ def test_no_delivery_is_claimed_twice(client, sessions, receiver):
     def take():
         barrier.wait()
         with sessions.begin() as session:
-            claimed.extend(this.id for this in claim(session, DeliveryCapacity(total=8, for_failing=4, in_flight={}), HOUR))
+            claimed.extend(this.id for this in claim(session, choose, HOUR))
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -125,7 +104,7 @@ def test_a_webhook_that_is_deleted_while_it_is_told_is_no_harm(client, sessions,
     assert client.delete(f"/v1/webhooks/{webhook['id']}").status_code == 204
     receiver.open.set()
     deliverer.wait()
-    assert deliverer.in_flight == set()
+    assert deliverer.in_flight == {}
 
 
 def test_jobs_go_on_while_no_webhook_can_be_told(client, sessions, deliverer, receiver):
@@ -179,7 +158,7 @@ def test_many_that_wait_for_one_webhook_do_not_slow_down_the_claims(client, sess
         session.execute(text("ANALYZE deliveries"))
     with sessions.begin() as session:
         began = time.monotonic()
-        assert len(claim(session, DeliveryCapacity(total=8, for_failing=4, in_flight={}), HOUR)) == 2
+        assert len(claim(session, choose, HOUR)) == 2
         assert time.monotonic() - began < 0.1
 
 

@@ -63,8 +63,10 @@ def away(stack: Stack, name: str):
     child = next(child for child in stack.children if child.name == name)
     child.process.kill()
     child.process.wait()
-    yield
-    stack.restart(name)
+    try:
+        yield
+    finally:
+        stack.restart(name)
 
 
 def wait_until(true, what: str) -> None:
@@ -110,6 +112,38 @@ def test_a_job_whose_message_was_flushed_gets_another(own, api):
     sweep = Reconciler(api.app.state.sessions, queue, RetryPolicy.from_settings(own.settings())).sweep()
     assert (sweep.messages, queue.count_messages("default")) == (1, 1)
     api.post(f"/v1/jobs/{job['id']}/cancel")
+
+
+def test_without_the_database_a_worker_takes_one_message_and_waits(own, api, cleanup):
+    """No reconciler sends the messages again: those that are left, and the one that was taken, must do."""
+    queue = Broker(own.settings().redis_url)
+    queue.redis.flushall()
+    jobs = [f"/v1/jobs/{api.post('/v1/jobs', json=DOCUMENT).json()['id']}" for _ in range(5)]
+    log = own.logs / "worker-71.log"
+    with away(own, "PostgreSQL"):
+        start_worker(own, cleanup, 71)
+        wait_until(lambda: "server" in log.read_text(), "word of the database")
+        time.sleep(2)  # for further messages to be taken
+        assert (queue.count_messages("default"), log.read_text().count("Traceback")) == (4, 0)
+        assert log.read_text().count("waiting for a server") == 1
+    wait_until(lambda: ready(api), "recovery")
+    wait_until(lambda: all(api.get(job).json()["state"] == "succeeded" for job in jobs), "end of the jobs")
+    assert log.read_text().count("Traceback") == 0
+
+
+def test_a_worker_that_waits_for_the_database_can_be_asked_to_end(own, api, cleanup):
+    queue = Broker(own.settings().redis_url)
+    queue.redis.flushall()
+    job = f"/v1/jobs/{api.post('/v1/jobs', json=DOCUMENT).json()['id']}"
+    with away(own, "PostgreSQL"):
+        worker = start_worker(own, cleanup, 72)
+        log = own.logs / "worker-72.log"
+        wait_until(lambda: "waiting for a server" in log.read_text(), "worker")
+        worker.process.terminate()
+        assert worker.process.wait(LIMIT_S) == 0
+        assert (queue.count_messages("default"), log.read_text().count("Traceback")) == (1, 0)  # it is for another worker
+    wait_until(lambda: ready(api), "recovery")
+    api.post(f"{job}/cancel")
 
 
 def test_a_broker_that_hangs_delays_no_submission_for_long(stack):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ import pytest
 from dragqueue_client import Client, RequestRefused
 
 from embedded.errors import StackError
-from embedded.servers import free_port
+from embedded.servers import free_port, speaks_http
 from embedded.service import prepare, running_service
 from tests.services.jobs import DOCUMENT
 
@@ -55,6 +56,41 @@ def test_up_leaves_no_process_behind(stack, tmp_path, number):
     os.kill(up.pid, number)
     up.wait(LIMIT_S)
     wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes))
+
+
+def test_up_starts_its_processes_again_and_ends_when_one_ends_too_often(stack, tmp_path):
+    log, port = tmp_path / "log", free_port()
+    options = ["--port", str(port), "--state", tmp_path / "state"]
+    command = [sys.executable, "-P", "-m", "cli.main", "up", *options]
+    with log.open("w") as output:
+        up = subprocess.Popen(command, env=stack.environment, stderr=output)
+    wait_until(lambda: "Dragqueue serves" in log.read_text())
+    for name in ("api", "worker", "reconciler"):
+        kill_and_await_another(up.pid, name)
+    wait_until(lambda: speaks_http(f"http://127.0.0.1:{port}/healthz"))
+    for _ in range(2):
+        kill_and_await_another(up.pid, "api")
+    part(up.pid, "api").kill()
+    assert up.wait(LIMIT_S) == 1
+    printed = log.read_text()
+    assert [printed.count(f"{name} ended with exit code -9 and is") for name in ("api", "worker-0", "reconciler")] == [3, 1, 1]
+    assert f"dragqueue: api ended with exit code -9; its log is {tmp_path / 'state/logs/api.log'}" in printed
+    assert "Traceback" not in printed
+
+
+def part(pid: int, name: str) -> psutil.Process | None:
+    """The process that `up` has started for a part of the service."""
+    for process in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):  # or a zombie
+            if process.cmdline()[4:5] == [name]:
+                return process
+    return None
+
+
+def kill_and_await_another(pid: int, name: str) -> None:
+    killed = part(pid, name)
+    killed.kill()
+    wait_until(lambda: (now := part(pid, name)) is not None and now.pid != killed.pid)
 
 
 def family(pid: int) -> list[psutil.Process]:

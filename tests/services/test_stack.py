@@ -9,9 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+from redis import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from embedded.errors import StackError
 from embedded.stack import local_stack
+from embedded.supervision import Supervisor
+from jobs.database import make_sessions
+from jobs.errors import StorageUnavailable
+from jobs.queue.broker import Broker
+from jobs.storage.objects import Storage
 from tests.services.conftest import open_to_nobody
 
 HOLD = """
@@ -52,8 +60,6 @@ def test_no_server_outlives_its_launcher(number):
 
 
 def test_a_state_folder_keeps_its_data(tmp_path):
-    from jobs.storage.objects import Storage
-
     open_to_nobody(tmp_path)
     state = tmp_path / "state"
     for expected in (None, b"kept"):
@@ -63,6 +69,45 @@ def test_a_state_folder_keeps_its_data(tmp_path):
             if expected:
                 assert storage.get("a") == expected
             storage.put("a", b"kept", "text/plain")
+
+
+def test_servers_that_are_killed_are_started_again_on_their_data(tmp_path):
+    open_to_nobody(tmp_path)
+    said = []
+    with local_stack(tmp_path / "state", clean_environment()) as stack:
+        storage, sessions = Storage.from_settings(stack.settings()), make_sessions(stack.settings().database_url)
+        storage.ensure_bucket()
+        storage.put("a", b"kept", "text/plain")
+        with sessions.begin() as session:
+            session.execute(text("CREATE TABLE kept AS SELECT 1 AS number"))
+        Broker(stack.settings().redis_url).redis.set("a", "kept")
+        for child in stack.children:
+            child.process.kill()
+        supervisor, until = Supervisor(stack, said.append), time.monotonic() + 30
+        while not answers(stack.settings()):
+            supervisor.look()
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        with sessions() as session:
+            assert session.scalar(text("SELECT number FROM kept")) == 1
+        assert storage.get("a") == b"kept"
+        assert Broker(stack.settings().redis_url).redis.get("a") == b"kept"
+        sessions.kw["bind"].dispose()
+    assert {line.split(" ended")[0] for line in said} == {"PostgreSQL", "Valkey", "rclone S3"}
+
+
+def answers(settings) -> bool:
+    sessions = make_sessions(settings.database_url)
+    try:
+        with sessions() as session:
+            session.execute(text("SELECT 1"))
+        Broker(settings.redis_url).check()
+        Storage.from_settings(settings).get("a")
+    except (OperationalError, RedisError, StorageUnavailable):
+        return False
+    finally:
+        sessions.kw["bind"].dispose()
+    return True
 
 
 def test_a_state_folder_has_one_user(tmp_path, stack):

@@ -1,14 +1,16 @@
 """Webhooks over HTTP: registering, changing, rotating; whose they are."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from ipaddress import ip_network
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
-from jobs.tables import AuditLine, Webhook
+from jobs.tables import DEFAULT_TENANT, AuditLine, Delivery, Tenant, Webhook
 from jobs.tenants.keys import Scope
+from jobs.webhooks.deliveries import MAX_MANUAL_AT_ONCE
 from tests.services.conftest import api_client, make_key
 from tests.services.jobs import DOCUMENT
 
@@ -152,6 +154,59 @@ def test_without_the_operators_leave_only_public_https_addresses_are_told(settin
 def test_what_is_no_webhook_is_refused(client, fields, field):
     status, _, fields_at_fault = problem(client.post("/v1/webhooks", json={"url": URL} | fields))
     assert (status, fields_at_fault) == (422, [field])
+
+
+def test_a_refusal_tells_nothing_about_the_network_inside(settings, queue, api_key):
+    strict = settings.model_copy(update={"webhook_allowed_networks": ()})
+    urls = [
+        "https://localhost/",
+        "https://no-such-host.invalid/",
+        "https://10.0.0.1/",
+        "https://168.63.129.16/",
+        "https://[::1]/",
+    ]
+    with api_client(strict, api_key) as client:
+        answers = [client.post("/v1/webhooks", json={"url": url}) for url in urls]
+    assert len({answer.text for answer in answers}) == 1
+    assert problem(answers[0]) == (422, "invalid_webhook", ["url"])
+
+
+def limited(answer):
+    return answer.status_code, answer.json()["code"], int(answer.headers["retry-after"]) > 0
+
+
+def test_tests_are_limited_for_a_tenant_as_a_whole(client, stranger, sessions):
+    """Over several webhooks, and in requests at the same time."""
+    hooks = [create(client)["id"] for _ in range(8)]
+    set_manual(sessions, ahead_s=MAX_MANUAL_AT_ONCE - 10)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: client.post(f"/v1/webhooks/{hooks[number % 8]}/test"), range(40)))
+    accepted = [answer.status_code for answer in answers].count(202)
+    with sessions() as session:
+        assert session.scalar(select(func.count()).select_from(Delivery)) == accepted
+    assert 10 <= accepted < 30  # one more for each second that passes
+    assert {limited(answer) for answer in answers if answer.status_code != 202} == {(429, "rate_limited", True)}
+    assert stranger.post(f"/v1/webhooks/{create(stranger)['id']}/test").status_code == 202
+
+
+def test_redeliveries_count_as_tests_do_and_a_new_webhook_is_no_way_out(client, sessions):
+    here = f"/v1/webhooks/{create(client)['id']}"
+    delivery = client.post(f"{here}/test").json()["id"]
+    again = f"{here}/deliveries/{delivery}/redeliver"
+    assert client.post(again).status_code == 202
+    set_manual(sessions, ahead_s=MAX_MANUAL_AT_ONCE + 60)
+    assert limited(client.post(again)) == (429, "rate_limited", True)
+    client.delete(here)
+    assert limited(client.post(f"/v1/webhooks/{create(client)['id']}/test")) == (429, "rate_limited", True)
+    set_manual(sessions, ahead_s=-3600)
+    assert client.post(f"/v1/webhooks/{create(client)['id']}/test").status_code == 202
+
+
+def set_manual(sessions, ahead_s):
+    """Use up some of what the default tenant may send by hand."""
+    with sessions.begin() as session:
+        until = func.clock_timestamp() + timedelta(seconds=ahead_s)
+        session.execute(update(Tenant).where(Tenant.id == DEFAULT_TENANT).values(manual_until=until))
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from jobs.errors import StorageUnavailable
@@ -50,3 +52,8 @@ def test_an_abandoned_action_is_not_repeated():
 def test_other_errors_rise_at_once():
     with pytest.raises(ZeroDivisionError):
         retry_while_unavailable(lambda: 1 // 0, limit_s=60)
+
+
+def test_however_long_a_server_is_away_the_log_has_one_line_of_it(caplog):
+    retry_while_unavailable(FlakyAction(failures=50), limit_s=math.inf, sleep=lambda seconds: None)
+    assert [record.getMessage() for record in caplog.records] == ["waiting for a server: away"]

@@ -5,6 +5,7 @@ and where it starts) and edit/artifacts.py (what it leaves).
 """
 
 import logging
+import math
 import os
 import socket
 import time
@@ -107,19 +108,29 @@ class Runner:
         return cls(settings, sessions, storage, Broker(settings.redis_url), drain)
 
     def run_next(self) -> None:
-        """Run the job whose turn it is, if there is one. Raises what `process_job` raises."""
+        """Run the job whose turn it is, if there is one.
+
+        While the database is away this waits. The broker keeps the messages behind this one in the meantime, so that no worker is
+        idle when the database is back, not even without a reconciler.
+        """
         if self.drain.requested:
             self.sign_off()
             return
-        job = self.claim_job()
-        if job is None:
-            return
-        if job.together:
-            self.process_together(job)
-        else:
-            self.process_job(job)
-        self.report_status()
-        self.wake_for_waiting_jobs()
+        try:
+            job = self.wait_for_database(self.claim_job)
+            if job is None:
+                return
+            if job.together:
+                self.process_together(job)
+            else:
+                self.process_job(job)
+            self.wait_for_database(self.report_idle)
+        except SERVER_UNAVAILABLE:  # while a worker waits that is asked to end
+            self.sign_off()
+
+    def wait_for_database(self, action: Callable[[], Result]) -> Result:
+        """Repeat a transaction until the database answers. Raises SERVER_UNAVAILABLE once this worker is asked to end."""
+        return retry_while_unavailable(action, math.inf, lambda: self.drain.requested)
 
     def claim_job(self) -> Job | None:
         """Return the job whose turn it is, now this worker's; None when nothing waits."""
@@ -132,7 +143,7 @@ class Runner:
     def process_job(self, job: Job, batcher: DynamicBatcher | None = None) -> None:
         """Execute a claimed job and record how that ended; drop it if another attempt owns it by now.
 
-        When a server is away for long the error rises and the lease expires.
+        When a server is away for long the lease expires.
 
         Args:
             batcher: makes the steps of jobs that run at once; None: the job runs alone.
@@ -142,6 +153,8 @@ class Runner:
             self.record_end(job, self.execute_job(job, batcher))
         except LeaseLost as error:
             logger.warning("dropped: %s", error)
+        except SERVER_UNAVAILABLE as error:
+            logger.warning("job %s is left to its lease: %s", job.id, str(error).splitlines()[0])
 
     def execute_job(self, job: Job, batcher: DynamicBatcher | None = None) -> AttemptEnd:
         """Run an attempt and return how it ended. Beside others no attempt is run twice: the next one runs alone.
@@ -239,16 +252,9 @@ class Runner:
 
     def process_together(self, first: Job) -> None:
         """Process a job, and others of its model beside it, each in a thread of its own."""
-
-        def process(job: Job, batcher: DynamicBatcher) -> None:
-            try:
-                self.process_job(job, batcher)
-            except SERVER_UNAVAILABLE as error:
-                logger.warning("job %s is left to its lease: %s", job.id, error)
-
         budget = MemoryBudget(self.models.device)
         slots = Slots(
-            self.settings.slots, partial(self.claim_another, first.model), process, lambda: self.drain.requested,
+            self.settings.slots, partial(self.claim_another, first.model), self.process_job, lambda: self.drain.requested,
             fits=budget.fits, batchers=choose_batcher_count(self.models.device, torch.get_num_threads()),
         )  # fmt: skip
         slots.run(first)
@@ -276,21 +282,29 @@ class Runner:
         with self.sessions.begin() as session:
             report_status(session, self.status())
 
+    def report_idle(self) -> None:
+        """Write that this worker runs no job, and send a message while jobs wait: one may have been lost."""
+        self.report_status()
+        self.wake_for_waiting_jobs()
+
     def sign_on(self) -> None:
         """Write that there is one more worker; all that it imports is in memory by then."""
         try:
             self.report_status()
         except SERVER_UNAVAILABLE as error:
-            logger.warning("the database does not know of this worker yet: %s", error)
+            logger.warning("the database does not know of this worker yet: %s", str(error).splitlines()[0])
 
     def sign_off(self) -> None:
         """Write that there is one worker less, and pass its message on to another one."""
         self.queue.send_wake_up(self.settings.pool)
-        with self.sessions.begin() as session:
-            remove_worker(session, self.name)
+        try:
+            with self.sessions.begin() as session:
+                remove_worker(session, self.name)
+        except SERVER_UNAVAILABLE as error:
+            logger.warning("the database does not know yet that this worker ends: %s", str(error).splitlines()[0])
 
     def wake_for_waiting_jobs(self) -> None:
-        """Send a message while jobs wait: one may have been lost."""
+        """Send a message while jobs wait that may run."""
         with self.sessions() as session:
             waiting = has_claimable(session, self.settings.pool)
         if waiting:

@@ -110,7 +110,14 @@ class Arena:
         """Start the attacker's process; it is prepared when this yields."""
         address = urlsplit(self.url)
         tokens = [self.make_key(ATTACKER) for _ in range(KEYS)]
-        orders = Orders(attack.name, str(address.hostname), address.port or 80, tokens, attack.scaled(self.small), self.seconds)
+        orders = Orders(
+            attack.name,
+            str(address.hostname),
+            address.port or 80,
+            tokens,
+            attack.connections,
+            max(self.seconds, attack.at_least_s),
+        )
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.abuse.attacker", stdin=pipe, stdout=pipe, limit=2**20, start_new_session=True
@@ -220,6 +227,8 @@ def open_arena(folder: Path, seconds: float) -> Iterator[Arena]:
             yield arena
         finally:
             sessions.kw["bind"].dispose()
+            for child in reversed(stack.children):
+                child.stop(limit_s=1)  # its data is temporary: nothing need be waited for
 
 
 def lower_priority(pid: int) -> None:

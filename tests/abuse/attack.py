@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Strike = Callable[[], Any]
+SMALL_CONNECTIONS = 60  # more than the API has threads
 BEYOND = "beyond"  # the issue's own list
 
 
@@ -21,13 +22,13 @@ class Attack:
     prepare: Callable[[Any], Strike]  # called with the Attacker
     connections: int
     small: bool  # whether `make test` runs it too, with fewer connections
-    at_least_s: float  # in the full set, where the harm takes longer than an attack's usual time
+    at_least_s: float  # of the full set: some harm takes longer than an attack's usual time
     stops: str | None  # the server that stands still meanwhile
     victim: tuple[str, ...] | None  # the kinds of requests that the victim makes; None: all
 
     def in_small(self) -> "Attack":
-        """Return the attack with a fifth of its connections, but no less than four."""
-        return replace(self, connections=min(self.connections, max(4, self.connections // 5)), at_least_s=0.0)
+        """Return the attack for a moment, with a fifth of its connections where there are hundreds."""
+        return replace(self, connections=min(self.connections, max(SMALL_CONNECTIONS, self.connections // 5)), at_least_s=0.0)
 
 
 ATTACKS: dict[str, Attack] = {}

@@ -49,7 +49,7 @@ class Orders:
 class Report:
     """What the attacker has done."""
 
-    answers: dict[str, int]  # by status; also "sent" as a whole, "no answer", "cut" while sending
+    answers: dict[str, int]  # by status; also what was begun, sent, aborted, cut by the server
     received_bytes: int
     cpu_s: float
     memory_mb: float  # at most
@@ -179,6 +179,7 @@ class Attacker:
             request = next(turn)
             with self.connect(receive_bytes=4096) as connection:
                 connection.sendall(request.head + request.body)
+                self.count("sent")
                 first = connection.recv(12)
                 self.count(first[9:12].decode("latin-1") or "no answer")
                 while self.time_left() and connection.recv(256):
@@ -191,6 +192,7 @@ class Attacker:
 
         def strike() -> None:
             with self.connect() as connection:
+                self.count("begun")
                 try:
                     for part in request.parts(part_bytes):
                         connection.sendall(part)
@@ -209,6 +211,7 @@ class Attacker:
             with self.connect() as connection:
                 with suppress(BrokenPipeError, ConnectionResetError):
                     connection.sendall(data)
+                    self.count("sent")
                 connection.settimeout(max(0.01, self.time_left()))
                 try:
                     first = connection.recv(CHUNK_BYTES)

@@ -100,14 +100,14 @@ class Figures:
         return [f"{values[kind]:.3f}" if kind in values else "" for kind in KINDS]
 
     def row(self, outcome: Outcome) -> list[str]:
-        beside = percentiles(outcome.observations, 0.99)
+        beside, went_on_s = percentiles(outcome.observations, 0.99), self.went_on_s[outcome.attack]
         kind, ratio = max(self.ratios(outcome).items(), key=lambda item: item[1])
+        victim = [f"{len(outcome.failures())} of {len(outcome.observations)}", *self.cells(beside), f"{ratio:.1f} ({kind})"]
+        memory = [f"{outcome.memory.api_mb:.0f}", f"{outcome.memory.children_mb:.0f}"]
+        afterwards = "anew" if went_on_s is None else f"{went_on_s:.1f} s"
         answers = ", ".join(f"{what}: {times}" for what, times in sorted(outcome.report.answers.items()))
-        return [
-            outcome.attack, outcome.line, f"{len(outcome.failures())} of {len(outcome.observations)}", *self.cells(beside),
-            f"{ratio:.1f} ({kind})", f"{outcome.memory.api_mb:.0f}", f"{outcome.memory.children_mb:.0f}",
-            "anew" if (went_on_s := self.went_on_s[outcome.attack]) is None else f"{went_on_s:.1f} s", f"{outcome.late_s:.3f}", answers, f"{outcome.report.cpu_s:.1f} s", str(len(outcome.defects())),
-        ]  # fmt: skip
+        client = [f"{outcome.late_s:.3f}", answers, f"{outcome.report.cpu_s:.1f} s"]
+        return [outcome.attack, outcome.line, *victim, *memory, afterwards, *client, str(len(outcome.defects()))]
 
 
 def measure_quiet(arena: Arena, seconds: float) -> list[Observation]:

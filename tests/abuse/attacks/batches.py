@@ -27,7 +27,7 @@ def nine_hundred_lines_of_129_kb(attacker: Attacker) -> Strike:
     return batch(attacker, lines(padded(LARGE_JOB), 900))
 
 
-@attack("8", connections=4, small=True)
+@attack("8", connections=4)
 def two_hundred_lines_of_129_kb(attacker: Attacker) -> Strike:
     return batch(attacker, lines(padded(LARGE_JOB), 200))
 

@@ -12,19 +12,19 @@ def post_everywhere(attacker: Attacker, body: bytes, *, key: str | None = "", ro
     return attacker.flood(*(attacker.request("POST", path, body, key=key) for path in routes))
 
 
-@attack("1", connections=4)
+@attack("1", connections=4, small=True)
 def four_of_arrays_without_a_key(attacker: Attacker) -> Strike:
     """Send 29 MB of nested arrays to every POST route, without a key, four at once."""
     return post_everywhere(attacker, arrays(), key=None, routes=POST_ROUTES)
 
 
-@attack("1", small=True)
+@attack("1", at_least_s=8)
 def arrays_without_a_key(attacker: Attacker) -> Strike:
     """The same from everywhere at once."""
     return post_everywhere(attacker, arrays(), key=None, routes=POST_ROUTES)
 
 
-@attack("1")
+@attack("1", at_least_s=8)
 def arrays_with_a_wrong_key(attacker: Attacker) -> Strike:
     return post_everywhere(attacker, arrays(), key="dq_0123456789abcdef_" + "A" * 43, routes=POST_ROUTES)
 
@@ -34,12 +34,12 @@ def four_of_arrays_with_a_key(attacker: Attacker) -> Strike:
     return post_everywhere(attacker, arrays())
 
 
-@attack("1")
+@attack("1", at_least_s=8)
 def arrays_with_a_key(attacker: Attacker) -> Strike:
     return post_everywhere(attacker, arrays())
 
 
-@attack("1")
+@attack("1", at_least_s=8)
 def arrays_with_many_keys(attacker: Attacker) -> Strike:
     body = arrays()
     return attacker.flood(*(r for path in WITH_JSON for r in attacker.with_each_key("POST", path, body)))

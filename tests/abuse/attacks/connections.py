@@ -67,6 +67,7 @@ def requests_whose_answer_nobody_reads(attacker: Attacker) -> Strike:
     def strike() -> None:
         with attacker.connect(receive_bytes=4096) as connection:
             connection.settimeout(1)
+            attacker.count("begun")
             try:
                 while attacker.time_left():
                     connection.sendall(request * 100)
@@ -85,6 +86,7 @@ def pipelined_requests(attacker: Attacker) -> Strike:
     def strike() -> None:
         with attacker.connect() as connection:
             connection.sendall(many + last)
+            attacker.count("sent")
             attacker.read_answer(connection)
 
     return strike

@@ -9,7 +9,7 @@ from tests.abuse.attacker import Attacker
 PATHS = ("/v1/jobs", "/v1/usage", "/v1/models", "/v1/webhooks")
 
 
-@attack(small=True)
+@attack()
 def wrong_keys(attacker: Attacker) -> Strike:
     """A new wrong key each time, of an id that exists or not: each is looked up."""
     known, turn = attacker.key.split("_")[1], itertools.count()

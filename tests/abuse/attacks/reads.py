@@ -129,7 +129,7 @@ def thousands_of_etags(attacker: Attacker) -> Strike:
     return attacker.flood(*(attacker.request("GET", path, headers={"If-None-Match": value}) for value in values))
 
 
-@attack(connections=200, small=True)
+@attack(connections=200)
 def long_polls(attacker: Attacker) -> Strike:
     """200 waits for a change that does not come, begun anew by clients that do not wait."""
     path = one_job(attacker)

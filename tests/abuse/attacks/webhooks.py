@@ -43,7 +43,7 @@ def tests_of_slow_receivers(attacker: Attacker) -> Strike:
     return attacker.flood(*attacker.with_each_key("POST", f"/v1/webhooks/{hook['id']}/test"))
 
 
-@attack("7", small=True)
+@attack("7")
 def tests_of_one_webhook(attacker: Attacker) -> Strike:
     path = one_webhook(attacker)
     return attacker.flood(

@@ -197,9 +197,8 @@ def parse_spec(text: bytes) -> JobSpec:
     try:
         return JobSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
-        problems = to_problems(error)
-        if problems is not None:
-            raise InvalidJob(problems) from error
+        if error.error_count() > 1 or error.errors()[0]["type"] != "json_invalid":
+            raise InvalidJob(to_problems(error)) from error
     # Python's parser words the message, and reads some texts that pydantic's does not: UTF-16 and single surrogates
     return validate_document(parse_json(text))
 
@@ -219,16 +218,14 @@ def validate_document(document: object) -> JobSpec:
         # strict validation of JSON accepts lists for tuples and text for UUIDs, strict validation of Python objects does not
         return JobSpec.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
-        raise InvalidJob(to_problems(error) or []) from error
+        raise InvalidJob(to_problems(error)) from error
 
 
-def to_problems(error: ValidationError) -> list[Problem] | None:
-    """Return the first of pydantic's errors as problems of the request; None when the text is no JSON."""
+def to_problems(error: ValidationError) -> list[Problem]:
+    """Return the first of pydantic's errors as problems of the request."""
     if error.error_count() > MAX_DESCRIBED:
         return [Problem(field="job", message=f"has {error.error_count()} problems: more than {MAX_DESCRIBED} are not listed")]
     details = error.errors(include_url=False, include_input=False)
-    if details[0]["type"] == "json_invalid":
-        return None
     return [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in details[:MAX_PROBLEMS]]
 
 

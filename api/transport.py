@@ -23,6 +23,7 @@ WRITE_S = 60.0  # in which a client must read what a full buffer holds
 BODY_GRACE_S, BODY_BYTES_PER_S = 20.0, 10_000  # a body must arrive this fast, after a while
 REFUSAL_S = 0.25  # that a refusal takes: a client that repeats it at once occupies nobody else
 SPARE_FILES = 200  # of the process, for the database, the store and decoders
+DISCARD_BYTES = 2**20  # of a body that nobody reads: so much is taken, that a client may finish and see why
 MIN_CONNECTIONS = 20  # also where few files may be open
 SMALL_CHUNKS, SMALL_CHUNK_BYTES = 1_000, 64  # so many chunks of a body must be larger on average
 SWITCH_INTERVAL_S = 0.001  # after which a thread lets the event loop go on; Python's own 5 ms add up with every thread
@@ -103,6 +104,7 @@ class LimitedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn = CountedConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or 2**16)
+        self.discarded = 0  # bytes since the last answer
         self.head_timer: asyncio.TimerHandle | None = None
         self.write_timer: asyncio.TimerHandle | None = None
 
@@ -126,7 +128,12 @@ class LimitedProtocol(H11Protocol):
         cycle = self.cycle
         super().data_received(data)
         if self.cycle is not cycle:
+            self.discarded = 0
             self.stop_waiting_for_head()
+        elif cycle is not None and cycle.response_complete:
+            self.discarded += len(data)
+            if self.discarded > DISCARD_BYTES:  # a refused body; the timer of the next head ends the connection
+                self.transport.pause_reading()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, which may have arrived already."""

@@ -112,6 +112,20 @@ def test_a_client_that_does_not_read_is_left(server):
         assert len(read_all(client)) < 100 * 2**20  # of 10 GB: what the buffers held when the time was over
 
 
+def test_no_more_than_a_part_of_a_refused_body_is_taken(server):
+    with server(HEAD_S=0.5, BODY_GRACE_S=0.1) as address, connect(address) as client:
+        client.settimeout(5)
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert client.recv(2**16).startswith(b"HTTP/1.1 408")
+        sent = 0
+        try:
+            while sent < 2**30:
+                sent += client.send(b"x" * 2**20)
+        except ConnectionError:
+            pass
+        assert sent < 50 * 2**20  # the buffers of both ends beside the part
+
+
 def test_a_body_in_tiny_chunks_is_refused(server):
     with server() as address, connect(address) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 2_000)

@@ -33,7 +33,7 @@ async def run_while_connected(request: Request, function: Callable[[], T], limit
     try:
         return await to_thread.run_sync(run, limiter=limiter)
     except Canceled as error:
-        raise client_gone() from error
+        raise HTTPException(CLIENT_GONE, "the client has gone") from error
     finally:
         watcher.cancel()
 
@@ -43,8 +43,3 @@ async def set_when_gone(request: Request, gone: Event) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     gone.set()
-
-
-def client_gone() -> HTTPException:
-    """Return what ends a request that nobody waits for any more."""
-    return HTTPException(CLIENT_GONE, "the client has gone")

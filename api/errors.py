@@ -2,14 +2,16 @@
 
 import logging
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from psycopg.errors import LockNotAvailable
 from sqlalchemy.exc import InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api.bodies import BodyTooLarge
+from api.disconnects import CLIENT_GONE
 from api.media_types import UnsupportedMediaType
 from api.schemas.problems import problem_response
 from api.transport import SlowBody
@@ -65,6 +67,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(BodyTooLarge, body_too_large)
     app.add_exception_handler(SlowBody, slow_body)
+    app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(UnsupportedMediaType, unsupported_media_type)
     for error in (OperationalError, TimeoutError, InternalError):  # the last from a standby, which takes no writes
         app.add_exception_handler(error, database_unavailable)
@@ -102,6 +105,11 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
 def body_too_large(request: Request, error: Exception) -> JSONResponse:
     """Answer a body over the limit."""
     return problem_response(413, "body_too_large", str(error))
+
+
+def client_gone(request: Request, error: Exception) -> Response:
+    """End a request whose client went before its body was whole; nobody reads the answer."""
+    return Response(status_code=CLIENT_GONE)
 
 
 def slow_body(request: Request, error: Exception) -> JSONResponse:

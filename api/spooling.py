@@ -6,25 +6,19 @@ from typing import IO
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
-
-from api.disconnects import client_gone
 
 BLOCK_BYTES = 2**20  # written at once, in a thread: the disk may be slow
 
 
 async def spool_body(request: Request, file: IO[bytes]) -> str:
-    """Write the body to a file and return its sha256. Raises HTTPException when the client goes before its end."""
+    """Write the body to a file and return its sha256. Raises ClientDisconnect."""
     digest, block = hashlib.sha256(), bytearray()
-    try:
-        async for chunk in request.stream():
-            digest.update(chunk)
-            block += chunk
-            if len(block) >= BLOCK_BYTES:
-                await run_in_threadpool(file.write, block)
-                block = bytearray()
-    except ClientDisconnect as error:
-        raise client_gone() from error
+    async for chunk in request.stream():
+        digest.update(chunk)
+        block += chunk
+        if len(block) >= BLOCK_BYTES:
+            await run_in_threadpool(file.write, block)
+            block = bytearray()
     await run_in_threadpool(file.write, block)
     file.seek(0)
     return digest.hexdigest()

@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help install demo test unit fuzz check format eval chaos soak clean
+.PHONY: help install demo test unit fuzz abuse check format eval chaos soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,14 +20,17 @@ demo: install  ## Run two real edits through the whole service, pictures in demo
 	$(BIN)/dragqueue demo --out demo-out
 
 test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services
-	$(BIN)/python -m pytest tests/services
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services --ignore tests/abuse
+	$(BIN)/python -m pytest tests/services tests/abuse
 
 unit: install  ## Run the quick tests: no server, no trained model
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services --ignore tests/test_demo_checkpoint.py
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services --ignore tests/abuse --ignore tests/test_demo_checkpoint.py
 
 fuzz: install  ## Read 2,000 mutated checkpoints; hold the running API against its contract at length
 	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/checkpoints/test_fuzz.py tests/services/test_contract.py
+
+abuse: install  ## Attack the whole service in every known way beside a tenant that must not notice, figures in runs/abuse: ten minutes
+	DRAGQUEUE_ABUSE_SECONDS=2 $(BIN)/python -m pytest tests/abuse --verbose --tb=short --log-cli-level=INFO --log-cli-format='%(message)s'
 
 check: install  ## Format, lint, types, import rules, container files: what CI runs
 	$(BIN)/ruff format --check .

@@ -37,17 +37,22 @@ def million_keys(prefix: str = "") -> bytes:
     return f'{{"model":"idle",{fields}}}'.encode()
 
 
-def largest_job(model: str = "idle") -> bytes:
-    """Return the largest job that the contract lets in: 64 points, 64 polygons of 256 points, 16 kB of metadata."""
+def largest_job(model: str = "idle", left: float = 0.0) -> bytes:
+    """Return the largest job that the contract lets in: 64 points, 64 shapes of 256 points, 16 kB of metadata.
+
+    Args:
+        left: where most of the polygons begin, in pixels; outside the picture nothing of them is drawn.
+    """
     random.seed(0)
 
-    def point(limit: float) -> list[float]:
-        return [random.uniform(0, limit), random.uniform(0, limit)]
+    def point(begin: float, end: float) -> list[float]:
+        return [random.uniform(begin, end), random.uniform(begin, end)]
 
+    polygons = [{"polygon": [point(left, left + 32) for _ in range(256)]} for _ in range(63)]
     job = JOB | {
         "model": model,
-        "points": [{"handle": point(31), "target": point(31)} for _ in range(64)],
-        "movable": {"shapes": [{"polygon": [point(32) for _ in range(256)]} for _ in range(64)]},
+        "points": [{"handle": point(0, 31), "target": point(0, 31)} for _ in range(64)],
+        "movable": {"shapes": [{"polygon": [point(0, 32) for _ in range(256)]}, *polygons]},
         "metadata": {"text": "x" * 16_000},
     }
     return as_json(job)

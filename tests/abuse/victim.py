@@ -62,6 +62,7 @@ class Victim:
             "stream": self.stream,
         }  # fmt: skip
         self.numbers = itertools.count()
+        self.tasks: set[asyncio.Task[None]] = set()
 
     async def prepare(self, receiver_url: str) -> None:
         """Create the job that is polled, and the webhook that is told of canceled jobs."""
@@ -161,7 +162,6 @@ class Victim:
     @asynccontextmanager
     async def probing(self, kinds: tuple[str, ...] | None = None) -> AsyncIterator[None]:
         """Make requests by the schedule while the context is open; then wait for the last answers."""
-        self.tasks: set[asyncio.Task[None]] = set()
         self.begin = asyncio.get_running_loop().time()
         self.observations, self.late_s = [], 0.0
         loops = [asyncio.create_task(self.keep_asking(kind)) for kind in kinds or PER_SECOND]

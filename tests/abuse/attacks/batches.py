@@ -21,7 +21,7 @@ def padded(job: dict[str, object], size: int = LINE_BYTES) -> bytes:
     return as_json(job).ljust(size)
 
 
-@attack("8", connections=1, at_least_s=20)
+@attack("8", connections=1, at_least_s=30)
 def nine_hundred_lines_of_129_kb(attacker: Attacker) -> Strike:
     """116 MB, more than the other attacks send: the issue's own size."""
     return batch(attacker, lines(padded(LARGE_JOB), 900))

@@ -10,6 +10,7 @@ from tests.abuse.attacks.rows import one_job
 from tests.abuse.documents import as_json, largest_job, lines
 
 LARGE_JOBS = 200
+READERS = 20  # of an archive, before it is deleted
 
 
 def stock_large_jobs(attacker: Attacker) -> None:
@@ -17,7 +18,7 @@ def stock_large_jobs(attacker: Attacker) -> None:
     newest = attacker.call("GET", "/v1/jobs?limit=1")["jobs"]
     if newest and newest[0]["model"] == "large":
         return
-    body = largest_job("large")
+    body = largest_job("large", left=40_000.0)  # nothing to draw: they are many
     for _ in range(LARGE_JOBS):
         attacker.call("POST", "/v1/jobs", content=body, headers={"Content-Type": JSON})
 
@@ -152,8 +153,7 @@ def streams_at_their_limit(attacker: Attacker) -> Strike:
 @attack(connections=400)
 def streams_beyond_the_limit_with_many_keys(attacker: Attacker) -> Strike:
     path = one_job(attacker)
-    turn = itertools.cycle(attacker.with_each_key("GET", f"{path}/events"))
-    return lambda: attacker.slow_reader(next(turn))()
+    return attacker.slow_reader(*attacker.with_each_key("GET", f"{path}/events"))
 
 
 @attack()
@@ -189,7 +189,7 @@ def archives_from_all_sides(attacker: Attacker) -> Strike:
 
 @attack("12")
 def deletion_during_an_archive(attacker: Attacker) -> Strike:
-    """Delete a job while others read its archive; a new one is made while the time lasts."""
+    """Delete a job in the middle of others reading its archive."""
     path = finished_job(attacker)
     archive = attacker.with_each_key("GET", f"{path}/archive")
     deleter = attacker.request("DELETE", path)
@@ -197,7 +197,7 @@ def deletion_during_an_archive(attacker: Attacker) -> Strike:
 
     def strike() -> None:
         number = next(turn)
-        attacker.exchange(deleter if number == 100 else archive[number % len(archive)])
+        attacker.exchange(deleter if number == READERS else archive[number % len(archive)])
 
     return strike
 

@@ -13,7 +13,7 @@ JobError
 ├── DecoderBusy         decoder_busy          too many pictures are being read at once
 ├── Busy                busy                  others of the client's requests are in the way; repeat it
 ├── JobActive           job_active            the job has not ended
-├── IdTaken             id_taken              another job has the id that a client chose
+├── IdTaken             id_taken              another job of the tenant has the id that a client chose
 ├── BatchNotFound       batch_not_found       no such batch of this tenant
 ├── WebhookNotFound     webhook_not_found     no such webhook, or delivery, of this tenant
 ├── InvalidWebhook      invalid_webhook       nothing may be sent to its URL

@@ -98,8 +98,9 @@ class Job(Base):
 
     __tablename__ = "jobs"
 
-    id: Mapped[UUID] = mapped_column(primary_key=True)
-    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)  # age; ids may be the client's
+    id: Mapped[UUID] = mapped_column(primary_key=True)  # random; in keys of the store, in foreign keys
+    client_id: Mapped[UUID | None]  # the client's own id for the job, unique in its tenant
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)  # age
     tenant: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     batch: Mapped[UUID | None]
     custom_id: Mapped[str | None]  # the client's name for a line of its batch
@@ -127,6 +128,8 @@ class Job(Base):
         ForeignKey("jobs.id", ondelete="SET NULL"), index=True
     )  # the job that it goes on from
     root: Mapped[UUID | None]  # the first job of its chain, which may be deleted
+    parent_client_id: Mapped[UUID | None]  # of parent and root, which may be deleted
+    root_client_id: Mapped[UUID | None]
     progress: Mapped[dict[str, Any] | None]
     # a ResumePoint, where the next attempt resumes; the column was named when "checkpoint" had two meanings
     resume_point: Mapped[dict[str, Any] | None] = mapped_column("checkpoint")
@@ -152,12 +155,28 @@ class Job(Base):
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("state = 'running'")),
         Index("ix_jobs_start_before", "start_before", postgresql_where=text("state = 'queued'")),
         Index("ix_jobs_tenant_seq", "tenant", "seq"),
+        Index("ix_jobs_tenant_client_id", "tenant", "client_id", unique=True, postgresql_where=text("client_id IS NOT NULL")),
         Index("ix_jobs_batch", "batch", "seq", postgresql_where=text("batch IS NOT NULL")),
         Index("ix_jobs_succeeded", "model", "finished_at", postgresql_where=text("state = 'succeeded'")),
         Index("ix_jobs_untidy", "finished_at", postgresql_where=text("finished_at IS NOT NULL AND tidied_at IS NULL")),
         Index("ix_jobs_unsigned", "finished_at", postgresql_where=text("state = 'succeeded' AND signed_at IS NULL")),
         Index("ix_jobs_expires", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )
+
+    @property
+    def public_id(self) -> UUID:
+        """The id under which clients know the job."""
+        return self.client_id or self.id
+
+    @property
+    def public_parent(self) -> UUID | None:
+        """The id under which clients know the job that this one goes on from; None when that is gone."""
+        return None if self.parent is None else self.parent_client_id or self.parent
+
+    @property
+    def public_root(self) -> UUID | None:
+        """The id under which clients know the first job of the chain."""
+        return self.root_client_id or self.root
 
 
 class Artifact(Base):
@@ -237,7 +256,7 @@ class Delivery(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     webhook: Mapped[UUID] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
-    job_id: Mapped[UUID]  # no foreign key, because the event is sent also when the job is gone
+    job_id: Mapped[UUID]  # the public id; no foreign key, because the event is sent also when the job is gone
     type: Mapped[str]
     data: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(server_default="pending")  # or delivered, failed

@@ -24,25 +24,26 @@ router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 @router.get("/{job_id}/artifacts")
 def artifacts(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep) -> ArtifactList:
     """List what the job has stored besides frames."""
-    rows = artifact_rows.list_without_frames(unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id))
-    return ArtifactList(artifacts=[ArtifactView.of(artifact) for artifact in rows])
+    job = jobs.get(unit_of_work.session, principal.tenant, job_id)
+    rows = artifact_rows.list_without_frames(unit_of_work.session, job)
+    return ArtifactList(artifacts=[ArtifactView.of(artifact, job) for artifact in rows])
 
 
 @router.get("/{job_id}/frames")
 def frames(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, cursor: Text = "", limit: Limit = 100) -> FramePage:
     """List the frames stored so far, by iteration. It works while the drag runs too."""
-    rows = artifact_rows.list_frames(
-        unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id), after=cursor, limit=limit + 1
-    )
+    job = jobs.get(unit_of_work.session, principal.tenant, job_id)
+    rows = artifact_rows.list_frames(unit_of_work.session, job, after=cursor, limit=limit + 1)
     page, next_cursor = split_page(rows, limit, lambda frame: frame.name)
-    return FramePage(frames=list(map(ArtifactView.of, page)), next_cursor=next_cursor)
+    return FramePage(frames=[ArtifactView.of(frame, job) for frame in page], next_cursor=next_cursor)
 
 
 @router.get("/{job_id}/artifacts/{name:path}", status_code=307, response_class=RedirectResponse)
 def download(job_id: UUID, name: Text, principal: Reader, unit_of_work: UnitOfWorkDep, storage: StorageDep) -> RedirectResponse:
     """Redirect to a link of the store. The link lives some minutes and lets its holder fetch parts of the object (Range)."""
-    artifact = artifact_rows.get(unit_of_work.session, jobs.get(unit_of_work.session, principal.tenant, job_id), name)
-    return RedirectResponse(storage.make_download_url(artifact.key, f"{job_id}-{name.replace('/', '-')}"))
+    job = jobs.get(unit_of_work.session, principal.tenant, job_id)
+    artifact = artifact_rows.get(unit_of_work.session, job, name)
+    return RedirectResponse(storage.make_download_url(artifact.key, f"{job.public_id}-{name.replace('/', '-')}"))
 
 
 @router.get("/{job_id}/archive", response_class=StreamingResponse, responses={200: {"content": {"application/zip": {}}}})
@@ -53,5 +54,5 @@ def archive(job_id: UUID, principal: Reader, unit_of_work: UnitOfWorkDep, storag
         *artifact_rows.list_without_frames(unit_of_work.session, job),
         *artifact_rows.list_frames(unit_of_work.session, job, after="", limit=MAX_ARCHIVED),
     ]
-    headers = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
+    headers = {"Content-Disposition": f'attachment; filename="{job.public_id}.zip"'}
     return StreamingResponse(stream_in_share(stream_zip(rows, storage)), media_type="application/zip", headers=headers)

@@ -18,7 +18,7 @@ from api.routing import ApiRoute, run_in_share
 from api.schemas.events import EventView
 from api.schemas.jobs import JobView
 from api.schemas.problems import ERRORS
-from api.services.job_reads import read_job
+from api.services.job_reads import JobReading, read_job
 from jobs.database import Sessions
 from jobs.errors import JobNotFound
 from jobs.queue import events
@@ -37,15 +37,17 @@ async def counted_reader(request: Request, principal: Reader, settings: Settings
         yield principal
 
 
-async def check_job_exists(job_id: UUID, request: Request, principal: Reader, sessions: SessionsDep) -> None:
-    """Let an unknown job be a 404 before the stream begins. Raises JobNotFound."""
-    await run_in_share(request, read_job, sessions, principal.tenant, job_id)
+async def find_row_id(job_id: UUID, request: Request, principal: Reader, sessions: SessionsDep) -> UUID:
+    """Return the id of a job's row, so that an unknown job is a 404 before the stream begins. Raises JobNotFound."""
+    reading: JobReading = await run_in_share(request, read_job, sessions, principal.tenant, job_id)
+    return reading.row_id
 
 
-@router.get("/{job_id}/events", response_class=EventSourceResponse, dependencies=[Depends(check_job_exists)])
+@router.get("/{job_id}/events", response_class=EventSourceResponse)
 async def follow(
-    job_id: UUID, request: Request, principal: Annotated[Principal, Depends(counted_reader)], sessions: SessionsDep,
-    change_notifier: ChangeNotifierDep, last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
+    row_id: Annotated[UUID, Depends(find_row_id)], request: Request,
+    principal: Annotated[Principal, Depends(counted_reader)], sessions: SessionsDep, change_notifier: ChangeNotifierDep,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**63)] = None,
 ) -> AsyncIterator[ServerSentEvent]:  # fmt: skip
     """Stream the job as it is now (`snapshot`), then its events with their ids (`job.running`, `job.succeeded`, ...) and a new
     snapshot whenever its progress changes. The stream ends with the job.
@@ -55,8 +57,8 @@ async def follow(
     after, last_snapshot = last_event_id, ""
     while True:
         try:
-            read = partial(run_in_share, request, read_update, sessions, principal.tenant, job_id, after)
-            update = await change_notifier.read_once((principal.tenant, job_id, after), read)
+            read = partial(run_in_share, request, read_update, sessions, principal.tenant, row_id, after)
+            update = await change_notifier.read_once((principal.tenant, row_id, after), read)
         except JobNotFound:
             return  # deleted in the meantime
         except SQLAlchemyError:
@@ -71,7 +73,7 @@ async def follow(
         if update.view.state.terminal:
             return
         await asyncio.sleep(MIN_PAUSE_S)
-        await change_notifier.wait_for_change(job_id, update.version, MAX_PAUSE_S)
+        await change_notifier.wait_for_change(row_id, update.version, MAX_PAUSE_S)
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ class Update:
     version: str  # of the job's row
 
 
-def read_update(sessions: Sessions, tenant: str, job_id: UUID, after: int | None) -> Update:
+def read_update(sessions: Sessions, tenant: str, row_id: UUID, after: int | None) -> Update:
     """Read the job and its events after a seq, by default those from now on. Raises JobNotFound."""
     with sessions() as session:
-        first = events.get_last_seq(session, job_id) if after is None else after
-    view, version = read_job(sessions, tenant, job_id)
+        first = events.get_last_seq(session, row_id) if after is None else after
+    reading = read_job(sessions, tenant, row_id)
     with sessions() as session:  # after the job: of one that was read as ended, all events are there
-        views = [EventView.of(event) for event in events.list_since(session, job_id, first)]
-    return Update(views, views[-1].seq if views else first, view, version)
+        views = [EventView.of(event) for event in events.list_since(session, row_id, first)]
+    return Update(views, views[-1].seq if views else first, reading.view, reading.version)

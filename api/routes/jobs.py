@@ -83,12 +83,13 @@ async def get(
     wait_s = preferred_wait_s(prefer)
     deadline = time.monotonic() + wait_s
     while True:
-        state, body, version = await run_in_share(request, read_body, sessions, principal.tenant, job_id, expand)
+        reading, body = await run_in_share(request, read_body, sessions, principal.tenant, job_id, expand)
         etag, left_s = make_etag(body), deadline - time.monotonic()
-        done = etag not in seen_etags if seen_etags else state.terminal
+        done = etag not in seen_etags if seen_etags else reading.view.state.terminal
         if done or left_s <= 0:
             break
-        await change_notifier.wait_for_change(job_id, version, left_s)  # holds no thread and no database connection
+        # holds no thread and no database connection
+        await change_notifier.wait_for_change(reading.row_id, reading.version, left_s)
     headers = {"ETag": etag} | ({"Preference-Applied": prefer} if prefer and wait_s else {})
     if etag in seen_etags:
         return Response(status_code=304, headers=headers)
@@ -113,9 +114,9 @@ def delete(job_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep, stor
     """Delete an ended job with everything stored and known about it. Uploads stay."""
     job = job_rows.get(unit_of_work.session, principal.tenant, job_id, lock=True)
     if not JobState(job.state).terminal:
-        raise JobActive(f"job {job_id} is {job.state}: cancel it first")
+        raise JobActive(f"job {job.public_id} is {job.state}: cancel it first")
     retention.delete_job(unit_of_work.session, storage, job)
-    audit.record(unit_of_work.session, principal.tenant, principal.key, "job.delete", job_id)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "job.delete", job.public_id)
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobView)
@@ -128,7 +129,7 @@ def retry(job_id: UUID, jobs: JobServiceDep, idempotency_key: IdempotencyKey = N
 def cancel(job_id: UUID, principal: Submitter, unit_of_work: UnitOfWorkDep) -> JobView:
     """Cancel a job: at once while it waits, within an iteration or two while it runs. Repeating it changes nothing."""
     job = job_rows.request_cancel(unit_of_work.session, principal.tenant, job_id)
-    audit.record(unit_of_work.session, principal.tenant, principal.key, "job.cancel", job_id)
+    audit.record(unit_of_work.session, principal.tenant, principal.key, "job.cancel", job.public_id)
     return JobView.of(job)
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from api.schemas.rows import Row
-from jobs.tables import Artifact
+from jobs.tables import Artifact, Job
 
 
 class ArtifactView(Row):
@@ -19,9 +19,9 @@ class ArtifactView(Row):
     url: str  # follow it: 307 to a link of the store that lives some minutes
 
     @classmethod
-    def of(cls, artifact: Artifact) -> Self:
+    def of(cls, artifact: Artifact, job: Job) -> Self:
         """Return the view of an artifact's row."""
-        return cls.model_validate({**vars(artifact), "url": artifact_url(artifact.job_id, artifact.name)})
+        return cls.model_validate({**vars(artifact), "url": artifact_url(job.public_id, artifact.name)})
 
 
 class FramePage(BaseModel):

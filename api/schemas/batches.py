@@ -63,8 +63,8 @@ class BatchLine(BaseModel):
         """Return the line of a job that has ended."""
         succeeded = job.state == JobState.SUCCEEDED
         return cls(
-            custom_id=job.custom_id, job=job.id, state=job.state, stop_reason=job.stop_reason, error=JobFailure.of(job),
-            result=artifact_url(job.id, "result.png") if succeeded else None,
+            custom_id=job.custom_id, job=job.public_id, state=job.state, stop_reason=job.stop_reason, error=JobFailure.of(job),
+            result=artifact_url(job.public_id, "result.png") if succeeded else None,
         )  # fmt: skip
 
     @classmethod

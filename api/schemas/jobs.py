@@ -120,7 +120,7 @@ class JobView(JobSummary):
         return cls(
             **columns(job),
             spec=job.spec,
-            artifacts=None if artifacts is None else [ArtifactView.of(artifact) for artifact in artifacts],
+            artifacts=None if artifacts is None else [ArtifactView.of(artifact, job) for artifact in artifacts],
             attempts=None if attempts is None else [AttemptView.model_validate(attempt) for attempt in attempts],
         )
 
@@ -130,19 +130,22 @@ class JobView(JobSummary):
 
     def with_preview(self, frame: Artifact | None) -> Self:
         """Return the view of a running job with its latest frame."""
-        return self if frame is None else self.model_copy(update={"preview": artifact_url(frame.job_id, frame.name)})
+        return self if frame is None else self.model_copy(update={"preview": artifact_url(self.id, frame.name)})
 
 
 def columns(job: Job) -> dict[str, Any]:
     """Return the fields that every view of a job's row has."""
-    copied = ("id", "state", "model", "batch", "custom_id", "attempt", "progress", "stop_reason", "parent", "root")
+    copied = ("state", "model", "batch", "custom_id", "attempt", "progress", "stop_reason")
     times = ("created_at", "started_at", "finished_at", "expires_at")
     return {
+        "id": job.public_id,
+        "parent": job.public_parent,
+        "root": job.public_root,
         **{name: getattr(job, name) for name in copied + times},
         "cancel_requested": job.cancel_requested_at is not None,
         "error": JobFailure.of(job),
         "stop_requested": job.stop_requested_at is not None,
-        "links": Links.of(job.id),
+        "links": Links.of(job.public_id),
     }
 
 

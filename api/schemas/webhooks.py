@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from api.schemas.rows import Row
 from jobs.queue.events import EventType
 from jobs.tables import Delivery, Webhook
-from jobs.webhooks.deliveries import NO_JOB
+from jobs.webhooks.deliveries import TEST_EVENT
 from jobs.webhooks.egress import MAX_URL_LENGTH
 from jobs.webhooks.subscriptions import ENDED, Subscription
 
@@ -105,7 +105,7 @@ class DeliveryView(Row):
     @classmethod
     def of(cls, delivery: Delivery) -> Self:
         """Return the view of a delivery's row."""
-        job = None if delivery.job_id == NO_JOB else delivery.job_id
+        job = None if delivery.type == TEST_EVENT else delivery.job_id
         next_at = delivery.next_at if delivery.state == "pending" else None
         return cls.model_validate({**vars(delivery), "job": job, "next_at": next_at})
 

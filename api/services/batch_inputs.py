@@ -22,6 +22,7 @@ from jobs.webhooks import subscriptions as webhooks
 MAX_KEPT = 1_000  # of each kind of input, those used last
 MAX_CUTS = 100  # pairs of a mask and a crop of which only the pixels tell whether the model sees any
 DECODER_WAIT_S = 60.0
+NEEDED_OF_PARENT = ("id", "client_id", "tenant", "state", "model", "parent", "root", "parent_client_id", "root_client_id")
 
 
 class BatchInputs:
@@ -84,7 +85,7 @@ class BatchInputs:
         job = jobs.require(job, job_id)
         if photo is not None:
             self.get_upload(photo)
-        self.used_jobs.add(job_id)
+        self.used_jobs.add(job.id)
         return job
 
     def query_job(self, job_id: UUID) -> tuple[Job | None, str | None]:
@@ -93,8 +94,7 @@ class BatchInputs:
             job = jobs.find(session, self.tenant, job_id)
             if job is None:
                 return None, None
-            kept = Job(id=job.id, tenant=job.tenant, state=job.state, model=job.model, parent=job.parent, root=job.root)
-            return kept, jobs.find_photo(session, job)
+            return Job(**{name: getattr(job, name) for name in NEEDED_OF_PARENT}), jobs.find_photo(session, job)
 
     def known_webhooks(self, ids: Collection[UUID]) -> Collection[UUID]:
         """Return those of the ids that are webhooks of the tenant."""

@@ -52,24 +52,23 @@ class JobService:
         if earlier is not None:
             return accepted(earlier, replayed=True)
         parsed = parse_posted_job(posted, self.tenant)
-        job = self.enqueue(uuid4(), self.check(parsed), parsed.files)
+        job = self.enqueue(self.check(parsed), parsed.files)
         answer = JobView.of(job).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
         return accepted(answer)
 
-    def submit_with_id(self, posted: PostedJob, job_id: UUID) -> Job:
+    def submit_with_id(self, posted: PostedJob, client_id: UUID) -> Job:
         """Queue a posted job under the client's id, or return the same job queued before.
 
         Raises:
             IdTaken: the id is another job's; and what `submit` raises.
         """
-        if jobs.reserve_id(self.unit_of_work.session, job_id):
+        job = jobs.reserve_id(self.unit_of_work.session, self.tenant, client_id)
+        if job is None:
             parsed = parse_posted_job(posted, self.tenant)
-            return self.enqueue(job_id, self.check(parsed), parsed.files)
-        _ = posted.document  # a body that is no JSON is reported before the conflict
-        job = jobs.find(self.unit_of_work.session, self.tenant, job_id)
-        if job is None or JobSpec.model_validate(job.spec) != self.resolve(posted):
-            raise IdTaken(f"the id {job_id} is another job's: choose a new one")
+            return self.enqueue(self.check(parsed), parsed.files, client_id)
+        if JobSpec.model_validate(job.spec) != self.resolve(posted):
+            raise IdTaken(f"the id {client_id} is another job's: choose a new one")
         return job
 
     def resolve(self, posted: PostedJob) -> JobSpec:
@@ -88,11 +87,11 @@ class JobService:
             return accepted(earlier, replayed=True)
         ended = jobs.get(session, self.tenant, job_id)
         if not JobState(ended.state).terminal:
-            raise JobActive(f"job {job_id} is {ended.state}: it may still succeed")
+            raise JobActive(f"job {ended.public_id} is {ended.state}: it may still succeed")
         inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage)
         webhooks = inputs.known_webhooks([UUID(webhook) for webhook in ended.spec.get("webhooks", [])])  # others were deleted
         document = ended.spec | {"start_before": None, "webhooks": [str(webhook) for webhook in webhooks]}
-        job = self.enqueue(uuid4(), check_submission(document, self.manifest_file.current(), inputs=inputs))
+        job = self.enqueue(check_submission(document, self.manifest_file.current(), inputs=inputs))
         answer = JobView.of(job).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
         return accepted(answer)
@@ -111,12 +110,12 @@ class JobService:
         inputs = TenantInputs(self.tenant, self.unit_of_work, self.storage, parsed.photo)
         return check_spec(parsed.spec, self.manifest_file.current(), parsed.mask, inputs)
 
-    def enqueue(self, job_id: UUID, submission: Submission, files: Sequence[Decoded] = ()) -> Job:
+    def enqueue(self, submission: Submission, files: Sequence[Decoded] = (), client_id: UUID | None = None) -> Job:
         """Store a job that passed its checks, with the files that came along. Raises QuotaExceeded, StorageUnavailable."""
         self.queue_quota.reserve(self.unit_of_work.session, self.tenant)
         for file in files:
             self.uploads.keep(file)
-        job = jobs.add(self.unit_of_work.session, job_id, self.tenant, submission)
+        job = jobs.add(self.unit_of_work.session, uuid4(), self.tenant, submission, client_id)
         self.unit_of_work.pools_to_wake.append(job.pool)
         return job
 

@@ -15,6 +15,7 @@ from jobs.tables import Job, Refusal
 
 JOB_COLUMNS = (
     "id", "tenant", "batch", "custom_id", "model", "pool", "spec", "priority", "start_before", "parent", "root",
+    "parent_client_id", "root_client_id",
 )  # fmt: skip
 REFUSAL_COLUMNS = ("batch", "line", "custom_id", "problems")
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})

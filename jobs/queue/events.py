@@ -4,12 +4,13 @@ from collections.abc import Collection
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import ARRAY, Text, Uuid, any_, bindparam, func, literal_column, select
 from sqlalchemy.orm import Session
 
-from jobs.tables import Event
+from jobs.tables import Event, Job
 
-VERSIONS = text("SELECT id, xmin::text AS version FROM jobs WHERE id = ANY(:ids)")
+VERSION = literal_column("jobs.xmin::text", Text)  # of a job's row
+VERSIONS = select(Job.id, VERSION.label("version")).where(Job.id == any_(bindparam("ids", type_=ARRAY(Uuid))))
 
 
 class EventType(StrEnum):

@@ -2,19 +2,21 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, cast, func, select, update
+from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select, update
 from sqlalchemy.orm import Session, defer
 
 from jobs.errors import JobNotFound
+from jobs.queue.events import VERSION
 from jobs.queue.state_updates import transition
 from jobs.spec.validation import Submission
 from jobs.states import JobState
 from jobs.storage import artifacts
 from jobs.tables import Artifact, Attempt, Job
 
+T = TypeVar("T")
 JOBS = Job.__table__
 MAX_PAGE_BYTES = 2 * 10**6  # of specs in a page
 ROWS_AT_ONCE = 8  # that a page with specs reads
@@ -47,11 +49,12 @@ class Ancestry:
     root_spec: dict[str, Any] | None  # of the chain's first job, while it is kept
 
 
-def new_row(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
+def new_row(job_id: UUID, tenant: str, submission: Submission, client_id: UUID | None = None) -> dict[str, Any]:
     """Return the row of a queued job."""
     spec, parent = submission.spec, submission.parent
     return {
         "id": job_id,
+        "client_id": client_id,
         "tenant": tenant,
         "model": spec.model,
         "pool": submission.pool,
@@ -60,19 +63,25 @@ def new_row(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]
         "start_before": spec.start_before,
         "parent": None if parent is None else parent.id,
         "root": None if parent is None else parent.root or parent.id,
+        "parent_client_id": None if parent is None else parent.client_id,
+        "root_client_id": None if parent is None else parent.client_id if parent.root is None else parent.root_client_id,
     }
 
 
-def add(session: Session, job_id: UUID, tenant: str, submission: Submission) -> Job:
-    """Store a queued job; return a copy that no session knows."""
-    row = new_row(job_id, tenant, submission)
+def add(session: Session, job_id: UUID, tenant: str, submission: Submission, client_id: UUID | None = None) -> Job:
+    """Store a queued job; return a copy that no session knows.
+
+    Args:
+        client_id: the id that the client chose; the caller has reserved it.
+    """
+    row = new_row(job_id, tenant, submission, client_id)
     stored = session.connection().execute(ADD, row).one()
     return Job(spec=row["spec"], **stored._asdict())
 
 
 def select_job(tenant: str, job_id: UUID) -> Select[Job]:
-    """Select a tenant's job."""
-    return select(Job).where(Job.id == job_id, Job.tenant == tenant)
+    """Select a tenant's job by the id that the client chose, or by its row's id."""
+    return select(Job).where(Job.tenant == tenant, or_(Job.client_id == job_id, Job.id == job_id))
 
 
 def get(session: Session, tenant: str, job_id: UUID, *, lock: bool = False) -> Job:
@@ -84,6 +93,12 @@ def get(session: Session, tenant: str, job_id: UUID, *, lock: bool = False) -> J
 def get_for_share(session: Session, tenant: str, job_id: UUID) -> Job:
     """Return a job that nobody can delete until the transaction ends. Raises JobNotFound."""
     return require(session.scalar(select_job(tenant, job_id).with_for_update(read=True, key_share=True)), job_id)
+
+
+def get_with_version(session: Session, tenant: str, job_id: UUID) -> tuple[Job, str]:
+    """Return a tenant's job and the version of its row, both of one moment. Raises JobNotFound."""
+    job, version = require(session.execute(select_job(tenant, job_id).add_columns(VERSION)).first(), job_id)
+    return job, version
 
 
 def find(session: Session, tenant: str, job_id: UUID) -> Job | None:
@@ -104,17 +119,17 @@ def keep_all(session: Session, tenant: str, ids: Collection[UUID]) -> UUID | Non
     return None
 
 
-def require(job: Job | None, job_id: UUID) -> Job:
-    """Raise JobNotFound when there is no job."""
-    if job is None:
+def require(found: T | None, job_id: UUID) -> T:
+    """Raise JobNotFound when no job was found."""
+    if found is None:
         raise JobNotFound(f"there is no job {job_id}")
-    return job
+    return found
 
 
-def reserve_id(session: Session, job_id: UUID) -> bool:
-    """Return whether an id that a client chose is free. Nobody else can take it until the transaction ends."""
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(str(job_id), 0))))
-    return session.scalar(select(Job.id).where(Job.id == job_id)) is None
+def reserve_id(session: Session, tenant: str, client_id: UUID) -> Job | None:
+    """Reserve an id that a client chose until the transaction ends, and return the tenant's job that has it, if any."""
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"{client_id} {tenant}", 0))))
+    return session.scalar(select_job(tenant, client_id))
 
 
 def page(
@@ -159,9 +174,9 @@ def request_cancel(session: Session, tenant: str, job_id: UUID) -> Job:
     """Cancel a queued job at once; ask the worker to drop a running one; leave an ended one alone. Raises JobNotFound."""
     job = get(session, tenant, job_id, lock=True)
     if job.state == JobState.QUEUED:
-        session.execute(transition(JobState.CANCELED, Job.id == job_id))
+        session.execute(transition(JobState.CANCELED, Job.id == job.id))
     elif job.state == JobState.RUNNING and job.cancel_requested_at is None:
-        session.execute(update(Job).where(Job.id == job_id).values(cancel_requested_at=func.clock_timestamp()))
+        session.execute(update(Job).where(Job.id == job.id).values(cancel_requested_at=func.clock_timestamp()))
     session.refresh(job)
     return job
 
@@ -170,7 +185,7 @@ def request_stop(session: Session, tenant: str, job_id: UUID) -> Job:
     """Ask the worker to end the drag and keep the picture. A queued job will end at its first step. Raises JobNotFound."""
     job = get(session, tenant, job_id, lock=True)
     if job.state in (JobState.QUEUED, JobState.RUNNING) and job.stop_requested_at is None:
-        session.execute(update(Job).where(Job.id == job_id).values(stop_requested_at=func.clock_timestamp()))
+        session.execute(update(Job).where(Job.id == job.id).values(stop_requested_at=func.clock_timestamp()))
     session.refresh(job)
     return job
 

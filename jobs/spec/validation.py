@@ -143,9 +143,9 @@ def check_spec(
 def usable_parent(parent: Job, model: ModelEntry) -> Job:
     """Return the parent job if the new job can go on from its result. Raises ParentUnusable."""
     if parent.state != JobState.SUCCEEDED:
-        raise ParentUnusable(f"job {parent.id} is {parent.state}: only a job that succeeded can be gone on from")
+        raise ParentUnusable(f"job {parent.public_id} is {parent.state}: only a job that succeeded can be gone on from")
     if parent.model != model.name:
-        raise ParentUnusable(f"job {parent.id} is of model {parent.model}, not {model.name}")
+        raise ParentUnusable(f"job {parent.public_id} is of model {parent.model}, not {model.name}")
     return parent
 
 

@@ -47,5 +47,5 @@ def get(session: Session, job: Job, name: str) -> Artifact:
     """Return a job's artifact by its name. Raises ArtifactNotFound."""
     artifact = session.scalar(select_artifacts(job).where(Artifact.name == name))
     if artifact is None:
-        raise ArtifactNotFound(f"job {job.id} has no artifact {name[:100]!r}")
+        raise ArtifactNotFound(f"job {job.public_id} has no artifact {name[:100]!r}")
     return artifact

@@ -58,6 +58,6 @@ def delete_job(session: Session, storage: Storage, job: Job) -> int:
     keys = list(storage.keys(job_prefix(job.tenant, job.id)))
     storage.remove(keys)
     if keys and (remaining := list(storage.keys(job_prefix(job.tenant, job.id)))):
-        raise StorageUnavailable(f"the store still has {len(remaining)} objects of job {job.id}")
+        raise StorageUnavailable(f"the store still has {len(remaining)} objects of job {job.public_id}")
     session.execute(delete(Job).where(Job.id == job.id))
     return len(keys)

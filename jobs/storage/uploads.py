@@ -121,10 +121,14 @@ def remove(session: Session, tenant: str, sha256: str, storage: Storage, unused_
 
 
 def find_user(session: Session, tenant: str, sha256: str) -> UUID | None:
-    """Return a job that has not ended and needs the upload, also as the photo that its chain began with."""
+    """Return the public id of a job that has not ended and needs the upload, also as the photo that its chain began with."""
     root = aliased(Job)
     for state in (JobState.QUEUED, JobState.RUNNING):  # each has an index of its own
-        query = select(Job.id).outerjoin(root, Job.root == root.id).where(Job.tenant == tenant, Job.state == state)
+        query = (
+            select(func.coalesce(Job.client_id, Job.id))
+            .outerjoin(root, Job.root == root.id)
+            .where(Job.tenant == tenant, Job.state == state)
+        )
         needs = or_(*(name.as_string() == sha256 for job in (Job, root) for name in input_columns(job)))
         job_id = session.scalar(query.where(needs).limit(1))
         if job_id is not None:

@@ -19,10 +19,9 @@ from jobs.queue.events import EventType
 from jobs.queue.retry_policy import RetryPolicy
 from jobs.tables import Event as EventRow
 from jobs.tables import Tenant
-from tests.services.conftest import api_client, make_key
+from tests.services.conftest import make_key
 from tests.services.jobs import DOCUMENT, SLOW, add_job
 from tests.services.test_claims import take
-from tests.services.test_photos import photo
 from worker.execution.runner import Runner
 
 LIMIT_S = 60
@@ -226,31 +225,3 @@ def test_a_job_can_be_checked_without_being_queued(client, sessions, runner, que
     add_job(sessions)
     runner.run_next()
     assert client.post("/v1/jobs:validate", json=DOCUMENT).json()["runs_for_s"]["p50"] > 0
-
-
-def test_a_client_may_choose_the_id(client, sessions):
-    path = "/v1/jobs/6f3c1c53-3a5c-4f5f-9d0e-51f4a6f7a001"
-    answers = [client.put(path, json=DOCUMENT) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [202, 202]
-    assert answers[0].json()["id"] == path.rpartition("/")[2]
-    assert len(client.get("/v1/jobs").json()["jobs"]) == 1
-    assert client.put(path, json=DOCUMENT | {"priority": 3}).json()["code"] == "id_taken"
-
-
-def test_a_job_put_again_is_shown_when_what_it_was_made_from_is_gone(client, sessions):
-    path = "/v1/jobs/6f3c1c53-3a5c-4f5f-9d0e-51f4a6f7a002"
-    sha256 = client.post("/v1/uploads", content=photo()).json()["sha256"]
-    job = {"model": "tiny", "source": {"upload": sha256}}
-    assert client.put(path, json=job).status_code == 202
-    client.post(f"{path}/cancel")
-    assert client.delete(f"/v1/uploads/{sha256}").status_code == 204
-    again = client.put(path, json=job)
-    assert (again.status_code, again.json()["state"]) == (202, "canceled")
-
-
-def test_an_id_that_another_tenant_took_is_taken_and_no_more_is_told(client, sessions, settings):
-    foreign = add_job(sessions, tenant="other")
-    answer = client.put(f"/v1/jobs/{foreign}", json=DOCUMENT)
-    assert (answer.status_code, answer.json()["code"]) == (409, "id_taken")
-    with api_client(settings, make_key(sessions, "other")) as other:
-        assert other.put(f"/v1/jobs/{foreign}", json=DOCUMENT | {"priority": 3}).json() == answer.json()

@@ -4,9 +4,9 @@ An attempt occupies its place until the receiver answers, so a free place is wor
 
 - Lanes. Webhooks that answer slowly or fail, and those that nobody knows yet, have a share of the places each. An attempt that
   lasts is counted as slow from then on, so that no receiver holds a place of the other lanes for longer than SLOW_S.
-- Within a lane, and in all, a tenant takes no more places than it leaves free. Something is always left for the next tenant.
-- The tenant with the fewest attempts in flight is next; among equals, the one whose turn was longest ago. A long backlog gains
-  nothing. The webhooks of a tenant take turns in the same way.
+- Of every share, and in all, a tenant takes no more places than it leaves free. Something is left for the next tenant.
+- The tenant with the fewest attempts in flight is next; among equals, the one whose turn was longest ago, and before anybody had
+  a turn, the one that has the least to send. A long backlog gains nothing. The webhooks of a tenant take turns in the same way.
 """
 
 from collections import Counter
@@ -28,7 +28,8 @@ class Lane(StrEnum):
     SLOW = "slow"  # or failing
 
 
-SHARES = {Lane.QUICK: 1.0, Lane.NEW: 0.25, Lane.SLOW: 0.5}  # of all places, that a lane's attempts may hold
+ALL, UNPROVEN = "all", "unproven"  # the second: what was not quick when it began
+SHARES = {ALL: 1.0, Lane.QUICK: 1.0, UNPROVEN: 0.75, Lane.SLOW: 0.5, Lane.NEW: 0.25}  # of the places
 MAX_PER_WEBHOOK = {Lane.QUICK: 2, Lane.NEW: 2, Lane.SLOW: 1}  # attempts at once
 
 
@@ -50,39 +51,55 @@ class Place:
 
     webhook: UUID
     tenant: str
-    lane: Lane
+    lane: Lane  # of the webhook when the attempt began
+    lasts: bool = False  # whether it has taken longer than SLOW_S
+
+    @property
+    def slow(self) -> bool:
+        """Whether the attempt counts as slow by now."""
+        return self.lasts or self.lane is Lane.SLOW
+
+    @property
+    def shares(self) -> list[str]:
+        """The shares that the place is taken from."""
+        return [ALL, Lane.SLOW if self.slow else self.lane] + ([] if self.lane is Lane.QUICK else [UNPROVEN])
 
 
 class Occupancy:
     """The places that are taken."""
 
-    def __init__(self, capacity: int, taken: Collection[Place]) -> None:
+    def __init__(self, capacity: int, taken: Collection[Place], waiting: Collection[WaitingWebhook]) -> None:
         self.capacity = capacity
         self.counts: Counter[object] = Counter()
         for place in taken:
             self.add(place)
-        self.slow_tenants = {place.tenant for place in taken if place.lane is Lane.SLOW}
-        self.slow_webhooks = {place.webhook for place in taken if place.lane is Lane.SLOW}
+        self.slow_webhooks = {place.webhook for place in taken if place.slow} | {
+            webhook.id for webhook in waiting if webhook.failing or (webhook.answer_s or 0.0) > SLOW_S
+        }
+        self.slow_tenants = {place.tenant for place in taken if place.slow} | {
+            webhook.tenant for webhook in waiting if webhook.id in self.slow_webhooks
+        }
 
     @property
     def free(self) -> int:
         """How many places are free."""
-        return self.capacity - self.counts[None]
+        return self.capacity - self.counts[ALL]
 
     def add(self, place: Place) -> None:
         """Take a place."""
-        self.counts.update((None, place.lane, place.tenant, (place.tenant, place.lane), place.webhook))
+        self.counts.update((place.webhook, place.tenant))
+        for share in place.shares:
+            self.counts.update((share, (place.tenant, share)))
 
     def fits(self, place: Place) -> bool:
-        """Return whether the tenant leaves as much free as it has, in its lane and in all."""
-        if self.counts[place.webhook] >= MAX_PER_WEBHOOK[place.lane]:
-            return False
-        free_in_lane = int(self.capacity * SHARES[place.lane]) - self.counts[place.lane]
-        return self.counts[place.tenant, place.lane] < free_in_lane and self.counts[place.tenant] < self.free
+        """Return whether the tenant leaves as much free as it has, of every share."""
+        return self.counts[place.webhook] < MAX_PER_WEBHOOK[place.lane] and all(
+            self.counts[place.tenant, share] < int(self.capacity * SHARES[share]) - self.counts[share] for share in place.shares
+        )
 
     def find_lane(self, webhook: WaitingWebhook) -> Lane:
-        """Return a webhook's lane. One that a tenant makes beside its slow ones is no better than they are."""
-        if webhook.failing or webhook.id in self.slow_webhooks or (webhook.answer_s or 0.0) > SLOW_S:
+        """Return a webhook's lane. A new one beside slow ones of its tenant is no better than they are."""
+        if webhook.id in self.slow_webhooks:
             return Lane.SLOW
         if webhook.answer_s is not None:
             return Lane.QUICK
@@ -104,10 +121,12 @@ class DeliveryScheduler:
 
     def choose(self, waiting: Sequence[WaitingWebhook], taken: Collection[Place]) -> list[Place]:
         """Return the places that attempts may take now, in the order of their turns."""
-        occupancy = Occupancy(self.capacity, taken)
+        occupancy = Occupancy(self.capacity, taken, waiting)
         self.last_turn = {key: self.last_turn[key] for key in find_keys(waiting) & self.last_turn.keys()}
         queues = self.sort_places(waiting, occupancy)
-        order = [(occupancy.counts[tenant], self.last_turn.get(tenant, 0), tenant) for tenant in queues]
+        order = [
+            (occupancy.counts[tenant], self.last_turn.get(tenant, 0), len(places), tenant) for tenant, places in queues.items()
+        ]
         heapify(order)
         chosen = []
         while order and occupancy.free > 0:
@@ -120,7 +139,7 @@ class DeliveryScheduler:
             chosen.append(place)
             self.turns += 1
             self.last_turn[tenant] = self.last_turn[place.webhook] = self.turns
-            heappush(order, (occupancy.counts[tenant], self.turns, tenant))
+            heappush(order, (occupancy.counts[tenant], self.turns, 0, tenant))
         return chosen
 
     def sort_places(self, waiting: Sequence[WaitingWebhook], occupancy: Occupancy) -> dict[str, list[Place]]:

@@ -15,7 +15,7 @@ from jobs.database import Sessions
 from jobs.settings import Settings
 from jobs.webhooks.deliveries import DeliveryAttempt, DeliveryOutcome, claim, record_outcome
 from jobs.webhooks.egress import EgressPolicy
-from jobs.webhooks.scheduling import SLOW_S, DeliveryScheduler, Lane, Place
+from jobs.webhooks.scheduling import SLOW_S, DeliveryScheduler, Place
 from jobs.webhooks.signing import encode_event, sign
 from worker.reconciler.webhook_sender import WebhookSender
 from worker.retry import SERVER_UNAVAILABLE, retry_while_unavailable
@@ -49,12 +49,16 @@ class WebhookDeliverer:
         """Deliver until stopped, and then wait for the attempts in flight."""
         while not stop.is_set():
             self.freed.clear()
+            began = time.monotonic()
             try:
                 self.start_due()
             except SERVER_UNAVAILABLE as error:
                 logger.warning("deliveries wait: %s", error)
             except Exception:
                 logger.exception("deliveries failed; they go on")
+            stop.wait(
+                min(time.monotonic() - began, POLL_INTERVAL_S)
+            )  # where thousands wait, claims take half of the time at most
             self.freed.wait(POLL_INTERVAL_S)
         self.wait()
 
@@ -70,13 +74,10 @@ class WebhookDeliverer:
         return len(attempts)
 
     def places(self) -> list[Place]:
-        """Return the places that are taken. An attempt that lasts has moved to the slow lane."""
+        """Return the places that are taken."""
         slow_before = time.monotonic() - SLOW_S
         with self.changed:
-            return [
-                replace(attempt.place, lane=Lane.SLOW) if began < slow_before else attempt.place
-                for attempt, began in self.in_flight.items()
-            ]
+            return [replace(attempt.place, lasts=began < slow_before) for attempt, began in self.in_flight.items()]
 
     def start(self, attempt: DeliveryAttempt) -> None:
         """Start an attempt. Without a thread for it, it is due again when its lease has run out."""

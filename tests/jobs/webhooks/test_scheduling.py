@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -23,16 +24,16 @@ def per_tenant(places):
     return Counter(place.tenant for place in places)
 
 
-def moved_to_slow(places):
-    """The same attempts when they have lasted."""
-    return [Place(webhook=place.webhook, tenant=place.tenant, lane=Lane.SLOW) for place in places]
+def lasting(places):
+    """The same attempts a while later."""
+    return [replace(place, lasts=True) for place in places]
 
 
 def settle(scheduler, waiting):
     """Return the places that are taken when everybody who answers slowly holds on to what he gets."""
     taken = []
     while chosen := scheduler.choose(waiting, taken):
-        taken = moved_to_slow(taken + chosen)
+        taken = lasting(taken + chosen)
     return taken
 
 
@@ -63,18 +64,38 @@ def test_however_many_tenants_are_slow_they_hold_half_of_the_places(attackers):
         assert [place.tenant for place in scheduler.choose([*attack, webhook("victim", theirs, due=1)], taken)] == ["victim"]
 
 
+def test_however_many_tenants_come_with_new_webhooks_a_quarter_of_the_places_is_left_to_those_that_are_known():
+    scheduler = DeliveryScheduler(128)
+    attack = [each for number in range(300) for each in webhooks(2, f"attacker-{number}", NEW, waits_s=3600)]
+    taken = settle(scheduler, attack)
+    assert len(taken) == 96
+    assert [place.tenant for place in scheduler.choose([*attack, webhook("victim", due=1)], taken)] == ["victim"]
+    one_ended = taken[1:]
+    assert [place.tenant for place in scheduler.choose([*attack, webhook("new", NEW, due=1)], one_ended)] == ["new"]
+
+
+def test_before_anybody_had_a_turn_the_tenant_with_the_least_to_send_is_first():
+    waiting = [*webhooks(16, "a"), webhook("b", due=1), *webhooks(2, "c")]
+    assert [place.tenant for place in DeliveryScheduler(128).choose(waiting, [])[:3]] == ["b", "c", "a"]
+
+
+def test_a_new_webhook_beside_slow_ones_of_its_tenant_is_no_better_than_they_are():
+    chosen = DeliveryScheduler(128).choose([webhook("a", SLOW), webhook("a", NEW), webhook("b", NEW)], [])
+    assert {(place.tenant, place.lane) for place in chosen} == {("a", Lane.SLOW), ("b", Lane.NEW)}
+
+
 def test_a_tenant_that_makes_new_webhooks_beside_its_slow_ones_gains_no_place_by_it():
     scheduler = DeliveryScheduler(128)
     taken = settle(scheduler, webhooks(16, "a", SLOW))
     for _ in range(100):
-        taken = moved_to_slow(taken + scheduler.choose(webhooks(16, "a", NEW), taken))
+        taken = lasting(taken + scheduler.choose(webhooks(16, "a", NEW), taken))
     assert len(taken) <= 32
 
 
 def test_tenants_get_the_same_share_however_many_webhooks_and_events_they_have():
     scheduler = DeliveryScheduler(12)
     chosen = scheduler.choose([*webhooks(16, "many", waits_s=3600), webhook("few"), webhook("one", due=1)], [])
-    assert [place.tenant for place in chosen[:3]] == ["few", "many", "one"]
+    assert [place.tenant for place in chosen[:3]] == ["one", "few", "many"]
     assert per_tenant(chosen)["few"] == 2
     assert per_tenant(chosen)["one"] == 1
 
@@ -102,8 +123,8 @@ def test_a_webhook_has_two_attempts_and_a_slow_or_failing_one_has_one():
 
     assert [attempts(webhook("a", answer_s)) for answer_s in (QUICK, NEW, SLOW)] == [2, 2, 1]
     assert attempts(webhook("a", failing=True)) == 1
-    lasting = webhook("a")
-    assert attempts(lasting, [Place(webhook=lasting.id, tenant="a", lane=Lane.SLOW)]) == 0
+    held = webhook("a")
+    assert attempts(held, [Place(webhook=held.id, tenant="a", lane=Lane.QUICK, lasts=True)]) == 0
 
 
 def test_no_more_attempts_begin_than_there_are_places():

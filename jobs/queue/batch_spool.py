@@ -37,10 +37,9 @@ class BatchSpool:
         self.jobs.close()
         self.refusals.close()
 
-    def add_job(self, custom_id: str | None, row: dict[str, Any], priority_offset: int) -> None:
-        """Write the row of a job of the batch."""
-        ours = {"batch": self.batch, "custom_id": custom_id, "priority": row["priority"] + priority_offset}
-        whole = row | ours | {"spec": json.dumps(row["spec"])}
+    def add_job(self, row: dict[str, Any]) -> None:
+        """Write the row of a job of the batch, whose spec is JSON already."""
+        whole = row | {"batch": self.batch}
         self.jobs.write(copy_line([whole[name] for name in JOB_COLUMNS]))
 
     def add_refusal(self, line: int, custom_id: str | None, problems: list[dict[str, str]]) -> None:

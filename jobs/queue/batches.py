@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, defer
 from jobs.errors import BatchNotFound, InvalidJob, JobNotFound, ObjectMissing, ParentUnusable, Problem, UploadNotFound
 from jobs.models.manifest import ModelManifest
 from jobs.queue.batch_spool import BatchSpool
-from jobs.queue.jobs import new_row
+from jobs.queue.jobs import row_without_spec
 from jobs.queue.priorities import BATCH_OFFSET
 from jobs.queue.state_updates import transition
 from jobs.spec.validation import SubmissionInputs, check_submission
@@ -88,7 +88,9 @@ def check_line(
         add_refusal(spool, reading, custom_id, [Problem(field="job.source", message=str(error))])
         return
     reading.pools[submission.pool] = reading.pools.get(submission.pool, 0) + 1
-    spool.add_job(custom_id, new_row(uuid4(), tenant, submission), priority_offset=BATCH_OFFSET)
+    row = row_without_spec(uuid4(), tenant, submission)
+    row |= {"custom_id": custom_id, "priority": row["priority"] + BATCH_OFFSET, "spec": submission.spec.model_dump_json()}
+    spool.add_job(row)
 
 
 def add_refusal(spool: BatchSpool, reading: BatchReading, custom_id: str | None, problems: Iterable[Problem]) -> None:

@@ -51,6 +51,11 @@ class Ancestry:
 
 def new_row(job_id: UUID, tenant: str, submission: Submission, client_id: UUID | None = None) -> dict[str, Any]:
     """Return the row of a queued job."""
+    return row_without_spec(job_id, tenant, submission) | {"spec": submission.spec.model_dump(mode="json")}
+
+
+def row_without_spec(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
+    """Return the row of a queued job but for its spec, which may be large."""
     spec, parent = submission.spec, submission.parent
     return {
         "id": job_id,
@@ -58,7 +63,6 @@ def new_row(job_id: UUID, tenant: str, submission: Submission, client_id: UUID |
         "tenant": tenant,
         "model": spec.model,
         "pool": submission.pool,
-        "spec": spec.model_dump(mode="json"),
         "priority": spec.priority,
         "start_before": spec.start_before,
         "parent": None if parent is None else parent.id,

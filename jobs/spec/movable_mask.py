@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -40,8 +40,8 @@ def draw_polygon(polygon: Sequence[tuple[float, float]], resolution: int) -> np.
     return np.asarray(flips.cumsum(axis=1)[:, :resolution] % 2 == 1)
 
 
-def covers_any(shapes: Sequence[Shape], resolution: int) -> bool:
-    """Return whether `draw_shapes` would set any pixel, without drawing."""
+def covers_any(shapes: Iterable[Shape], resolution: int) -> bool:
+    """Return whether `draw_shapes` would set any pixel, without drawing; the first shape that does is the last one taken."""
     return any(covers_pixel(shape, resolution) for shape in shapes)
 
 

@@ -22,7 +22,7 @@ from jobs.storage.uploads import row_of
 from jobs.tables import Job, Upload
 
 MAX_PROBLEMS = 100  # listed for one request
-MAX_DESCRIBED = 1_000  # pydantic describes all or none, which takes a second for a hundred thousand
+MAX_DESCRIBED = 1_000  # problems of which any is listed: pydantic describes all of them or none
 MAX_FIELD_LENGTH = 200
 CROP_FORMS = ("literal['center']", "Box", "Landmarks")  # pydantic's names of what source.crop may be; no part of the request
 
@@ -168,7 +168,7 @@ def movable_problems(
     elif spec.movable is None:
         empty = False
     elif spec.movable.shapes is not None:
-        shapes = [crop_transform.to_model_shape(shape) for shape in spec.movable.shapes]
+        shapes = map(crop_transform.to_model_shape, spec.movable.shapes)
         empty = not covers_any(shapes, crop_transform.resolution)
     else:
         empty = is_empty(get_mask(str(spec.movable.upload), inputs), crop_transform, inputs)
@@ -197,7 +197,7 @@ def parse_spec(text: bytes) -> JobSpec:
     try:
         return JobSpec.model_validate_json(text, strict=True)
     except ValidationError as error:
-        if error.error_count() > 1 or error.errors()[0]["type"] != "json_invalid":
+        if not is_no_json(error):
             raise InvalidJob(to_problems(error)) from error
     # Python's parser words the message, and reads some texts that pydantic's does not: UTF-16 and single surrogates
     return validate_document(parse_json(text))
@@ -221,12 +221,17 @@ def validate_document(document: object) -> JobSpec:
         raise InvalidJob(to_problems(error)) from error
 
 
+def is_no_json(error: ValidationError) -> bool:
+    """Return whether pydantic could not parse the text."""
+    return error.error_count() == 1 and error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid"
+
+
 def to_problems(error: ValidationError) -> list[Problem]:
     """Return the first of pydantic's errors as problems of the request."""
     if error.error_count() > MAX_DESCRIBED:
-        return [Problem(field="job", message=f"has {error.error_count()} problems: more than {MAX_DESCRIBED} are not listed")]
-    details = error.errors(include_url=False, include_input=False)
-    return [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in details[:MAX_PROBLEMS]]
+        return [Problem(field="job", message=f"has {error.error_count()} problems: too many to list any")]
+    details = error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]
+    return [Problem(field=field_path(part["loc"]), message=part["msg"]) for part in details]
 
 
 def field_path(location: tuple[int | str, ...]) -> str:

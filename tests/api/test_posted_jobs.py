@@ -34,11 +34,11 @@ def test_the_fingerprint_tells_files_apart_and_not_the_order_of_keys():
 
 @pytest.mark.parametrize("job", [PostedJob(b"{"), PostedJob(b"{", image=b"no photo"), PostedJob(b"{", movable_png=b"no mask")])
 def test_what_is_no_json_is_reported_before_the_files(job):
-    assert refused_fields(lambda: parse_posted_job(job)) == refused_fields(job.fingerprint) == ["job"]
+    assert refused_fields(lambda: parse_posted_job(job, "default")) == refused_fields(job.fingerprint) == ["job"]
 
 
 def test_a_file_that_cannot_be_read_is_reported_before_the_fields():
-    assert refused_fields(lambda: parse_posted_job(PostedJob(b'{"more": 1}', image=b"no photo"))) == ["image"]
+    assert refused_fields(lambda: parse_posted_job(PostedJob(b'{"more": 1}', image=b"no photo"), "default")) == ["image"]
 
 
 @pytest.mark.parametrize(

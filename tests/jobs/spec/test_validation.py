@@ -134,6 +134,10 @@ def test_a_flood_of_problems_is_told_in_part():
     assert len(problems_of(GOOD | {f"{k}" + "x" * 500: 1 for k in range(500)})) == 100
 
 
+def test_more_problems_than_anybody_reads_are_counted_and_not_described():
+    assert problems_of(GOOD | {f"{k}": 1 for k in range(2_000)}) == {"job": "has 2000 problems: too many to list any"}
+
+
 def test_all_problems_are_told_at_once():
     points = [{"handle": [99, 6], "target": [5, 6]}, {"handle": [5, 6], "target": [5, 6]}]
     assert set(problems_of(GOOD | {"points": points})) == {"points[0].handle", "points[1].target"}

@@ -1,6 +1,8 @@
+from uuid import UUID
+
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from jobs.database import make_engine
 from migrations.upgrade import alembic_config, upgrade
@@ -20,6 +22,35 @@ def test_migrations_go_up_down_and_up_again(empty_database):
     command.downgrade(alembic_config(empty_database), "base")
     assert tables(empty_database) == {"alembic_version"}
     upgrade(empty_database)
+
+
+WEBHOOK = """
+    INSERT INTO webhooks (id, tenant, url, events, every_job, secrets)
+        VALUES (gen_random_uuid(), 'default', 'https://a.test', '{job.queued}', true, '{}')
+"""
+ADD_JOB = """
+    INSERT INTO jobs (id{column}, tenant, model, spec, priority) VALUES (gen_random_uuid(){value}, 'default', 'm', '{{}}', 0)
+    RETURNING id
+"""
+
+
+def test_deliveries_name_a_job_by_its_chosen_id_where_it_has_one_while_the_migration_of_ids_is_in_force(empty_database):
+    chosen = UUID(int=17)
+    engine = make_engine(empty_database)
+    command.upgrade(alembic_config(empty_database), "0014")
+    with engine.begin() as connection:
+        connection.execute(text(WEBHOOK))
+        expected = [connection.scalar(text(ADD_JOB.format(column="", value="")))]  # of code that knows no chosen ids
+    upgrade(empty_database)
+    with engine.begin() as connection:
+        expected.append(connection.scalar(text(ADD_JOB.format(column="", value=""))))
+        connection.execute(text(ADD_JOB.format(column=", client_id", value=f", '{chosen}'")))
+    command.downgrade(alembic_config(empty_database), "0014")
+    with engine.begin() as connection:
+        expected += [chosen, connection.scalar(text(ADD_JOB.format(column="", value="")))]
+        told = connection.execute(text("SELECT job_id, (data ->> 'job')::uuid FROM deliveries ORDER BY created_at")).all()
+    engine.dispose()
+    assert told == [(job_id, job_id) for job_id in expected]
 
 
 def test_migrations_make_exactly_what_the_models_say(settings):

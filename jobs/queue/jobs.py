@@ -49,12 +49,7 @@ class Ancestry:
     root_spec: dict[str, Any] | None  # of the chain's first job, while it is kept
 
 
-def new_row(job_id: UUID, tenant: str, submission: Submission, client_id: UUID | None = None) -> dict[str, Any]:
-    """Return the row of a queued job."""
-    return row_without_spec(job_id, tenant, submission) | {"spec": submission.spec.model_dump(mode="json")}
-
-
-def row_without_spec(job_id: UUID, tenant: str, submission: Submission) -> dict[str, Any]:
+def row_without_spec(job_id: UUID, tenant: str, submission: Submission, client_id: UUID | None = None) -> dict[str, Any]:
     """Return the row of a queued job but for its spec, which may be large."""
     spec, parent = submission.spec, submission.parent
     return {
@@ -78,9 +73,10 @@ def add(session: Session, job_id: UUID, tenant: str, submission: Submission, cli
     Args:
         client_id: the id that the client chose; the caller has reserved it.
     """
-    row = new_row(job_id, tenant, submission, client_id)
+    spec = submission.spec.model_dump(mode="json")
+    row = row_without_spec(job_id, tenant, submission, client_id) | {"spec": spec}
     stored = session.connection().execute(ADD, row).one()
-    return Job(spec=row["spec"], **stored._asdict())
+    return Job(spec=spec, **stored._asdict())
 
 
 def select_job(tenant: str, job_id: UUID) -> Select[Job]:

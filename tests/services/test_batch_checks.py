@@ -1,15 +1,15 @@
 """How a batch is checked: without a transaction, each input once, for no longer than its client waits."""
 
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
 import pytest
 from sqlalchemy import event, func, select, text, update
 
-from api.dependencies import UnitOfWork
 from api.services import batch_inputs
-from api.services.accepted import Accepted
 from api.services.batches import BatchService
+from api.unit_of_work import UnitOfWork
 from jobs.cancellation import Canceled, cancelable
 from jobs.errors import KeyInUse, UploadNotFound
 from jobs.models.manifest import ManifestFile
@@ -23,11 +23,11 @@ from tests.services.test_batches import count, jsonl, line, post
 
 
 @pytest.fixture
-def service(settings, sessions, storage, api_key):
+def service(settings, sessions, storage, queue, api_key):
     """The batches of a request that has no route."""
     queue_quota = QueueQuota(Quotas.from_settings(settings))
     manifest_file = ManifestFile(settings.checkpoints)
-    return BatchService("default", UnitOfWork(sessions()), sessions, storage, manifest_file, queue_quota)
+    return BatchService("default", UnitOfWork(sessions(), queue, storage), sessions, storage, manifest_file, queue_quota)
 
 
 class WatchedFile:
@@ -80,7 +80,7 @@ def test_a_key_in_use_is_answered_at_once_and_by_no_open_transaction(service, se
 
     first = service.submit(WatchedFile(lines_of(2), 1, send_again), "f", "key")
     assert refused == [("a request with the key key is still being answered", 0)]
-    assert service.submit(WatchedFile([], 0, pytest.fail), "f", "key") == Accepted(first.answer, replayed=True)
+    assert service.submit(WatchedFile([], 0, pytest.fail), "f", "key") == replace(first, replayed=True)
     assert count(sessions, Batch) == 1
 
 

@@ -66,7 +66,14 @@ def away(stack: Stack, name: str):
     try:
         yield
     finally:
-        stack.restart(name)
+        wait_until(lambda: starts(stack, name), f"start of {name}")
+
+
+def starts(stack: Stack, name: str) -> bool:
+    """Start a server again; PostgreSQL refuses while a child of the killed one still lives."""
+    stack.restart(name)
+    time.sleep(0.5)
+    return next(child for child in stack.children if child.name == name).process.poll() is None
 
 
 def wait_until(true, what: str) -> None:

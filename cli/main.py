@@ -103,10 +103,11 @@ def api(
     from api.app import create_app
     from jobs.errors import ManifestInvalid
 
+    chosen = settings()
     try:
-        application = create_app(settings())
+        application = create_app(chosen)
     except ManifestInvalid as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(f"{chosen.checkpoints}: {error}") from error
     uvicorn.run(application, host=host, port=port, log_level="info", timeout_graceful_shutdown=10)
 
 

@@ -70,7 +70,7 @@ def verify_sha256(path: Path, sha256: str | None) -> None:
         CheckpointDamaged: the file has another hash, or cannot be read.
     """
     if not path.is_file():
-        raise CheckpointMissing(f"checkpoint {path.name} is not in {path.parent}")
+        raise CheckpointMissing(f"checkpoint {path.name} is not there")
     if sha256 is None:
         return
     try:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,7 @@ from engine.checkpoints.budget import ReadingBudget
 from engine.checkpoints.layouts import BLOCKS, ImportedDiscriminator, ImportedGenerator, Tensors
 from engine.checkpoints.values import expect_tensor
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
-from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
+from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, EncoderConfig, GeneratorConfig, Pyramid
 from engine.printable import quote
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -275,6 +276,24 @@ def discriminator_shapes(config: DiscriminatorConfig) -> Shapes:
     yield "b4.fc.bias", (last,)
     yield "b4.out.weight", (1, last)
     yield "b4.out.bias", (1,)
+
+
+def encoder_shapes(config: EncoderConfig) -> Shapes:
+    """Yield name and shape of every tensor of engine.networks.encoder.Encoder."""
+    for i, (inputs, outputs) in enumerate(pairwise((3, *config.widths))):
+        block = "stem" if i == 0 else f"down.{i - 1}"
+        for layer, fine in (("conv0", inputs), ("conv1", outputs)):
+            yield f"{block}.{layer}.weight", (outputs, fine, 3, 3)
+            yield f"{block}.{layer}.bias", (outputs,)
+        yield f"{block}.norm.weight", (outputs,)
+        yield f"{block}.norm.bias", (outputs,)
+    cells = config.resolution // 2 ** len(config.widths)
+    yield "hidden.weight", (config.hidden, config.widths[-1] * cells**2)
+    yield "hidden.bias", (config.hidden,)
+    yield "head.weight", (config.w_dim, config.hidden)
+    yield "head.bias", (config.w_dim,)
+    yield "w_avg", (config.w_dim,)
+    yield "w_std", ()
 
 
 def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Shapes:

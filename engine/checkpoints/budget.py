@@ -29,9 +29,9 @@ class ReadingBudget:
 
     def spend_operations(self, count: int) -> None:
         """Take off operations. Raises CheckpointDamaged when there are not as many left."""
-        self.operations_left -= count
-        if self.operations_left < 0:
+        if count > self.operations_left:
             raise CheckpointDamaged(f"reading the file takes more than {MAX_OPERATIONS} operations, which no checkpoint needs")
+        self.operations_left -= count
 
     def spend_multiplications(self, count: int) -> None:
         """Take off multiplications of matrices. Raises CheckpointDamaged when there are not as many left."""
@@ -39,11 +39,11 @@ class ReadingBudget:
 
     def spend_bytes(self, count: int) -> None:
         """Take off bytes that will be made. Raises CheckpointDamaged when there are not as many left."""
-        self.bytes_left -= count
-        if self.bytes_left < 0:
+        if count > self.bytes_left:
             raise CheckpointDamaged(
                 f"the file's content is more than {BYTES_PER_BYTE} times as large as the file, which no checkpoint's is"
             )
+        self.bytes_left -= count
 
 
 def check_depth(depth: int) -> None:

@@ -27,7 +27,7 @@ from engine.networks.config import RESOLUTIONS
 from engine.printable import quote
 
 Tensors = dict[str, np.ndarray]
-SETTINGS = ("architecture", "conv_clamp", "c_dim")  # attributes of NVIDIA's modules that are looked at
+SETTINGS = {"architecture": expect_text, "conv_clamp": expect_number}  # attributes of NVIDIA's modules that are looked at
 NUMBER = r"(0|[1-9][0-9]{0,3})"  # in the names of blocks and layers
 BLOCKS = [4, 8, 16, *RESOLUTIONS]  # pixels
 
@@ -93,8 +93,8 @@ def read_nvidia(value: Any, budget: ReadingBudget) -> ImportedGenerator | None:
     return ImportedGenerator(
         layout="nvidia",
         tensors=flat.tensors,
-        conv_clamp=expect_number("conv_clamp", flat.shared_setting("conv_clamp", None)),
-        architecture=expect_text("architecture", flat.shared_setting("architecture", "skip")),
+        conv_clamp=flat.shared_setting("conv_clamp", None),
+        architecture=flat.shared_setting("architecture", "skip"),
         budget=budget,
         discriminator=read_nvidia_discriminator(value.get("D") if isinstance(value, dict) else None, budget),
     )
@@ -111,9 +111,9 @@ def read_nvidia_discriminator(module: Any, budget: ReadingBudget) -> ImportedDis
     flat = flatten_module(module, budget)
     if (expect_number("c_dim", module.state.get("c_dim", 0)) or 0) != 0:
         return None
-    if expect_text("architecture", flat.shared_setting("architecture", "resnet")) != "resnet":
+    if flat.shared_setting("architecture", "resnet") != "resnet":
         return None
-    clamp = expect_number("conv_clamp", flat.shared_setting("conv_clamp", None))
+    clamp = flat.shared_setting("conv_clamp", None)
     return ImportedDiscriminator(tensors=flat.tensors, conv_clamp=clamp, budget=budget)
 
 
@@ -159,9 +159,9 @@ def flatten_module(root: PickledObject, budget: ReadingBudget) -> FlatModule:
             if array is not None and name != "resample_filter":  # always the same one
                 flat.tensors[prefix + name] = expect_tensor(prefix + name, array)
         if prefix and ".skip." not in prefix:
-            for name in SETTINGS:
-                if isinstance(state.get(name), (str, int, float, type(None))) and name in state:
-                    flat.settings[name].append(state[name])
+            for name, expect in SETTINGS.items():
+                if name in state:
+                    flat.settings[name].append(expect(prefix + name, state[name]))
         waiting += [(f"{prefix}{name}.", child) for name, child in children.items() if isinstance(child, PickledObject)]
     return flat
 

@@ -182,7 +182,9 @@ def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -
 def persistent_object(meta: Any) -> PickledObject:
     """Build an object of NVIDIA's persistent classes."""
     meta = expect_dict("what describes a persistent object", meta)
-    return PickledObject(expect_text("class_name", meta["class_name"]), dict(expect_dict("a module's state", meta["state"])))
+    if not isinstance(meta["state"], dict):
+        raise mismatch("the state of a persistent object", "a dictionary", meta["state"])
+    return PickledObject(expect_text("class_name", meta["class_name"]), meta["state"])  # not copied: any number may share it
 
 
 def numpy_scalar(kind: Any, data: Any) -> Any:

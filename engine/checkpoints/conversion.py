@@ -141,7 +141,9 @@ def check_answer(answer: dict[str, Any], status: int, size: int) -> None:
 
 def explain_end(answer: dict[str, Any], status: int, size: int) -> str:
     """Return why a child has ended without an answer, in a sentence."""
-    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+    if status == -signal.SIGKILL:
+        return "the process that converts the file was killed, perhaps since the machine lacks memory"
+    if status == -signal.SIGXCPU:
         return f"converting the file takes more than {cpu_limit(size)} s of CPU time, the limit for a file of its size"
     if "crashed" in answer:
         return f"the file cannot be converted: {answer['crashed']}"

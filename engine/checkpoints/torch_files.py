@@ -4,6 +4,7 @@ It reads zip files of torch.save, its older streams, numpy arrays inside pickles
 pickles and of legacy TensorFlow pickles (as dictionaries of their state).
 """
 
+import errno
 import io
 import math
 import mmap
@@ -309,10 +310,10 @@ def read_checkpoint_file(path: Path, budget: ReadingBudget) -> Any:
         # mapped into memory: reading more bytes than the file has must not allocate them first
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return read_stream(content, budget)
-    except READ_ERRORS as error:
+    except (MemoryError, *READ_ERRORS) as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            raise CheckpointDamaged("reading the file takes more memory than it may") from error
         raise CheckpointDamaged(f"the file is malformed: {error}") from error
-    except MemoryError as error:
-        raise CheckpointDamaged("reading the file takes more memory than it may") from error
 
 
 class DirectoryReader(io.FileIO):

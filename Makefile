@@ -26,7 +26,7 @@ test: install  ## Run every test, with real PostgreSQL, Valkey and S3 servers
 unit: install  ## Run the quick tests: no server, no trained model
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/services --ignore tests/abuse --ignore tests/test_demo_checkpoint.py
 
-fuzz: install  ## Read 2,000 mutated checkpoints; hold the running API against its contract at length
+fuzz: install  ## Read 2,000 mutated checkpoints and 500 hostile ones; hold the running API against its contract at length
 	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/checkpoints/test_fuzz.py tests/services/test_contract.py
 
 abuse: install  ## Attack the whole service in every known way beside a tenant that must not notice, figures in runs/abuse: ten minutes

@@ -1,17 +1,12 @@
 """Measures what a large checkpoint costs: the time and memory of its import, the time in which a worker loads it."""
 
 import hashlib
-import re
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.child_programs import checkout_environment, module_command
-from engine.checkpoints.canonical import write_networks
-from engine.checkpoints.layouts import read_generator_file
+from engine.checkpoints.conversion import convert_checkpoint
 from engine.checkpoints.load import load_generator
 from engine.networks.config import GeneratorConfig
 
@@ -33,7 +28,7 @@ class ImportCost:
 
 
 def measure_import(layout: str, resolution: int) -> ImportCost:
-    """Write a random network in this layout and import it in a process of its own."""
+    """Write a random network in this layout and import it as `dragqueue models import` does."""
     from benchmarks.writers import WRITERS
     from engine.networks.stylegan2 import Generator
 
@@ -41,11 +36,11 @@ def measure_import(layout: str, resolution: int) -> ImportCost:
         file = Path(folder) / "random"
         WRITERS[layout](Generator(GeneratorConfig(resolution=resolution)).requires_grad_(False), file)
         began = time.perf_counter()
-        command = module_command(__name__, str(file))
-        answer = subprocess.run(command, check=True, capture_output=True, text=True, env=checkout_environment())
+        *_, last = convert_checkpoint(file, file.with_suffix(".safetensors"), file.with_suffix(".discriminator.safetensors"))
         seconds = time.perf_counter() - began
-        load_s = measure_load(file.with_suffix(".safetensors"))
-        return ImportCost(layout, file.stat().st_size, seconds, int(answer.stdout), load_s)
+        assert last.conversion is not None
+        load_s = measure_load(last.conversion.generator)
+        return ImportCost(layout, file.stat().st_size, seconds, last.conversion.peak_bytes, load_s)
 
 
 def measure_load(checkpoint: Path) -> float:
@@ -55,16 +50,3 @@ def measure_load(checkpoint: Path) -> float:
     began = time.perf_counter()
     load_generator(checkpoint, sha256=sha256)
     return time.perf_counter() - began
-
-
-def main() -> None:
-    """Import a file and print the peak of this process's memory in bytes; getrusage would count the parent's."""
-    file = Path(sys.argv[1])
-    write_networks(read_generator_file(file), file.with_suffix(".safetensors"), file.with_suffix(".discriminator.safetensors"))
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak is not None
-    print(int(peak[1]) * 1024)
-
-
-if __name__ == "__main__":
-    main()

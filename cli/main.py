@@ -108,7 +108,7 @@ def api(
     try:
         application = create_app(chosen)
     except ManifestInvalid as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(f"{chosen.checkpoints}: {error}") from error
     serve(application, chosen, host, port)
 
 

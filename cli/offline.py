@@ -22,8 +22,8 @@ from engine.inversion.inversion import InversionStep
 from engine.media.encoding import encode_image
 from engine.media.provenance import DigitalSourceType
 from engine.networks.stylegan2 import Generator, NoiseMode, to_pixels
-from jobs.errors import JobError, JobNotFound, UploadNotFound
-from jobs.models.manifest import ModelEntry, ModelManifest
+from jobs.errors import JobError, JobNotFound, ManifestInvalid, UploadNotFound
+from jobs.models.manifest import MANIFEST, ModelEntry, ModelManifest
 from jobs.spec.crop_transform import CropTransform
 from jobs.spec.mask_cut import sees_any
 from jobs.spec.model_points import model_points
@@ -78,6 +78,8 @@ def open_model(checkpoints: Path, name: str, device: str = "auto") -> tuple[Mode
         manifest = ModelManifest.load(checkpoints)
         model = manifest.get(name)
         return manifest, model, open_generator(manifest, model, choose_device(device))
+    except ManifestInvalid as error:
+        raise CommandError(f"{checkpoints / MANIFEST}: {error}") from error
     except (JobError, EngineError) as error:
         raise CommandError(str(error)) from error
 

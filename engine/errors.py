@@ -9,6 +9,8 @@ EngineError
 └── InversionDiverged      the loss of an inversion stopped being finite
 """
 
+from engine.printable import printable
+
 
 class EngineError(Exception):
     """The edit cannot be computed."""
@@ -22,11 +24,18 @@ class CheckpointMissing(EngineError):
     """The checkpoint file is not there."""
 
 
-class CheckpointDamaged(EngineError):
+class CheckpointError(EngineError):
+    """Something is wrong with a checkpoint file; the message is one printable line, whatever the file says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class CheckpointDamaged(CheckpointError):
     """The checkpoint file cannot be read, or is not the one its hash names."""
 
 
-class CheckpointUnsupported(EngineError):
+class CheckpointUnsupported(CheckpointError):
     """The file holds something else than a generator that this engine computes."""
 
 

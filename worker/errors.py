@@ -1,5 +1,7 @@
 """The errors that end a job with a code: the same job would fail the same way again, so none of them is retried."""
 
+import re
+
 import torch
 
 from engine.errors import (
@@ -32,6 +34,11 @@ def is_device_failure(error: Exception) -> bool:
     return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
+def describe_breakdown(error: Exception) -> str:
+    """Return what a client may know of an error that nobody expected: its kind and text, without folders of this host."""
+    return re.sub(r"(?<![\w.:/])(/[^/\s'\":]+)+/", "", f"{type(error).__name__}: {error}")
+
+
 CODES: dict[type[Exception], ErrorCode] = {
     CheckpointMissing: ErrorCode.CHECKPOINT_MISSING,
     CheckpointDamaged: ErrorCode.CHECKPOINT_DAMAGED,
@@ -46,3 +53,4 @@ CODES: dict[type[Exception], ErrorCode] = {
     InversionDiverged: ErrorCode.INVERSION_DIVERGED,
     TimedOut: ErrorCode.TIMEOUT,
 }
+MODEL_CODES = (ErrorCode.CHECKPOINT_MISSING, ErrorCode.CHECKPOINT_DAMAGED, ErrorCode.MANIFEST_INVALID)  # for the operator to mend

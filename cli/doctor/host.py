@@ -20,8 +20,14 @@ def check_models(settings: Settings) -> Findings:
     try:
         manifest = ModelManifest.load(settings.checkpoints)
     except Exception as error:  # whatever the error is, it is a finding
-        yield problem("checkpoints", first_line(error), "see that DRAGQUEUE_CHECKPOINTS is a folder with a manifest.toml")
+        yield problem(
+            "checkpoints",
+            f"{settings.checkpoints}: {first_line(error)}",
+            "see that DRAGQUEUE_CHECKPOINTS is a folder with a manifest.toml",
+        )
         return
+    for name, reason in manifest.invalid.items():
+        yield problem(f"model {name}", f"its entry is not valid: {reason}", "mend manifest.toml, or dragqueue models remove")
     if not manifest.models:
         yield warning("checkpoints", f"{settings.checkpoints} has no model", "run dragqueue models import or download")
     for entry in manifest.models.values():

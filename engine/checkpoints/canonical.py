@@ -1,9 +1,11 @@
 """Writing imported networks as the checkpoints that the service reads. This module needs no torch."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -12,12 +14,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from engine.atomic_write import atomic_write
-from engine.checkpoints.layouts import ImportedDiscriminator, ImportedGenerator, Tensors
+from engine.checkpoints.budget import ReadingBudget
+from engine.checkpoints.layouts import BLOCKS, ImportedDiscriminator, ImportedGenerator, Tensors
+from engine.checkpoints.values import expect_tensor
 from engine.errors import CheckpointDamaged, CheckpointUnsupported
-from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, GeneratorConfig, Pyramid
+from engine.networks.config import W_SAMPLES, W_SEED, Architecture, DiscriminatorConfig, EncoderConfig, GeneratorConfig, Pyramid
+from engine.printable import quote
 
-MAX_WIDTH = 4096
-MAX_MAPPING_LAYERS = 64
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def write_networks(
@@ -29,8 +33,11 @@ def write_networks(
         CheckpointDamaged, CheckpointUnsupported: as write_generator.
         OSError: a file cannot be written; neither is left.
     """
-    discriminator = None if imported.discriminator is None else convert_discriminator(imported.discriminator)
-    config = write_generator(imported, generator_path, bgr=bgr)
+    try:
+        discriminator = None if imported.discriminator is None else convert_discriminator(imported.discriminator)
+        config = write_generator(imported, generator_path, bgr=bgr)
+    except MemoryError as error:
+        raise CheckpointDamaged("converting the network takes more memory than it may") from error
     try:
         if discriminator is not None:
             write_checkpoint(discriminator_path, *discriminator)
@@ -52,9 +59,10 @@ def write_generator(imported: ImportedGenerator, path: Path, *, bgr: bool = Fals
         OSError: the file cannot be written.
     """
     config = infer_generator_config(imported)
+    spend_on_writing(imported.budget, generator_shapes(config))
     tensors = dict(select_tensors(imported.tensors, generator_shapes(config)))
     if "mapping.w_avg" not in imported.tensors:
-        tensors["mapping.w_avg"] = compute_w_avg(tensors, config)
+        tensors["mapping.w_avg"] = compute_w_avg(tensors, config, imported.budget)
     if bgr:
         for name in [name for name in tensors if re.search(r"torgb\.(weight|bias)$", name)]:
             tensors[name] = np.ascontiguousarray(tensors[name][::-1])
@@ -79,6 +87,7 @@ def convert_discriminator(imported: ImportedDiscriminator) -> tuple[Tensors, Dis
         CheckpointDamaged: a tensor is missing, has a shape that does not fit the others, or is not finite.
     """
     config = infer_discriminator_config(imported)
+    spend_on_writing(imported.budget, discriminator_shapes(config))
     return dict(select_tensors(imported.tensors, discriminator_shapes(config))), config
 
 
@@ -104,7 +113,7 @@ def infer_generator_config(imported: ImportedGenerator) -> GeneratorConfig:
         CheckpointUnsupported: the images are not square.
     """
     const = imported.tensors.get("synthesis.b4.const")
-    if const is not None and const.shape[-1] != const.shape[-2]:
+    if const is not None and len(set(expect_tensor("synthesis.b4.const", const, axes=3).shape[1:])) > 1:
         raise CheckpointUnsupported(
             "the generator's pictures are not square (StyleGAN-Human?); only square ones are computed here"
         )
@@ -112,10 +121,11 @@ def infer_generator_config(imported: ImportedGenerator) -> GeneratorConfig:
     layers = [name for name in imported.tensors if re.fullmatch(r"mapping\.fc\d+\.weight", name)]
     if not channels or not layers:
         raise CheckpointDamaged("the generator has no synthesis or no mapping layers")
-    if max(channels.values()) > MAX_WIDTH or len(layers) > MAX_MAPPING_LAYERS:
-        raise CheckpointDamaged(f"the generator is larger than any that is known: {channels}, {len(layers)} mapping layers")
     try:
-        first, labels = imported.tensors["mapping.fc0.weight"], imported.tensors.get("mapping.embed.weight")
+        first = expect_tensor("mapping.fc0.weight", imported.tensors["mapping.fc0.weight"], axes=2)
+        labels = imported.tensors.get("mapping.embed.weight")
+        if labels is not None:
+            expect_tensor("mapping.embed.weight", labels, axes=2)
         config = GeneratorConfig(
             **infer_pyramid(channels),
             z_dim=first.shape[1] - (first.shape[0] if labels is not None else 0),
@@ -127,8 +137,7 @@ def infer_generator_config(imported: ImportedGenerator) -> GeneratorConfig:
         )
     except (ValueError, KeyError) as error:
         raise CheckpointDamaged(f"the generator's shape is impossible: {error}") from error
-    if channels != {r: config.channels(r) for r in config.block_resolutions}:
-        raise CheckpointDamaged(f"the generator's channels {channels} follow no rule that is known")
+    check_channels("generator", channels, config)
     return config
 
 
@@ -144,9 +153,14 @@ def infer_discriminator_config(imported: ImportedDiscriminator) -> Discriminator
         config = DiscriminatorConfig(**infer_pyramid(channels), conv_clamp=imported.conv_clamp)
     except ValueError as error:
         raise CheckpointDamaged(f"the discriminator's shape is impossible: {error}") from error
-    if channels != {r: config.channels(r) for r in config.block_resolutions}:
-        raise CheckpointDamaged(f"the discriminator's channels {channels} follow no rule that is known")
+    check_channels("discriminator", channels, config)
     return config
+
+
+def check_channels(network: str, channels: dict[int, int], config: Pyramid) -> None:
+    """Raise CheckpointDamaged unless the channels by resolution are those of the config."""
+    if channels != {r: config.channels(r) for r in config.block_resolutions}:
+        raise CheckpointDamaged(f"the {network}'s channels {channels} follow no rule that is known")
 
 
 def block_channels(tensors: Tensors, pattern: str) -> dict[int, int]:
@@ -155,8 +169,14 @@ def block_channels(tensors: Tensors, pattern: str) -> dict[int, int]:
     Args:
         pattern: a regular expression for names; its first group is the resolution.
     """
-    weights = {int(match[1]): tensor for name, tensor in tensors.items() if (match := re.fullmatch(pattern, name))}
-    return {resolution: weight.shape[-4] for resolution, weight in weights.items()}
+    known = {str(resolution) for resolution in BLOCKS}
+    channels = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(pattern, name):
+            if match[1] not in known or tensor.ndim not in (4, 5):
+                raise CheckpointDamaged(f"{quote(name)} is no convolution of a network of at most {BLOCKS[-1]} px")
+            channels[int(match[1])] = tensor.shape[-4]
+    return channels
 
 
 def infer_pyramid(channels: dict[int, int]) -> dict[str, int]:
@@ -167,7 +187,12 @@ def infer_pyramid(channels: dict[int, int]) -> dict[str, int]:
     return {"resolution": resolution, "channel_base": base, "channel_max": channel_max}
 
 
-def select_tensors(tensors: Tensors, shapes: Iterator[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
+def spend_on_writing(budget: ReadingBudget, shapes: Shapes) -> None:
+    """Take off what tensors of these shapes have in bytes, before any is made."""
+    budget.spend_bytes(sum(4 * math.prod(shape) for _, shape in shapes))
+
+
+def select_tensors(tensors: Tensors, shapes: Shapes) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every tensor of a network by name, in its shape and in float32; mapping.w_avg may be missing.
 
     Args:
@@ -194,13 +219,14 @@ def conform(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     """
     if tuple(n for n in tensor.shape if n != 1) != tuple(n for n in shape if n != 1):
         raise CheckpointDamaged(f"{name} has the shape {list(tensor.shape)}, expected {list(shape)}")
-    conformed = np.ascontiguousarray(tensor, dtype=np.float32).reshape(shape)
+    with np.errstate(over="ignore"):  # what float32 has no number for is not finite
+        conformed = np.ascontiguousarray(tensor, dtype=np.float32).reshape(shape)
     if not np.isfinite(conformed).all():
         raise CheckpointDamaged(f"{name} holds numbers that are not finite")
     return conformed
 
 
-def generator_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def generator_shapes(config: GeneratorConfig) -> Shapes:
     """Yield name and shape of every tensor of engine.networks.stylegan2.Generator."""
     w = config.w_dim
     for i in range(config.mapping_layers):
@@ -229,7 +255,7 @@ def generator_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, 
             yield f"{block}.torgb.bias", (3,)
 
 
-def discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def discriminator_shapes(config: DiscriminatorConfig) -> Shapes:
     """Yield name and shape of every tensor of engine.networks.discriminator.Discriminator."""
     for r in config.block_resolutions[1:]:
         inputs, outputs = config.channels(r), config.channels(r // 2)
@@ -252,7 +278,25 @@ def discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tup
     yield "b4.out.bias", (1,)
 
 
-def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def encoder_shapes(config: EncoderConfig) -> Shapes:
+    """Yield name and shape of every tensor of engine.networks.encoder.Encoder."""
+    for i, (inputs, outputs) in enumerate(pairwise((3, *config.widths))):
+        block = "stem" if i == 0 else f"down.{i - 1}"
+        for layer, fine in (("conv0", inputs), ("conv1", outputs)):
+            yield f"{block}.{layer}.weight", (outputs, fine, 3, 3)
+            yield f"{block}.{layer}.bias", (outputs,)
+        yield f"{block}.norm.weight", (outputs,)
+        yield f"{block}.norm.bias", (outputs,)
+    cells = config.resolution // 2 ** len(config.widths)
+    yield "hidden.weight", (config.hidden, config.widths[-1] * cells**2)
+    yield "hidden.bias", (config.hidden,)
+    yield "head.weight", (config.w_dim, config.hidden)
+    yield "head.bias", (config.w_dim,)
+    yield "w_avg", (config.w_dim,)
+    yield "w_std", ()
+
+
+def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) -> Shapes:
     """Yield name and shape of every tensor of a SynthesisLayer, without the resampling filter."""
     yield f"{name}.affine.weight", (inputs, w)
     yield f"{name}.affine.bias", (inputs,)
@@ -262,19 +306,28 @@ def layer_shapes(name: str, inputs: int, outputs: int, resolution: int, w: int) 
     yield f"{name}.noise_const", (resolution, resolution)
 
 
-def compute_w_avg(tensors: Tensors, config: GeneratorConfig) -> np.ndarray:
-    """Return the mean of w [D] over samples of z (and of classes) of a fixed seed, for files that do not store it."""
+def compute_w_avg(tensors: Tensors, config: GeneratorConfig, budget: ReadingBudget) -> np.ndarray:
+    """Return the mean of w [D] over samples of z (and of classes) of a fixed seed, for files that do not store it.
+
+    Raises:
+        CheckpointDamaged: the mapping network is too large for that, or its w is not finite.
+    """
+    weights = [tensors[f"mapping.fc{i}.weight"] for i in range(config.mapping_layers)]
+    budget.spend_multiplications(W_SAMPLES * sum(weight.size for weight in weights))
     random = np.random.RandomState(W_SEED)
-    x = normalize(random.randn(W_SAMPLES, config.z_dim))
-    if config.c_dim > 0:
-        labels = np.eye(config.c_dim)[random.randint(config.c_dim, size=W_SAMPLES)]
-        embedded = labels @ (tensors["mapping.embed.weight"].T / np.sqrt(config.c_dim)) + tensors["mapping.embed.bias"]
-        x = np.concatenate([x, normalize(embedded)], axis=1)
-    for i in range(config.mapping_layers):
-        weight, bias = tensors[f"mapping.fc{i}.weight"], tensors[f"mapping.fc{i}.bias"]
-        x = x @ (weight.T * (0.01 / np.sqrt(weight.shape[1]))) + 0.01 * bias
-        x = np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
-    return np.asarray(x.mean(axis=0), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = normalize(random.randn(W_SAMPLES, config.z_dim))
+        if config.c_dim > 0:
+            classes = random.randint(config.c_dim, size=W_SAMPLES)
+            embedded = (tensors["mapping.embed.weight"].T / np.sqrt(config.c_dim))[classes] + tensors["mapping.embed.bias"]
+            x = np.concatenate([x, normalize(embedded)], axis=1)
+        for i, weight in enumerate(weights):
+            x = x @ (weight.T * (0.01 / np.sqrt(weight.shape[1]))) + 0.01 * tensors[f"mapping.fc{i}.bias"]
+            x = np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
+        average = np.asarray(x.mean(axis=0), dtype=np.float32)
+    if not np.isfinite(average).all():
+        raise CheckpointDamaged("the mean of w is not finite")
+    return average
 
 
 def normalize(x: np.ndarray) -> np.ndarray:

@@ -5,21 +5,24 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from engine.atomic_write import atomic_write
+from engine.checkpoints.canonical import Shapes, discriminator_shapes, encoder_shapes, generator_shapes
 from engine.errors import CheckpointDamaged, CheckpointMissing
 from engine.networks.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from engine.networks.discriminator import Discriminator
 from engine.networks.encoder import Encoder
 from engine.networks.stylegan2 import Generator, channels_last
+from engine.printable import quote
 
 Network = TypeVar("Network", bound=nn.Module)
+Config = TypeVar("Config")
 
 
 def save_network(network: Generator | Encoder, path: Path) -> None:
@@ -42,7 +45,7 @@ def load_generator(path: Path | str, *, device: torch.device | str = "cpu", sha2
     """
     path = Path(path)
     verify_sha256(path, sha256)
-    generator = read_network(path, lambda config: Generator(GeneratorConfig(**config)))
+    generator = read_network(path, GeneratorConfig, generator_shapes, Generator)
     return channels_last(generator.eval().requires_grad_(False).to(device))
 
 
@@ -50,7 +53,7 @@ def load_discriminator(path: Path | str, *, device: torch.device | str = "cpu", 
     """Load the discriminator that was imported with a generator: frozen, in float32. Raise as load_generator does."""
     path = Path(path)
     verify_sha256(path, sha256)
-    discriminator = read_network(path, lambda config: Discriminator(DiscriminatorConfig(**config)))
+    discriminator = read_network(path, DiscriminatorConfig, discriminator_shapes, Discriminator)
     return discriminator.eval().requires_grad_(False).to(device)
 
 
@@ -58,7 +61,7 @@ def load_encoder(path: Path | str, *, device: torch.device | str = "cpu", sha256
     """Load the encoder that was trained for a generator: frozen, in float32. Raise as load_generator does."""
     path = Path(path)
     verify_sha256(path, sha256)
-    encoder = read_network(path, lambda config: Encoder(EncoderConfig(**config)))
+    encoder = read_network(path, EncoderConfig, encoder_shapes, Encoder)
     return encoder.eval().requires_grad_(False).to(device)
 
 
@@ -70,7 +73,7 @@ def verify_sha256(path: Path, sha256: str | None) -> None:
         CheckpointDamaged: the file has another hash, or cannot be read.
     """
     if not path.is_file():
-        raise CheckpointMissing(f"checkpoint {path.name} is not in {path.parent}")
+        raise CheckpointMissing(f"checkpoint {path.name} is not there")
     if sha256 is None:
         return
     try:
@@ -82,27 +85,40 @@ def verify_sha256(path: Path, sha256: str | None) -> None:
         raise CheckpointDamaged(f"checkpoint {path.name} has sha256 {found[:12]}..., the manifest says {sha256[:12]}...")
 
 
-def read_network(path: Path, build: Callable[[dict[str, Any]], Network]) -> Network:
-    """Build a network of a file's config and load the file's tensors into it.
+def read_network(
+    path: Path, parse: Callable[..., Config], shapes: Callable[[Config], Shapes], build: Callable[[Config], Network]
+) -> Network:
+    """Build a network of a file's config and load the file's tensors into it, once they are known to fit.
 
     Args:
+        parse: makes the config of its fields.
+        shapes: yields name and shape of every tensor of the network.
         build: makes the network of its config.
 
     Raises:
-        CheckpointDamaged: the file cannot be read, or lacks a tensor.
+        CheckpointDamaged: the file cannot be read, has a config that no network has, or lacks a tensor.
     """
     try:
-        config, tensors = read_checkpoint(path)
-        network = build(config)
-        network.load_state_dict(tensors)
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {})["config"])
+            if not isinstance(config, dict):
+                raise ValueError("its config is no table")
+            planned = dict(shapes(parsed := parse(**config)))
+            check_shapes(file, planned)  # before the network takes memory
+            network = build(parsed)
+            network.load_state_dict({name: file.get_tensor(name) for name in planned})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         raise CheckpointDamaged(f"checkpoint {path.name} cannot be read: {reason}") from error
     return network
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return config and tensors of a file."""
-    with safe_open(path, framework="pt") as file:
-        config = json.loads((file.metadata() or {})["config"])
-        return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict: safe_open has no iterator
+def check_shapes(file: safe_open, planned: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless a file has exactly the tensors of a network, in their shapes."""
+    names = set(file.keys())  # type: ignore[no-untyped-call]
+    if names != planned.keys():
+        raise ValueError(f"it lacks or has too many of {quote(min(names ^ planned.keys()))}")
+    for name, expected in planned.items():
+        shape = file.get_slice(name).get_shape()  # type: ignore[no-untyped-call]
+        if tuple(shape) != expected:
+            raise ValueError(f"{name} has the shape {shape}, expected {list(expected)}")

@@ -1,7 +1,7 @@
 """Reading pickles as data: a small machine for the pickle opcodes that builds plain values and executes nothing.
 
 A global becomes a Symbol if its name is allowed and an error otherwise. A call becomes a Call. Nothing is imported or
-constructed: torch_files builds the objects of the symbols and calls that it knows.
+constructed: torch_files builds the objects of the symbols and calls that it knows. Every opcode is taken off the file's budget.
 """
 
 import pickletools
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import IO, Any, cast
 
+from engine.checkpoints.budget import MAX_NAME, MAX_NUMBER_BITS, MAX_OPERATIONS, ReadingBudget
 from engine.errors import CheckpointDamaged
+from engine.printable import printable
 
-MAX_OPCODES = 5_000_000
-KEY_TYPES = (str, int, float, bool, bytes, type(None))  # of dictionaries and sets: hashing them costs nothing
+MAX_KEY = 2**31  # numbers up to here differ in their hashes; larger ones can be chosen to be alike
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,23 @@ class PersistentId:
     id: Any
 
 
-def read_pickle(file: IO[bytes] | mmap, is_allowed: Callable[[Symbol], bool]) -> Any:
+def read_pickle(file: IO[bytes] | mmap, is_allowed: Callable[[Symbol], bool], budget: ReadingBudget) -> Any:
     """Return the value of the pickle at the file's position, which is then behind the pickle's end.
 
     Args:
         is_allowed: tells which globals the pickle may name.
 
     Raises:
-        CheckpointDamaged: the pickle is cut short or malformed, uses an opcode that no checkpoint needs, or names a
-            global that is not allowed; the message says which.
+        CheckpointDamaged: the pickle is cut short or malformed, uses an opcode that no checkpoint needs, names a
+            global that is not allowed, or takes more than is left of the budget; the message says which.
     """
-    machine = PickleMachine(is_allowed)
+    machine = PickleMachine(is_allowed, budget)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
-            if count > MAX_OPCODES:
-                raise CheckpointDamaged(f"the pickle has more than {MAX_OPCODES} opcodes")
+        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
             if opcode.name == "STOP":
                 return machine.stack[-1]
             machine.execute(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointDamaged(f"the pickle is malformed: {error}") from error
     raise CheckpointDamaged("the pickle has no end")
 
@@ -70,8 +69,9 @@ def read_pickle(file: IO[bytes] | mmap, is_allowed: Callable[[Symbol], bool]) ->
 class PickleMachine:
     """The stack, marks and memo of one pickle."""
 
-    def __init__(self, is_allowed: Callable[[Symbol], bool]) -> None:
+    def __init__(self, is_allowed: Callable[[Symbol], bool], budget: ReadingBudget) -> None:
         self.is_allowed = is_allowed
+        self.budget = budget
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
@@ -80,20 +80,35 @@ class PickleMachine:
         """Execute one opcode.
 
         Raises:
-            CheckpointDamaged: no checkpoint needs the opcode.
+            CheckpointDamaged: no checkpoint needs the opcode, or the budget is spent.
         """
+        self.budget.spend_operations(1)
         if name in CONSTANTS:
-            self.stack.append(argument)
+            self.push_constant(argument)
         elif name in NEW_VALUES:
             self.stack.append(NEW_VALUES[name]())
         elif name in PUTS:
-            self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
+            self.put(len(self.memo) if argument is None else int(argument))
         elif name in GETS:
             self.stack.append(self.memo[int(argument)])
         elif name in ACTIONS:
             ACTIONS[name](self, argument)
         elif name not in ("PROTO", "FRAME"):
             raise CheckpointDamaged(f"the pickle uses the opcode {name}, which no checkpoint needs")
+
+    def push_constant(self, value: Any) -> None:
+        """Push a number, text or bytes."""
+        if isinstance(value, int) and value.bit_length() > MAX_NUMBER_BITS:
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        if isinstance(value, (str, bytes, bytearray)):
+            self.budget.spend_bytes(len(value))
+        self.stack.append(value)
+
+    def put(self, index: int) -> None:
+        """Remember the top of the stack."""
+        if not 0 <= index <= MAX_OPERATIONS:
+            raise ValueError(f"a memo of more than {MAX_OPERATIONS} values")
+        self.memo[index] = self.stack[-1]
 
     def pop(self) -> Any:
         """Remove and return the top of the stack, which must be above the last mark."""
@@ -114,11 +129,11 @@ class PickleMachine:
         Raises:
             CheckpointDamaged: it is not allowed.
         """
-        if not (isinstance(module, str) and isinstance(name, str)):
-            raise ValueError("a global's name is no text")
+        if not (isinstance(module, str) and isinstance(name, str)) or len(module) + len(name) > MAX_NAME:
+            raise ValueError("a global's name is no text, or a long one")
         symbol = Symbol(module, name)
         if not self.is_allowed(symbol):
-            raise CheckpointDamaged(f"the pickle names {symbol}, which no checkpoint needs: refused")
+            raise CheckpointDamaged(f"the pickle names {printable(str(symbol), 100)}, which no checkpoint needs: refused")
         self.stack.append(symbol)
 
     def push_call(self, function: Any, arguments: Any) -> None:
@@ -164,9 +179,10 @@ class PickleMachine:
 
 
 def check_key(key: Any) -> None:
-    """Raise ValueError unless the key is a simple value: hashing tuples of tuples can take for ever."""
-    if not isinstance(key, KEY_TYPES):
-        raise ValueError(f"a key is {type(key).__name__}, not a simple value")
+    """Raise ValueError unless the key is a name or a small number: the hashes of others can be made to collide."""
+    is_small = key is None or (isinstance(key, int) and -MAX_KEY <= key <= MAX_KEY)
+    if not is_small and not (isinstance(key, str) and len(key) <= MAX_NAME):
+        raise ValueError(f"a key is a {type(key).__name__}, or longer than any that checkpoints need")
 
 
 def new_dict(machine: PickleMachine, _: Any) -> None:

@@ -126,7 +126,7 @@ def load_lpips(path: Path) -> Lpips:
         CheckpointDamaged: it holds something else.
     """
     if not path.is_file():
-        raise CheckpointMissing(f"the LPIPS file {path} is not there")
+        raise CheckpointMissing(f"the LPIPS file {path.name} is not there")
     network = Lpips()
     try:
         tensors = torch.load(path, weights_only=True, map_location="cpu")

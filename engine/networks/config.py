@@ -1,12 +1,41 @@
 """The configs that fix the shapes of the networks. This module needs no PyTorch, so checkpoints can be read without it."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from engine.printable import quote
 
 # "skip" sums the ToRGB layers of all blocks; "orig" and "resnet" have one in the last block alone, "resnet" residual blocks too
 Architecture = Literal["skip", "orig", "resnet"]
 Precision = Literal["float32", "bfloat16"]  # of the convolutions that a drag runs through
 W_SAMPLES, W_SEED = 10_000, 123  # samples of z from which statistics of w are computed, and their seed
+RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
+LIMITS = {  # the least and the most of each number of a config: networks that are known have at most a half
+    "channel_base": (1, 2**21),
+    "channel_max": (1, 2048),
+    "z_dim": (1, 1024),
+    "w_dim": (1, 1024),
+    "mapping_layers": (1, 16),
+    "c_dim": (0, 32_768),
+    "widths": (1, 2048),
+    "hidden": (1, 4096),
+}
+MAX_WIDTHS = 8  # blocks of an encoder
+MAX_CONV_CLAMP = 1e6
+
+
+def check_dimension(name: str, value: Any) -> None:
+    """Raise ValueError unless a value of a config is a whole number within its limits."""
+    low, high = LIMITS[name]
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {quote(value)}")
+
+
+def check_conv_clamp(value: Any) -> None:
+    """Raise ValueError unless the value is None or a positive number within its limit."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value <= MAX_CONV_CLAMP):
+        raise ValueError(f"conv_clamp must be none or a number above 0, at most {MAX_CONV_CLAMP:g}, got {quote(value)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +48,11 @@ class Pyramid:
     conv_clamp: float | None = None  # activations are clamped to +-conv_clamp; None does not clamp
 
     def __post_init__(self) -> None:
-        if self.resolution not in (32, 64, 128, 256, 512, 1024):
-            raise ValueError(f"resolution must be a power of two from 32 to 1024, got {self.resolution}")
+        if type(self.resolution) is not int or self.resolution not in RESOLUTIONS:
+            raise ValueError(f"resolution must be a power of two from 32 to 1024, got {quote(self.resolution)}")
         for name in ("channel_base", "channel_max"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_dimension(name, getattr(self, name))
+        check_conv_clamp(self.conv_clamp)
 
     @property
     def block_resolutions(self) -> list[int]:
@@ -47,13 +76,10 @@ class GeneratorConfig(Pyramid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("z_dim", "w_dim", "mapping_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.c_dim < 0:
-            raise ValueError(f"c_dim must be at least 0, got {self.c_dim}")
+        for name in ("z_dim", "w_dim", "mapping_layers", "c_dim"):
+            check_dimension(name, getattr(self, name))
         if self.architecture not in get_args(Architecture):
-            raise ValueError(f"architecture must be one of {get_args(Architecture)}, got {self.architecture!r}")
+            raise ValueError(f"architecture must be one of {get_args(Architecture)}, got {quote(self.architecture)}")
 
     @property
     def num_ws(self) -> int:
@@ -84,8 +110,11 @@ class EncoderConfig:
     hidden: int = 256  # width of the fully connected layer
 
     def __post_init__(self) -> None:
+        if not isinstance(self.widths, (list, tuple)) or not 1 <= len(self.widths) <= MAX_WIDTHS:
+            raise ValueError(f"widths must be a list of 1 to {MAX_WIDTHS} numbers")
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
-        if self.resolution % 2 ** len(self.widths):
-            raise ValueError(f"resolution must be a multiple of {2 ** len(self.widths)}, got {self.resolution}")
-        if min(*self.widths, self.w_dim, self.hidden) < 1:
-            raise ValueError("widths, w_dim and hidden must be at least 1")
+        for name, value in (("w_dim", self.w_dim), ("hidden", self.hidden), *(("widths", width) for width in self.widths)):
+            check_dimension(name, value)
+        step, largest = 2 ** len(self.widths), RESOLUTIONS[-1]
+        if type(self.resolution) is not int or not step <= self.resolution <= largest or self.resolution % step:
+            raise ValueError(f"resolution must be a multiple of {step}, at most {largest}, got {quote(self.resolution)}")

@@ -101,6 +101,33 @@ def test_bad_arguments_are_refused_in_a_sentence(run, tmp_path, arguments, messa
     assert message in str(result.exception)
 
 
+@pytest.mark.parametrize("licence", ["MIT \U0001f600", 'a "b" \\ud83d [/red] \u00e9', "\u200f'''", ""])
+def test_every_licence_of_one_line_reads_back(run, tmp_path, licence):
+    assert imported(run, "sg2-64-rosinality.pt", "faces", "--licence", licence).exit_code == 0
+    entry = tomllib.loads((tmp_path / "checkpoints" / "manifest.toml").read_text())["models"]["faces"]
+    assert entry["licence"] == licence
+    assert run("models", "list").exit_code == 0
+
+
+@pytest.mark.parametrize("licence", ["two\nlines", "half \udcff", "\x1b[2J", "x" * 501])
+def test_a_licence_that_is_no_line_is_refused_by_its_option(run, tmp_path, licence):
+    result = imported(run, "sg2-64-rosinality.pt", "faces", "--licence", licence)
+    assert isinstance(result.exception, CommandError)
+    assert str(result.exception).startswith("--licence must ")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_entry_that_is_not_valid_is_told_and_can_be_removed(run, tmp_path):
+    imported(run)
+    manifest = tmp_path / "checkpoints" / "manifest.toml"
+    manifest.write_text(manifest.read_text() + "[models.broken]\nfile = 3\n")
+    assert "'broken' is not valid: file Input should be a valid string" in str(run("models", "verify").exception)
+    assert run("render", "--seeds", 1, "--model", "faces", "--out", tmp_path / "grid.png").exit_code == 0
+    assert "already" in str(imported(run, "sg2-64-tf.pkl", "broken").exception)
+    assert run("models", "remove", "broken").exit_code == 0
+    assert run("models", "verify").exit_code == 0
+
+
 def test_a_name_is_given_once(run):
     imported(run)
     assert "already" in str(imported(run).exception)
@@ -109,6 +136,7 @@ def test_a_name_is_given_once(run):
 def test_a_file_that_is_none_leaves_nothing(run, tmp_path):
     (tmp_path / "file.pkl").write_bytes(b"cos\nsystem\n(S'ls'\ntR.")
     result = run("models", "import", tmp_path / "file.pkl", "--name", "faces")
+    assert isinstance(result.exception, CommandError)
     assert "the pickle names os.system" in str(result.exception)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["manifest.toml"]
 

@@ -22,7 +22,7 @@ from jobs.storage import artifacts
 from jobs.storage.objects import artifact_key
 from jobs.tables import Job, Worker
 from tests.generators import tiny_generator
-from tests.manifests import add_model
+from tests.manifests import add_model, write_tiny_checkpoints
 from tests.services.jobs import DOCUMENT, add_job, read_job
 from worker.edit.artifacts import ArtifactWriter
 from worker.execution.drain import Drain
@@ -155,6 +155,22 @@ def test_a_broken_manifest_fails_the_job(settings, sessions, storage, queue, tmp
     job_id = add_job(sessions)
     Runner(settings.model_copy(update={"checkpoints": tmp_path}), sessions, storage, queue).run_next()
     assert ended(sessions, job_id) == ("failed", "manifest_invalid")
+
+
+def test_an_entry_that_is_not_valid_fails_its_own_jobs_alone_and_the_error_names_no_folder(
+    settings, sessions, storage, queue, tmp_path, caplog
+):
+    folder = write_tiny_checkpoints(tmp_path)
+    manifest = folder / "manifest.toml"
+    manifest.write_text(manifest.read_text().replace("[models.damaged]", '[models.other]\nlicence = "\\ud83d"'))
+    runner = Runner(settings.model_copy(update={"checkpoints": folder}), sessions, storage, queue)
+    broken, good = add_job(sessions, model="other"), add_job(sessions)
+    runner.run_next()
+    runner.run_next()
+    assert ended(sessions, broken) == ("failed", "manifest_invalid")
+    assert ended(sessions, good)[0] == "succeeded"
+    assert str(folder) not in read_job(sessions, broken).error_message
+    assert str(manifest) in caplog.text
 
 
 def test_an_attempt_that_breaks_down_is_given_up_at_once_with_its_reason(settings, sessions, queue):

@@ -122,6 +122,7 @@ class Attempt:
     def load(self) -> LoadedJob:
         """Read the model, fetch what the job builds on, and what an earlier attempt left."""
         manifest = ModelManifest.load(self.context.settings.checkpoints)
+        manifest.require_valid(self.spec.model)
         model = manifest.get(self.spec.model)
         generator = self.context.models.get(manifest, model)
         inputs = self.fetcher.fetch_inputs(model)

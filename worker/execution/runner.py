@@ -35,7 +35,7 @@ from jobs.tables import Job
 from worker.edit.artifacts import GROUP_SIZE, ArtifactWriter
 from worker.edit.engine_setup import choose_device
 from worker.edit.inputs import prepare_inversion
-from worker.errors import CODES, is_device_failure, is_out_of_memory
+from worker.errors import CODES, MODEL_CODES, describe_breakdown, is_device_failure, is_out_of_memory
 from worker.execution.attempt import Attempt, AttemptContext
 from worker.execution.drain import Drain
 from worker.execution.lease import Canceled
@@ -201,6 +201,8 @@ class Runner:
         if isinstance(error, Drained):
             return HandedBack()
         if isinstance(error, tuple(CODES)):
+            if CODES[type(error)] in MODEL_CODES:  # the error, which clients see, does not say where the models lie
+                logger.error("job %s: in %s: %s", job.id, self.settings.checkpoints, error)
             return AttemptOutcome(state=JobState.FAILED, error_code=CODES[type(error)], error_message=str(error))
         if alone and is_out_of_memory(error):
             message = f"the job needs more memory than the worker has: {error}"
@@ -233,7 +235,7 @@ class Runner:
 
     def release(self, job: Job, error: Exception) -> None:
         """Give up the attempt at once; end the process if its device is broken. Raises LeaseLost."""
-        reason = f"{type(error).__name__}: {error}"
+        reason = describe_breakdown(error)
         self.write(
             lambda session: attempts.release(session, job.id, job.attempt, reason, RetryPolicy.from_settings(self.settings))
         )

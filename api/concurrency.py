@@ -1,18 +1,72 @@
 """What one client may have open or running at once, so that it never takes the turn of another."""
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from threading import Event
 from typing import TypeVar
 
 from anyio import CapacityLimiter, fail_after, to_thread
 
+from jobs.cancellation import cancelable
 from jobs.errors import Busy, RateLimited
 
 THREADS = 16  # in which routes run; each may hold two connections to the database
 SHARE = 6  # of the threads, for one tenant: more only contend for the interpreter
 WAIT_S = 10.0  # how long a request waits for a thread of its tenant's share
+HEAVY_CPU_S = 0.02  # of the processor; most requests take 3 ms
+NEWEST_WEIGHT = 0.3  # of a request in the average of its tenant's
 T = TypeVar("T")
+
+
+async def run_to_end(function: Callable[[], T], limiter: CapacityLimiter) -> T:
+    """Run a function in a thread.
+
+    When this task is canceled because its client has gone, the function is told (`jobs.cancellation`), and its end is waited for:
+    what it holds is held until then.
+    """
+    gone = Event()
+
+    def run() -> T:
+        with cancelable(gone):
+            return function()
+
+    work = asyncio.ensure_future(to_thread.run_sync(run, limiter=limiter))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        gone.set()
+        await asyncio.wait({work})
+        work.exception()  # nobody waits for it any more
+        raise
+
+
+class Share:
+    """The turns of one tenant. One whose requests take much of the processor has one turn at a time.
+
+    All threads share an interpreter, which a thread may keep for as long as a large document takes.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.turns = CapacityLimiter(threads)
+        self.average_cpu_s = 0.0  # of the latest requests
+
+    def measure(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run a function, and remember what it took."""
+        before = time.thread_time()
+        try:
+            return function(*arguments)
+        finally:
+            self.average_cpu_s += (time.thread_time() - before - self.average_cpu_s) * NEWEST_WEIGHT
+
+    def is_unused(self) -> bool:
+        """Adapt to what the latest requests took, and return whether there are none now."""
+        self.turns.total_tokens = 1 if self.average_cpu_s > HEAVY_CPU_S else self.threads
+        return self.turns.borrowed_tokens == 0 and self.turns.statistics().tasks_waiting == 0
 
 
 class RouteThreads:
@@ -21,22 +75,22 @@ class RouteThreads:
     def __init__(self, threads: int = THREADS, share: int = SHARE) -> None:
         self.all = CapacityLimiter(threads)
         self.share = share
-        self.shares: dict[str, CapacityLimiter] = {}  # of the tenants that have requests now
+        self.shares: dict[str, Share] = {}  # of the tenants that have requests now
 
     async def run(self, tenant: str, function: Callable[..., T], *arguments: object) -> T:
         """Run a function in a thread of the tenant's share. Raises Busy, and what the function raises."""
-        share = self.shares.setdefault(tenant, CapacityLimiter(self.share))
+        share = self.shares.setdefault(tenant, Share(self.share))
         request = object()
         try:
             with fail_after(WAIT_S):
-                await share.acquire_on_behalf_of(request)
+                await share.turns.acquire_on_behalf_of(request)
         except TimeoutError:
-            raise Busy(f"{self.share} requests of this tenant run already: no turn within {WAIT_S:g} s") from None
+            raise Busy(f"{share.turns.total_tokens:g} requests of this tenant run already: no turn within {WAIT_S:g} s") from None
         try:
-            return await to_thread.run_sync(function, *arguments, limiter=self.all)
+            return await run_to_end(partial(share.measure, function, *arguments), self.all)
         finally:
-            share.release_on_behalf_of(request)
-            if share.borrowed_tokens == 0 and share.statistics().tasks_waiting == 0:
+            share.turns.release_on_behalf_of(request)
+            if share.is_unused():
                 self.shares.pop(tenant, None)
 
 

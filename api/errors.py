@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.bodies import BodyTooLarge
-from api.disconnects import CLIENT_GONE
 from api.media_types import UnsupportedMediaType
 from api.schemas.problems import problem_response
 from api.transport import SlowBody
@@ -55,6 +54,7 @@ OTHER_CODES = (
 )
 CODES = sorted({*(error.code for error in STATUS), *OTHER_CODES})  # every one that an answer can have
 RETRY_AFTER = {"Retry-After": "5"}
+CLIENT_GONE = 499  # nobody reads it; what logs call a request whose client has gone
 RETRY_SOON = {"Retry-After": "1"}
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: RETRY_AFTER, 503: RETRY_AFTER}
 logger = logging.getLogger(__name__)

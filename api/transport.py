@@ -6,6 +6,7 @@ A proxy in front of the service does the same and more. This is what holds witho
 import asyncio
 import logging
 import resource
+import socket
 import sys
 import time
 from typing import Any
@@ -28,11 +29,27 @@ MIN_CONNECTIONS = 20  # also where few files may be open
 SMALL_CHUNKS, SMALL_CHUNK_BYTES = 1_000, 64  # so many chunks of a body must be larger on average
 SWITCH_INTERVAL_S = 0.001  # after which a thread lets the event loop go on; Python's own 5 ms add up with every thread
 REFUSALS = (401, 429)
+CLIENT_GONE = "the client has gone"
+BACKLOG, ACCEPTED_AT_ONCE = 2048, 32  # connections that wait for the event loop, and that it takes in one round
 logger = logging.getLogger(__name__)
 
 
 class SlowBody(Exception):
     """Raised when a body arrives too slowly."""
+
+
+class RequestTasks(set["asyncio.Task[None]"]):
+    """The tasks of one connection's requests, which the server knows too."""
+
+    def __init__(self, of_server: set["asyncio.Task[None]"]) -> None:
+        super().__init__()
+        self.of_server = of_server
+
+    def add(self, task: "asyncio.Task[None]") -> None:
+        """Keep a task until it has ended."""
+        super().add(task)
+        self.of_server.add(task)
+        task.add_done_callback(self.of_server.discard)
 
 
 class AnswerBroken(Exception):
@@ -73,6 +90,9 @@ class Pace:
 
         try:
             await self.app(scope, receive_in_time, send_refusals_slowly)
+        except asyncio.CancelledError as error:
+            if error.args != (CLIENT_GONE,):
+                raise
         except AnswerBroken as error:
             logger.warning("%s %s was cut short: %s", scope["method"], scope["path"], error)
 
@@ -104,6 +124,7 @@ class LimitedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.conn = CountedConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or 2**16)
+        self.tasks = RequestTasks(self.server_state.tasks)
         self.discarded = 0  # bytes since the last answer
         self.head_timer: asyncio.TimerHandle | None = None
         self.write_timer: asyncio.TimerHandle | None = None
@@ -117,11 +138,13 @@ class LimitedProtocol(H11Protocol):
         self.wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, and end the work that nobody waits for any more."""
         self.stop_waiting_for_head()
         if self.write_timer is not None:
             self.write_timer.cancel()
         super().connection_lost(exc)
+        for task in self.tasks:
+            task.cancel(CLIENT_GONE)
 
     def data_received(self, data: bytes) -> None:
         """Read what has arrived."""
@@ -169,11 +192,24 @@ class LimitedProtocol(H11Protocol):
             self.head_timer = None
 
 
+class Server(uvicorn.Server):
+    """A server that takes few connections in one round of the event loop, so that those it has are served between them."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; the system keeps the connections that wait."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
+
+
 def serve(app: FastAPI, settings: Settings, host: str, port: int) -> None:
     """Serve the application until a signal ends the process."""
     LimitedProtocol.max_connections = max(MIN_CONNECTIONS, min(settings.max_connections, raise_file_limit() - SPARE_FILES))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvicorn.run(app, host=host, port=port, log_level="info", timeout_graceful_shutdown=10, http=LimitedProtocol)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="info", timeout_graceful_shutdown=10, http=LimitedProtocol, backlog=ACCEPTED_AT_ONCE
+    )
+    Server(config).run(sockets=[config.bind_socket()])
 
 
 def raise_file_limit() -> int:

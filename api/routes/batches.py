@@ -11,8 +11,8 @@ from fastapi.responses import StreamingResponse
 
 from api.accepted import Accepted
 from api.auth import Reader, Submitter
+from api.concurrency import run_to_end
 from api.dependencies import SessionsDep, UnitOfWorkDep
-from api.disconnects import run_while_connected
 from api.openapi import BATCH_BODY, JSONL
 from api.paging import Cursor, Limit, split_page
 from api.routes.parameters import IdempotencyKey
@@ -45,7 +45,7 @@ async def submit(request: Request, service: BatchServiceDep, idempotency_key: Id
             digest = await spool_body(request, file)
             async with TURNS.check(service.tenant):
                 submit = partial(service.submit, file, digest, idempotency_key)
-                return await run_while_connected(request, submit, limiter=THREADS)
+                return await run_to_end(submit, THREADS)
 
 
 @router.get("")

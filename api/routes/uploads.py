@@ -10,8 +10,8 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, Request
 
 from api.auth import Reader, Submitter
+from api.concurrency import run_to_end
 from api.dependencies import StorageDep, UnitOfWorkDep
-from api.disconnects import run_while_connected
 from api.openapi import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
 from api.routing import ApiRoute, run_in_share
 from api.schemas.problems import ERRORS
@@ -39,7 +39,7 @@ async def upload(request: Request, uploads: UploadServiceDep, kind: Literal["mas
         await spool_body(request, file)
         check_size(file.seek(0, os.SEEK_END), "body")
         decoding = partial(decode_stream, read_blocks(file), kind, "body", uploads.tenant)
-        decoded = await run_while_connected(request, decoding, limiter=THREADS)
+        decoded = await run_to_end(decoding, THREADS)
     return UploadView.model_validate(await run_in_share(request, uploads.keep, decoded))
 
 

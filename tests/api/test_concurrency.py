@@ -10,6 +10,7 @@ from api import bodies, concurrency
 from api.bodies import BodyMemory
 from api.concurrency import OpenCount, RouteThreads
 from api.readiness import ServerCheck
+from jobs.cancellation import check_canceled
 from jobs.errors import Busy, RateLimited, StorageUnavailable
 
 LIMIT_S = 20
@@ -43,6 +44,67 @@ def test_a_request_waits_for_its_tenants_others_for_a_limited_time(monkeypatch):
         return await first
 
     assert asyncio.run(run())
+
+
+def test_work_in_a_thread_ends_when_its_client_leaves():
+    steps = []
+
+    def work():
+        while True:
+            steps.append(1)
+            check_canceled()
+            time.sleep(0.001)
+
+    async def leave():
+        threads = RouteThreads(threads=1, share=1)
+        task = asyncio.create_task(threads.run("a", work))
+        while not steps:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        done = len(steps)
+        return await threads.run("b", str, 1), len(steps) - done
+
+    assert asyncio.run(leave()) == ("1", 0)
+
+
+def test_what_does_not_look_whether_its_client_is_there_is_waited_for():
+    ended = []
+
+    def work():
+        time.sleep(0.05)
+        ended.append(1)
+
+    async def leave():
+        threads = RouteThreads(threads=1, share=1)
+        task = asyncio.create_task(threads.run("a", work))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return ended, threads.shares
+
+    assert asyncio.run(leave()) == ([1], {})
+
+
+def test_a_tenant_whose_requests_take_the_processor_has_one_turn_at_a_time():
+    running, most = [], []
+
+    def spin():
+        running.append(1)
+        most.append(len(running))
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+        running.pop()
+
+    async def run():
+        threads = RouteThreads(threads=4, share=4)
+        await asyncio.gather(*(threads.run("greedy", spin) for _ in range(16)))
+
+    asyncio.run(run())
+    assert (max(most[:4]), max(most[8:])) == (4, 1)
 
 
 def test_what_is_open_is_counted_by_client_and_freed():

@@ -1,5 +1,6 @@
 """The time limits of connections, on a real server with a small application and no database."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -14,12 +15,20 @@ from api import transport
 from api.transport import LimitedProtocol, Pace, SlowBody
 
 LIMIT_S = 20
+STARTED, CANCELED = threading.Event(), threading.Event()
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def application(scope, receive, send):
     """Answers with the length of the body, or with much more than a client reads."""
     request = Request(scope, receive)
+    if scope["path"] == "/waits":
+        STARTED.set()
+        try:
+            await asyncio.sleep(LIMIT_S)
+        except asyncio.CancelledError:
+            CANCELED.set()
+            raise
     if scope["path"] == "/large":
         await StreamingResponse(b"x" * 2**20 for _ in range(10_000))(scope, receive, send)
         return
@@ -124,6 +133,14 @@ def test_no_more_than_a_part_of_a_refused_body_is_taken(server):
         except ConnectionError:
             pass
         assert sent < 50 * 2**20  # the buffers of both ends beside the part
+
+
+def test_a_request_ends_when_its_client_goes(server):
+    with server() as address:
+        with connect(address) as client:
+            client.sendall(REQUEST.replace(b"/ ", b"/waits ", 1))
+            assert STARTED.wait(LIMIT_S)
+        assert CANCELED.wait(LIMIT_S)
 
 
 def test_a_body_in_tiny_chunks_is_refused(server):

@@ -9,6 +9,7 @@ import io
 import math
 import mmap
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,7 +291,7 @@ STATE_CONSTRUCTORS: dict[tuple[str, str], Constructor] = {  # for calls whose ob
 READ_ERRORS = (  # what reading a damaged file may raise
     ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError,
     RuntimeError,  # NotImplementedError, and what zipfile raises for a member that claims to be encrypted
-    zipfile.BadZipFile,
+    zipfile.BadZipFile, struct.error,
 )  # fmt: skip
 
 

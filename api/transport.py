@@ -25,6 +25,7 @@ BODY_GRACE_S, BODY_BYTES_PER_S = 20.0, 10_000  # a body must arrive this fast, a
 REFUSAL_S = 0.25  # that a refusal takes: a client that repeats it at once occupies nobody else
 SPARE_FILES = 200  # of the process, for the database, the store and decoders
 DISCARD_BYTES = 2**20  # of a body that nobody reads: so much is taken, that a client may finish and see why
+TICKS = 5  # of 0.1 s, between two looks for connections that were reset
 MIN_CONNECTIONS = 20  # also where few files may be open
 SMALL_CHUNKS, SMALL_CHUNK_BYTES = 1_000, 64  # so many chunks of a body must be larger on average
 SWITCH_INTERVAL_S = 0.001  # after which a thread lets the event loop go on; Python's own 5 ms add up with every thread
@@ -137,6 +138,11 @@ class LimitedProtocol(H11Protocol):
             longest.transport.abort()
         self.wait_for_head()
 
+    def is_reset(self) -> bool:
+        """Return whether the client has reset the connection; the event loop does not know while it reads nothing."""
+        error: int = self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return error != 0
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection, and end the work that nobody waits for any more."""
         self.stop_waiting_for_head()
@@ -147,8 +153,11 @@ class LimitedProtocol(H11Protocol):
             task.cancel(CLIENT_GONE)
 
     def data_received(self, data: bytes) -> None:
-        """Read what has arrived."""
+        """Read what has arrived, unless nobody waits for an answer to it."""
         cycle = self.cycle
+        if (cycle is None or cycle.response_complete) and self.is_reset():
+            self.transport.abort()
+            return
         super().data_received(data)
         if self.cycle is not cycle:
             self.discarded = 0
@@ -200,6 +209,14 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)
+
+    async def on_tick(self, counter: int) -> bool:
+        """End the connections that clients have reset in the meantime."""
+        if counter % TICKS == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, LimitedProtocol) and connection.is_reset():
+                    connection.transport.abort()
+        return await super().on_tick(counter)
 
 
 def serve(app: FastAPI, settings: Settings, host: str, port: int) -> None:

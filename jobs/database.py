@@ -1,5 +1,6 @@
 """Connections to Postgres."""
 
+from pydantic_core import from_json
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -28,8 +29,9 @@ def make_engine(database_url: str, connections: int = MAX_CONNECTIONS, lock_time
     connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": options} | KEEPALIVE
     overflow = max(0, connections - IDLE_CONNECTIONS)
     return create_engine(
-        database_url, pool_pre_ping=True, pool_size=IDLE_CONNECTIONS, max_overflow=overflow, connect_args=connect_args
-    )
+        database_url, pool_pre_ping=True, pool_size=IDLE_CONNECTIONS, max_overflow=overflow, connect_args=connect_args,
+        json_deserializer=from_json,  # of pydantic: a spec of 64 polygons takes 6 ms in place of 45
+    )  # fmt: skip
 
 
 def make_sessions(database_url: str, connections: int = MAX_CONNECTIONS, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Sessions:

@@ -18,8 +18,8 @@ from jobs.tables import Artifact, Attempt, Job
 
 T = TypeVar("T")
 JOBS = Job.__table__
-MAX_PAGE_BYTES = 2 * 10**6  # of specs in a page
-ROWS_AT_ONCE = 8  # that a page with specs reads
+MAX_PAGE_BYTES = 10**6  # of specs in a page
+ROWS_AT_ONCE = 1  # that a page with specs reads: one may be large
 CHUNK_ROWS = 2_000  # locked by one statement
 NOT_RETURNED = ("spec", "checkpoint")  # known to the caller; empty for a new job
 # Without the ORM a submission costs half as much.

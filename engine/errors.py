@@ -3,8 +3,9 @@
 EngineError
 ├── InvalidEdit            points, masks or options that no drag can start from
 ├── CheckpointMissing      the file is not there
-├── CheckpointDamaged      the file cannot be read, or has another hash
-├── CheckpointUnsupported  the file is whole, but holds something else
+├── CheckpointError        something is wrong with the file
+│   ├── CheckpointDamaged      it cannot be read, or has another hash
+│   └── CheckpointUnsupported  it is whole, but holds something else
 ├── DragDiverged           the loss or the latent of a drag stopped being finite
 └── InversionDiverged      the loss of an inversion stopped being finite
 """

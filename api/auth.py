@@ -16,7 +16,7 @@ from redis.asyncio import ConnectionPool
 from sqlalchemy.exc import OperationalError, TimeoutError
 
 from jobs.database import Sessions
-from jobs.errors import Busy, Forbidden, RateLimited, Unauthorized
+from jobs.errors import Forbidden, RateLimited, Unauthorized
 from jobs.queue.broker import to_redis_py_url
 from jobs.settings import Settings
 from jobs.tenants import keys
@@ -26,7 +26,6 @@ CACHED_S = 5.0  # a key: until then a revoked one is still let in, and a poll co
 TRUSTED_S = 300.0  # a key that was valid, while the database is away
 MAX_ENTRIES = 10_000  # keys in a cache
 KNOWN_THREADS, UNKNOWN_THREADS = 2, 2  # in which keys are looked up
-MAX_UNKNOWN_WAITING = 100  # keys that nobody has seen
 BROKER_TIMEOUT_S = 1.0  # how long a request waits for the counters
 BROKER_PAUSE_S = 10.0  # how long counters that did not answer are left alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -55,13 +54,12 @@ class ApiKeyCache:
 
         Raises:
             Unauthorized: the key is not valid.
-            Busy: too many unknown keys are being looked up.
             OperationalError, TimeoutError: the database is away, and the key was not seen lately.
         """
         principal, age_s = self.find(token)
         if principal is None:
-            if self.unknown.statistics().tasks_waiting >= MAX_UNKNOWN_WAITING:
-                raise Busy("too many keys are being checked")
+            if keys.TOKEN.fullmatch(token) is None:
+                raise Unauthorized(keys.INVALID)
             return await to_thread.run_sync(self.query, token, limiter=self.unknown)
         if age_s < self.cached_s:
             return principal
@@ -148,16 +146,16 @@ async def authorize(request: Request, scope: Scope) -> Principal:
     """Return the principal of a request whose key has the scope, and count the request.
 
     Raises:
-        Unauthorized, Forbidden, RateLimited, Busy.
+        Unauthorized, RateLimited, Forbidden.
     """
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not token:
         raise Unauthorized("send a key: Authorization: Bearer dq_...")
     cache: ApiKeyCache = request.app.state.api_key_cache
     principal = await cache.authenticate(token.strip())
+    await request.app.state.rate_limits.count(principal, submits=request.method not in SAFE_METHODS)
     if not principal.may(scope):
         raise Forbidden(f"this needs a key with the scope {scope}")
-    await request.app.state.rate_limits.count(principal, submits=request.method not in SAFE_METHODS)
     return principal
 
 

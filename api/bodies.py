@@ -15,8 +15,7 @@ from jobs.errors import Busy, InvalidJob, Problem
 MAX_JSON_BYTES = 2**16  # of a small document, such as a webhook
 MAX_JSON_VALUES = 10_000
 SMALL_BYTES = 2**16  # a body that counts against no budget
-TOTAL_BYTES = 192 * 10**6  # of all bodies in memory
-TENANT_BYTES = 64 * 10**6  # of one tenant's: two photos of the largest size
+WITHOUT_BODY = ("GET", "HEAD", "OPTIONS", "DELETE")
 MAX_BOUNDARY_BYTES = 70  # RFC 2046
 MAX_PART_HEAD_BYTES = 4096
 WAIT_S = 10.0  # how long a request waits until there is room for its body
@@ -29,48 +28,73 @@ class BodyTooLarge(Exception):
         super().__init__(f"the body may have {limit}")
 
 
-class BodyMemory:
-    """The room for bodies in memory, shared by all requests of the process; a tenant has a part of it."""
+class ByteBudget:
+    """The room for bodies, in memory or in files, shared by all requests of the process; a tenant has a part of it."""
 
-    def __init__(self, total_bytes: int = TOTAL_BYTES, tenant_bytes: int = TENANT_BYTES) -> None:
+    def __init__(self, total_bytes: int, tenant_bytes: int) -> None:
         self.total_bytes = total_bytes
         self.tenant_bytes = tenant_bytes
         self.used: Counter[str] = Counter()  # bytes by tenant
         self.freed = asyncio.Condition()
 
     @asynccontextmanager
-    async def reserve(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
-        """Hold room for a body while the context is open. Raises Busy when there is none in time."""
-        if size_bytes <= SMALL_BYTES:
-            yield
-            return
-        size_bytes = min(size_bytes, self.tenant_bytes)
-        async with self.freed:
-            try:
-                await asyncio.wait_for(self.freed.wait_for(lambda: self.has_room(tenant, size_bytes)), WAIT_S)
-            except TimeoutError:
-                raise Busy(f"too many large bodies arrive at once: no room within {WAIT_S:g} s") from None
-            self.used[tenant] += size_bytes
+    async def hold(self, tenant: str) -> AsyncIterator["Room"]:
+        """Give room to a body as it needs it, and take it back when the context closes."""
+        room = Room(self, tenant)
         try:
-            yield
+            yield room
         finally:
-            self.used[tenant] -= size_bytes
-            if self.used[tenant] == 0:
-                del self.used[tenant]
-            async with self.freed:
-                self.freed.notify_all()
+            await room.free()
 
     def has_room(self, tenant: str, size_bytes: int) -> bool:
         """Return whether so many more bytes of the tenant fit."""
         return self.used[tenant] + size_bytes <= self.tenant_bytes and self.used.total() + size_bytes <= self.total_bytes
 
 
-def limit_body(request: Request, receive: Receive, max_bytes: int) -> tuple[Receive, int]:
-    """Return what receives a body within a limit, and how many bytes it may be by its headers. Raises BodyTooLarge."""
-    unknown = max_bytes if "transfer-encoding" in request.headers else 0
-    declared = int(request.headers.get("content-length", unknown))
-    if declared > max_bytes:
-        raise BodyTooLarge(f"{max_bytes} bytes")
+class Room:
+    """The room that one body holds."""
+
+    def __init__(self, budget: ByteBudget, tenant: str) -> None:
+        self.budget = budget
+        self.tenant = tenant
+        self.held_bytes = 0
+
+    async def grow(self, size_bytes: int) -> None:
+        """Hold room for a body of so many bytes. Raises Busy when there is none in time."""
+        more = size_bytes - self.held_bytes
+        if size_bytes <= SMALL_BYTES or more <= 0:
+            return
+        budget = self.budget
+        async with budget.freed:
+            try:
+                await asyncio.wait_for(budget.freed.wait_for(lambda: budget.has_room(self.tenant, more)), WAIT_S)
+            except TimeoutError:
+                raise Busy(f"too many large bodies arrive at once: no room within {WAIT_S:g} s") from None
+            budget.used[self.tenant] += more
+            self.held_bytes = size_bytes
+
+    async def free(self) -> None:
+        """Give the room back."""
+        if self.held_bytes:
+            self.budget.used -= Counter({self.tenant: self.held_bytes})  # forgets a tenant that holds none
+            self.held_bytes = 0
+            async with self.budget.freed:
+                self.budget.freed.notify_all()
+
+
+async def limit_body(request: Request, receive: Receive, max_bytes: int, room: Room) -> Receive:
+    """Return what receives a body within its limit and its room.
+
+    A declared length is held at once; a body of unknown length holds what has arrived.
+
+    Raises:
+        BodyTooLarge, Busy.
+    """
+    if "transfer-encoding" not in request.headers and request.method not in WITHOUT_BODY:
+        declared = int(request.headers.get("content-length", 0))
+        if declared > max_bytes:
+            raise BodyTooLarge(f"{max_bytes} bytes")
+        await room.grow(declared)
     received = 0
 
     async def receive_and_count() -> Message:
@@ -79,9 +103,10 @@ def limit_body(request: Request, receive: Receive, max_bytes: int) -> tuple[Rece
         received += len(message.get("body", b""))
         if received > max_bytes:
             raise BodyTooLarge(f"{max_bytes} bytes")
+        await room.grow(received)
         return message
 
-    return receive_and_count, declared
+    return receive_and_count
 
 
 async def read_body(request: Request, max_bytes: int) -> bytearray:

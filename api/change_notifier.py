@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 from uuid import UUID
 
-from fastapi.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import Sessions
@@ -28,6 +28,7 @@ class ChangeNotifier:
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
+        self.thread = CapacityLimiter(1)  # which no request takes
         self.waiters: dict[UUID, list[Waiter]] = {}
         self.polling: asyncio.Task[None] | None = None
         self.reads: dict[Hashable, asyncio.Future[Any]] = {}
@@ -67,7 +68,7 @@ class ChangeNotifier:
         while self.waiters:
             pause_s = POLL_S
             try:
-                self.notify(await run_in_threadpool(self.read_versions, list(self.waiters)))
+                self.notify(await to_thread.run_sync(self.read_versions, list(self.waiters), limiter=self.thread))
             except SQLAlchemyError as error:
                 logger.warning("cannot poll for changed jobs, waiting requests wait longer: %s", str(error).splitlines()[0])
                 pause_s = UNAVAILABLE_S

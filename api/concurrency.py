@@ -9,7 +9,7 @@ from functools import partial
 from threading import Event
 from typing import TypeVar
 
-from anyio import CapacityLimiter, fail_after, to_thread
+from anyio import CancelScope, CapacityLimiter, fail_after, to_thread
 
 from jobs.cancellation import cancelable
 from jobs.errors import Busy, RateLimited
@@ -18,6 +18,9 @@ THREADS = 16  # in which routes run; each may hold two connections to the databa
 SHARE = 6  # of the threads, for one tenant: more only contend for the interpreter
 WAIT_S = 10.0  # how long a request waits for a thread of its tenant's share
 HEAVY_CPU_S = 0.02  # of the processor; most requests take 3 ms
+HALF_LIFE_S = 10.0  # of the memory of what a tenant's requests took
+UNKNOWN_TURNS = 2  # of a tenant whose requests nobody has measured yet
+MAX_SHARES = 1_000  # that are remembered
 NEWEST_WEIGHT = 0.3  # of a request in the average of its tenant's
 T = TypeVar("T")
 
@@ -39,7 +42,8 @@ async def run_to_end(function: Callable[[], T], limiter: CapacityLimiter) -> T:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         gone.set()
-        await asyncio.wait({work})
+        with CancelScope(shield=True):  # scopes of anyio cancel again and again
+            await asyncio.wait({work})
         work.exception()  # nobody waits for it any more
         raise
 
@@ -52,8 +56,9 @@ class Share:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.turns = CapacityLimiter(threads)
+        self.turns = CapacityLimiter(min(threads, UNKNOWN_TURNS))
         self.average_cpu_s = 0.0  # of the latest requests
+        self.used_at = time.monotonic()
 
     def measure(self, function: Callable[..., T], *arguments: object) -> T:
         """Run a function, and remember what it took."""
@@ -63,9 +68,19 @@ class Share:
         finally:
             self.average_cpu_s += (time.thread_time() - before - self.average_cpu_s) * NEWEST_WEIGHT
 
-    def is_unused(self) -> bool:
-        """Adapt to what the latest requests took, and return whether there are none now."""
+    def cool(self) -> None:
+        """Let what requests took count less the longer ago it was."""
+        now = time.monotonic()
+        self.average_cpu_s *= 0.5 ** ((now - self.used_at) / HALF_LIFE_S)
+        self.used_at = now
+
+    def adapt(self) -> None:
+        """Give as many turns as the latest requests allow."""
         self.turns.total_tokens = 1 if self.average_cpu_s > HEAVY_CPU_S else self.threads
+
+    @property
+    def unused(self) -> bool:
+        """Whether no request holds a turn or waits for one."""
         return self.turns.borrowed_tokens == 0 and self.turns.statistics().tasks_waiting == 0
 
 
@@ -75,23 +90,35 @@ class RouteThreads:
     def __init__(self, threads: int = THREADS, share: int = SHARE) -> None:
         self.all = CapacityLimiter(threads)
         self.share = share
-        self.shares: dict[str, Share] = {}  # of the tenants that have requests now
+        self.shares: dict[str, Share] = {}
 
     async def run(self, tenant: str, function: Callable[..., T], *arguments: object) -> T:
         """Run a function in a thread of the tenant's share. Raises Busy, and what the function raises."""
-        share = self.shares.setdefault(tenant, Share(self.share))
-        request = object()
+        share, request = self.find_share(tenant), object()
         try:
             with fail_after(WAIT_S):
                 await share.turns.acquire_on_behalf_of(request)
+                try:
+                    await self.all.acquire_on_behalf_of(request)
+                except BaseException:
+                    share.turns.release_on_behalf_of(request)
+                    raise
         except TimeoutError:
-            raise Busy(f"{share.turns.total_tokens:g} requests of this tenant run already: no turn within {WAIT_S:g} s") from None
+            raise Busy(f"other requests of this tenant or of others take longer: no turn within {WAIT_S:g} s") from None
         try:
-            return await run_to_end(partial(share.measure, function, *arguments), self.all)
+            return await run_to_end(partial(share.measure, function, *arguments), CapacityLimiter(1))
         finally:
+            self.all.release_on_behalf_of(request)
             share.turns.release_on_behalf_of(request)
-            if share.is_unused():
-                self.shares.pop(tenant, None)
+            share.adapt()
+
+    def find_share(self, tenant: str) -> Share:
+        """Return the share of a tenant; forget others that nobody uses when there are too many."""
+        if tenant not in self.shares and len(self.shares) >= MAX_SHARES:
+            self.shares = {name: share for name, share in self.shares.items() if not share.unused}
+        share = self.shares.setdefault(tenant, Share(self.share))
+        share.cool()
+        return share
 
 
 class OpenCount:

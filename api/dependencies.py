@@ -11,7 +11,6 @@ from api.change_notifier import ChangeNotifier
 from api.unit_of_work import UnitOfWork
 from jobs.database import Sessions
 from jobs.models.manifest import ManifestFile
-from jobs.queue.broker import Broker
 from jobs.settings import Settings
 from jobs.storage.objects import Storage
 from jobs.tenants.quotas import QueueQuota
@@ -27,10 +26,6 @@ async def manifest_file(request: Request) -> ManifestFile:
 
 async def storage(request: Request) -> Storage:
     return request.app.state.storage  # type: ignore[no-any-return]
-
-
-async def broker(request: Request) -> Broker:
-    return request.app.state.broker  # type: ignore[no-any-return]
 
 
 async def queue_quota(request: Request) -> QueueQuota:
@@ -56,7 +51,6 @@ SettingsDep = Annotated[Settings, Depends(settings)]
 SessionsDep = Annotated[Sessions, Depends(sessions)]
 StorageDep = Annotated[Storage, Depends(storage)]
 ManifestFileDep = Annotated[ManifestFile, Depends(manifest_file)]
-BrokerDep = Annotated[Broker, Depends(broker)]
 QueueQuotaDep = Annotated[QueueQuota, Depends(queue_quota)]
 ChangeNotifierDep = Annotated[ChangeNotifier, Depends(change_notifier)]
 UnitOfWorkDep = Annotated[UnitOfWork, Depends(unit_of_work)]

@@ -1,5 +1,6 @@
 """The mapping of errors to HTTP statuses: the only one."""
 
+import errno
 import logging
 
 from fastapi import FastAPI, Request, Response
@@ -68,6 +69,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BodyTooLarge, body_too_large)
     app.add_exception_handler(SlowBody, slow_body)
     app.add_exception_handler(ClientDisconnect, client_gone)
+    app.add_exception_handler(OSError, disk_full)
     app.add_exception_handler(UnsupportedMediaType, unsupported_media_type)
     for error in (OperationalError, TimeoutError, InternalError):  # the last from a standby, which takes no writes
         app.add_exception_handler(error, database_unavailable)
@@ -105,6 +107,14 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
 def body_too_large(request: Request, error: Exception) -> JSONResponse:
     """Answer a body over the limit."""
     return problem_response(413, "body_too_large", str(error))
+
+
+def disk_full(request: Request, error: Exception) -> JSONResponse:
+    """Answer while there is no room for files of bodies and pictures. Raises every other error of the system."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    return problem_response(503, errors.StorageUnavailable.code, "there is no room for files", headers=RETRY_AFTER)
 
 
 def client_gone(request: Request, error: Exception) -> Response:

@@ -2,22 +2,22 @@
 
 import asyncio
 import logging
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 
 from anyio import CapacityLimiter, to_thread
-from redis import RedisError
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from jobs.database import Sessions
-from jobs.errors import StorageUnavailable
 from jobs.queue.broker import Broker
 from jobs.storage.objects import Storage
 
 LIMIT_S = 1.0  # after which a server that has not answered does not
 VALID_S = 1.0  # how long a verdict is used
 WRITE_VALID_S = 30.0  # of the check that writes
+MIN_FREE_BYTES = 100 * 10**6  # of the disk for temporary files
 PROBE_KEY = "health/probe"  # an object of one byte
 logger = logging.getLogger(__name__)
 
@@ -42,19 +42,30 @@ class ServerCheck:
     async def is_usable(self) -> bool:
         """Return the verdict, a new one where the last is too old; a check that takes too long is a bad one."""
         now = time.monotonic()
-        if self.running is None or (self.running.done() and now - self.began > self.valid_s):
+        if self.running is None or (self.running.done() and now - self.began > self.valid_for_s()):
             self.running, self.began = asyncio.create_task(self.run()), now
         await asyncio.wait({self.running}, timeout=max(0.0, self.began + LIMIT_S - now))
         return self.running.done() and self.running.result()
+
+    def valid_for_s(self) -> float:
+        """Return how long the last verdict is used: a bad one shortly."""
+        return self.valid_s if self.running is not None and self.running.result() else VALID_S
 
     async def run(self) -> bool:
         """Run the check in a thread of its own."""
         try:
             await to_thread.run_sync(self.check, limiter=self.thread)
-        except (SQLAlchemyError, RedisError, StorageUnavailable) as error:
-            logger.warning("not ready: %s: %s", self.name, str(error).splitlines()[0])
+        except Exception as error:
+            logger.warning("not ready: %s: %s", self.name, str(error).partition("\n")[0])
             return False
         return True
+
+
+def check_disk() -> None:
+    """Raise OSError when there is too little room for the files of bodies and pictures."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(f"{tempfile.gettempdir()} has {free / 1e6:.0f} MB left, {MIN_FREE_BYTES / 1e6:.0f} MB are needed")
 
 
 class Readiness:
@@ -73,6 +84,7 @@ class Readiness:
             ServerCheck("broker", broker.check),
             ServerCheck("store", storage.check),
             ServerCheck("store: it takes no objects, it may be full", check_writing, WRITE_VALID_S),
+            ServerCheck("disk", check_disk),
         ]
 
     async def problems(self) -> list[str]:

@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.accepted import Accepted
 from api.auth import RequiredScope, authorize
-from api.bodies import MAX_JSON_BYTES, MAX_JSON_VALUES, BodyMemory, check_json_values, limit_body, read_body
+from api.bodies import MAX_JSON_BYTES, MAX_JSON_VALUES, ByteBudget, check_json_values, limit_body, read_body
 from api.concurrency import OpenCount, RouteThreads
 from api.media_types import UnsupportedMediaType, read_media_type
 from api.transport import AnswerBroken
@@ -33,6 +33,8 @@ from jobs.settings import Settings
 
 Endpoint = Callable[..., Any]
 T = TypeVar("T")
+MEMORY_BYTES = 192 * 10**6, 64 * 10**6  # of all tenants, and of one: two photos of the largest size
+FILE_BYTES = 600 * 10**6, 250 * 10**6
 CURRENT: ContextVar[Request] = ContextVar("the request that a route runs for")
 
 
@@ -43,7 +45,8 @@ class ClientLimits:
     threads: RouteThreads
     open_requests: OpenCount
     max_open_requests: int  # of one tenant
-    body_memory: BodyMemory
+    memory: ByteBudget  # of bodies that are read whole
+    files: ByteBudget  # of bodies that are written to files as they arrive
     max_body_bytes: int
     streamed: Mapping[str, int]  # limits of paths whose bodies never lie in memory as a whole
 
@@ -51,7 +54,8 @@ class ClientLimits:
     def from_settings(cls, settings: Settings) -> "ClientLimits":
         """Make the limits that the settings name."""
         return cls(
-            RouteThreads(), OpenCount("requests"), settings.max_open_requests, BodyMemory(), settings.max_body_bytes,
+            RouteThreads(), OpenCount("requests"), settings.max_open_requests,
+            ByteBudget(*MEMORY_BYTES), ByteBudget(*FILE_BYTES), settings.max_body_bytes,
             {"/v1/batches": settings.max_batch_bytes, "/v1/uploads": settings.max_body_bytes},
         )  # fmt: skip
 
@@ -73,11 +77,11 @@ class ApiRoute(APIRoute):
         request.state.principal = principal = await authorize(request, required.scope)
         media_type = read_media_type(request.headers)
         limits: ClientLimits = request.app.state.client_limits
-        in_memory = scope["path"] not in limits.streamed
-        max_bytes = limits.max_body_bytes if in_memory else limits.streamed[scope["path"]]
-        receive, declared_bytes = limit_body(request, receive, MAX_JSON_BYTES if self.body_field else max_bytes)
+        max_bytes = MAX_JSON_BYTES if self.body_field else limits.streamed.get(scope["path"], limits.max_body_bytes)
+        budget = limits.files if scope["path"] in limits.streamed else limits.memory
         with limits.open_requests.count(principal.tenant, limits.max_open_requests):
-            async with limits.body_memory.reserve(principal.tenant, declared_bytes if in_memory else 0):
+            async with budget.hold(principal.tenant) as room:
+                receive = await limit_body(request, receive, max_bytes, room)
                 if self.body_field is not None:
                     if not media_type.is_json:
                         raise UnsupportedMediaType("Content-Type: must be application/json")
@@ -113,7 +117,10 @@ async def read_json_ahead(request: Request, receive: Receive) -> Receive:
 
 
 def in_threads(endpoint: Endpoint, status: int) -> Endpoint:
-    """Return an endpoint that runs in its tenant's threads, commits there, and answers with what it returned."""
+    """Return an endpoint that runs in its tenant's threads, commits there, and answers with what it returned.
+
+    A coroutine awaits what it must, and then returns a response, or the rest of its work as a function for one turn.
+    """
 
     @wraps(endpoint)
     async def run(**values: Any) -> Any:
@@ -122,13 +129,8 @@ def in_threads(endpoint: Endpoint, status: int) -> Endpoint:
         work: UnitOfWork | None = getattr(request.state, "unit_of_work", None)
         if not inspect.iscoroutinefunction(endpoint):
             return await in_thread(run_and_answer, partial(endpoint, **values), work, status)
-        try:
-            result = await endpoint(**values)
-        except BaseException:
-            if work is not None:
-                await in_thread(work.close)
-            raise
-        return await in_thread(run_and_answer, lambda: result, work, status)
+        result = await endpoint(**values)
+        return result if isinstance(result, Response) else await in_thread(run_and_answer, result, work, status)
 
     return run
 

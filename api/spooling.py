@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterator
 from typing import IO
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 
+WRITERS = CapacityLimiter(4)  # threads that write
 BLOCK_BYTES = 2**20  # written at once, in a thread: the disk may be slow
 
 
@@ -17,9 +18,9 @@ async def spool_body(request: Request, file: IO[bytes]) -> str:
         digest.update(chunk)
         block += chunk
         if len(block) >= BLOCK_BYTES:
-            await run_in_threadpool(file.write, block)
+            await to_thread.run_sync(file.write, block, limiter=WRITERS)
             block = bytearray()
-    await run_in_threadpool(file.write, block)
+    await to_thread.run_sync(file.write, block, limiter=WRITERS)
     file.seek(0)
     return digest.hexdigest()
 

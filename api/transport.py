@@ -75,7 +75,8 @@ class Pace:
                 return await receive()
             began = time.monotonic()
             try:
-                async with asyncio.timeout(BODY_GRACE_S + received / BODY_BYTES_PER_S - waited_s):
+                allowed_s = BODY_GRACE_S + received / BODY_BYTES_PER_S - waited_s
+                async with asyncio.timeout(min(BODY_GRACE_S, allowed_s)):
                     message = await receive()
             except TimeoutError:
                 raise SlowBody(f"a body must arrive with {BODY_BYTES_PER_S} bytes/s") from None
@@ -135,6 +136,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             longest = next(iter(self.waiting), self)
+            longest.stop_waiting_for_head()  # others may come in this round of the event loop
             longest.transport.abort()
         self.wait_for_head()
 
@@ -191,7 +193,12 @@ class LimitedProtocol(H11Protocol):
         self.stop_waiting_for_head()
         if not self.transport.is_closing():
             self.waiting[self] = None
-            self.head_timer = self.loop.call_later(HEAD_S, self.transport.close)
+            self.head_timer = self.loop.call_later(HEAD_S, self.leave)
+
+    def leave(self) -> None:
+        """Close the connection; what the client has not read by then is lost after a while."""
+        self.transport.close()
+        self.loop.call_later(WRITE_S, self.transport.abort)
 
     def stop_waiting_for_head(self) -> None:
         """Let a request take its time."""

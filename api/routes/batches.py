@@ -6,10 +6,9 @@ from functools import partial
 from uuid import UUID
 
 from anyio import CapacityLimiter
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from api.accepted import Accepted
 from api.auth import Reader, Submitter
 from api.concurrency import run_to_end
 from api.dependencies import SessionsDep, UnitOfWorkDep
@@ -35,7 +34,7 @@ router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
 @router.post("", status_code=202, response_model=BatchView, openapi_extra=BATCH_BODY)
-async def submit(request: Request, service: BatchServiceDep, idempotency_key: IdempotencyKey = None) -> Accepted:
+async def submit(request: Request, service: BatchServiceDep, idempotency_key: IdempotencyKey = None) -> Response:
     """Queue up to 50,000 edits, one {"custom_id": ..., "job": {...}} a line. They run when nothing else waits.
 
     A line that is no job is recorded and keeps no other line out. The batch is stored whole or not at all.
@@ -45,7 +44,8 @@ async def submit(request: Request, service: BatchServiceDep, idempotency_key: Id
             digest = await spool_body(request, file)
             async with TURNS.check(service.tenant):
                 submit = partial(service.submit, file, digest, idempotency_key)
-                return await run_to_end(submit, THREADS)
+                accepted = await run_to_end(submit, THREADS)
+    return accepted.response(202)
 
 
 @router.get("")

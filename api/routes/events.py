@@ -1,6 +1,7 @@
 """/v1/jobs/{id}/events: what happens to a job, as it happens."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,12 @@ from api.concurrency import OpenCount
 from api.dependencies import ChangeNotifierDep, SessionsDep, SettingsDep
 from api.routing import ApiRoute, run_in_share
 from api.schemas.events import EventView
-from api.schemas.jobs import JobView
 from api.schemas.problems import ERRORS
 from api.services.job_reads import JobReading, read_job
 from jobs.database import Sessions
-from jobs.errors import JobNotFound
+from jobs.errors import Busy, JobNotFound
 from jobs.queue import events
+from jobs.states import JobState
 from jobs.tenants.keys import Principal
 
 MAX_PAUSE_S = 15.0  # between two reads, when no change is notified
@@ -54,26 +55,28 @@ async def follow(
 
     A client that comes back with Last-Event-ID gets every event it has missed, however long ago and whichever process serves it.
     """
-    after, last_snapshot = last_event_id, ""
+    after, last_shown = last_event_id, b""
     while True:
         try:
             read = partial(run_in_share, request, read_update, sessions, principal.tenant, row_id, after)
             update = await change_notifier.read_once((principal.tenant, row_id, after), read)
         except JobNotFound:
             return  # deleted in the meantime
-        except SQLAlchemyError:
+        except (SQLAlchemyError, Busy):
             await asyncio.sleep(RETRY_MS / 1000)
             continue
         for event in update.events:
             yield ServerSentEvent(event=event.type, id=str(event.seq), data=event, retry=RETRY_MS)
         after = update.last_seq
-        if (snapshot := update.view.model_dump_json()) != last_snapshot:
-            last_snapshot = snapshot
-            yield ServerSentEvent(event="snapshot", id=str(after), raw_data=snapshot, retry=RETRY_MS)
-        if update.view.state.terminal:
+        if (shown := hashlib.sha256(update.snapshot.encode()).digest()) != last_shown:
+            last_shown = shown
+            yield ServerSentEvent(event="snapshot", id=str(after), raw_data=update.snapshot, retry=RETRY_MS)
+        if update.state.terminal:
             return
+        version = update.version
+        del update  # whose snapshot may be large
         await asyncio.sleep(MIN_PAUSE_S)
-        await change_notifier.wait_for_change(row_id, update.version, MAX_PAUSE_S)
+        await change_notifier.wait_for_change(row_id, version, MAX_PAUSE_S)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Update:
 
     events: list[EventView]
     last_seq: int  # of the last event; the next read begins after it
-    view: JobView
+    snapshot: str  # the job as JSON
+    state: JobState
     version: str  # of the job's row
 
 
@@ -93,4 +97,5 @@ def read_update(sessions: Sessions, tenant: str, row_id: UUID, after: int | None
     reading = read_job(sessions, tenant, row_id)
     with sessions() as session:  # after the job: of one that was read as ended, all events are there
         views = [EventView.of(event) for event in events.list_since(session, row_id, first)]
-    return Update(views, views[-1].seq if views else first, reading.view, reading.version)
+    last_seq = views[-1].seq if views else first
+    return Update(views, last_seq, reading.json.decode(), reading.state, reading.version)

@@ -17,7 +17,7 @@ from api.routes.parameters import IdempotencyKey, Text
 from api.routing import ApiRoute, run_in_share
 from api.schemas.jobs import JobPage, JobSummary, JobView, Verdict
 from api.schemas.problems import ERRORS
-from api.services.job_reads import Expansion, read_body
+from api.services.job_reads import Expansion, read_job
 from api.services.jobs import JobServiceDep
 from jobs.errors import JobActive
 from jobs.queue import jobs as job_rows
@@ -83,17 +83,18 @@ async def get(
     wait_s = preferred_wait_s(prefer)
     deadline = time.monotonic() + wait_s
     while True:
-        reading, body = await run_in_share(request, read_body, sessions, principal.tenant, job_id, expand)
-        etag, left_s = make_etag(body), deadline - time.monotonic()
-        done = etag not in seen_etags if seen_etags else reading.view.state.terminal
+        reading = await run_in_share(request, read_job, sessions, principal.tenant, job_id, expand)
+        etag, left_s = make_etag(reading.json), deadline - time.monotonic()
+        done = etag not in seen_etags if seen_etags else reading.state.terminal
         if done or left_s <= 0:
             break
-        # holds no thread and no database connection
-        await change_notifier.wait_for_change(reading.row_id, reading.version, left_s)
+        row_id, version = reading.row_id, reading.version
+        del reading  # which may be large; nor is a thread or a database connection held
+        await change_notifier.wait_for_change(row_id, version, left_s)
     headers = {"ETag": etag} | ({"Preference-Applied": prefer} if prefer and wait_s else {})
     if etag in seen_etags:
         return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(reading.json, headers=headers, media_type="application/json")
 
 
 def preferred_wait_s(prefer: str | None) -> int:

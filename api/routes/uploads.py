@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 from uuid import UUID
@@ -13,7 +14,7 @@ from api.auth import Reader, Submitter
 from api.concurrency import run_to_end
 from api.dependencies import StorageDep, UnitOfWorkDep
 from api.openapi import ANNOUNCES_AN_UPLOAD, UPLOAD_BODY
-from api.routing import ApiRoute, run_in_share
+from api.routing import ApiRoute
 from api.schemas.problems import ERRORS
 from api.schemas.uploads import AnnouncedFile, PresignedView, UploadView
 from api.services.presigned_uploads import PresignedUploadServiceDep
@@ -28,8 +29,8 @@ THREADS = CapacityLimiter(32)  # of their own: uploads wait for their turn
 router = APIRouter(responses=ERRORS, route_class=ApiRoute)
 
 
-@router.post("", status_code=201, openapi_extra=UPLOAD_BODY)
-async def upload(request: Request, uploads: UploadServiceDep, kind: Literal["mask"] | None = None) -> UploadView:
+@router.post("", status_code=201, response_model=UploadView, openapi_extra=UPLOAD_BODY)
+async def upload(request: Request, uploads: UploadServiceDep, kind: Literal["mask"] | None = None) -> Callable[[], UploadView]:
     """Check, re-encode and keep the file in the body. The same content again is the same upload.
 
     Pictures become upright sRGB PNGs without metadata. Latents become float32 safetensors. With ?kind=mask a PNG becomes a
@@ -40,7 +41,7 @@ async def upload(request: Request, uploads: UploadServiceDep, kind: Literal["mas
         check_size(file.seek(0, os.SEEK_END), "body")
         decoding = partial(decode_stream, read_blocks(file), kind, "body", uploads.tenant)
         decoded = await run_to_end(decoding, THREADS)
-    return UploadView.model_validate(await run_in_share(request, uploads.keep, decoded))
+    return lambda: UploadView.model_validate(uploads.keep(decoded))
 
 
 @router.post("/presigned", status_code=201, responses=ANNOUNCES_AN_UPLOAD)

@@ -95,6 +95,7 @@ class BatchService:
             holder.remember(session, answer)
         for pool, count in reading.pools.items():
             self.unit_of_work.pools_to_wake += [pool] * min(count, MOST_WOKEN)
+        self.unit_of_work.follow_up()
         return answer
 
 

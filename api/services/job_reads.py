@@ -19,7 +19,8 @@ Expansion = Literal["artifacts", "attempts"]
 class JobReading:
     """A job as it was read."""
 
-    view: JobView
+    json: bytes  # as clients see it
+    state: JobState
     row_id: UUID  # which waits and events go by
     version: str  # of the row
 
@@ -34,10 +35,4 @@ def read_job(sessions: Sessions, tenant: str, job_id: UUID, expand: Sequence[Exp
             view = view.with_place(estimate_position(session, job))
         elif job.state == JobState.RUNNING:
             view = view.with_preview(artifact_rows.find_latest_frame(session, job))
-        return JobReading(view, job.id, version)
-
-
-def read_body(sessions: Sessions, tenant: str, job_id: UUID, expand: Sequence[Expansion] = ()) -> tuple[JobReading, bytes]:
-    """Read a job, and return its view as JSON too. Raises JobNotFound."""
-    reading = read_job(sessions, tenant, job_id, expand)
-    return reading, reading.view.model_dump_json().encode()
+        return JobReading(view.model_dump_json().encode(), JobState(job.state), job.id, version)

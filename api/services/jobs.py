@@ -48,10 +48,13 @@ class JobService:
         """
         session = self.unit_of_work.session
         fingerprint = "" if idempotency_key is None else posted.fingerprint()
-        earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
+        earlier = idempotency.find_answer(session, self.tenant, idempotency_key, fingerprint)
+        if earlier is None:
+            session.rollback()  # no transaction is open while files are decoded
+            parsed = parse_posted_job(posted, self.tenant)
+            earlier = idempotency.reserve_key(session, self.tenant, idempotency_key, fingerprint)
         if earlier is not None:
             return accepted(earlier, replayed=True)
-        parsed = parse_posted_job(posted, self.tenant)
         job = self.enqueue(self.check(parsed), parsed.files)
         answer = JobView.of(job).model_dump(mode="json")
         idempotency.remember(session, self.tenant, idempotency_key, answer)
@@ -63,17 +66,13 @@ class JobService:
         Raises:
             IdTaken: the id is another job's; and what `submit` raises.
         """
+        parsed = parse_posted_job(posted, self.tenant)
         job = jobs.reserve_id(self.unit_of_work.session, self.tenant, client_id)
         if job is None:
-            parsed = parse_posted_job(posted, self.tenant)
             return self.enqueue(self.check(parsed), parsed.files, client_id)
-        if JobSpec.model_validate(job.spec) != self.resolve(posted):
+        if JobSpec.model_validate(job.spec) != parsed.resolved_spec(self.manifest_file.current()):
             raise IdTaken(f"the id {client_id} is another job's: choose a new one")
         return job
-
-    def resolve(self, posted: PostedJob) -> JobSpec:
-        """Return the spec that a posted job would be stored with. Raises InvalidJob."""
-        return parse_posted_job(posted, self.tenant).resolved_spec(self.manifest_file.current())
 
     def retry(self, job_id: UUID, idempotency_key: str | None) -> Accepted:
         """Queue the edit of an ended job as a new job, unless the idempotency key was seen before.
@@ -112,9 +111,11 @@ class JobService:
 
     def enqueue(self, submission: Submission, files: Sequence[Decoded] = (), client_id: UUID | None = None) -> Job:
         """Store a job that passed its checks, with the files that came along. Raises QuotaExceeded, StorageUnavailable."""
-        self.queue_quota.reserve(self.unit_of_work.session, self.tenant)
+        if files:
+            self.queue_quota.check(self.unit_of_work.session, self.tenant, more=1)  # before anything is stored
         for file in files:
             self.uploads.keep(file)
+        self.queue_quota.reserve(self.unit_of_work.session, self.tenant)  # holds the tenant's lock from here on
         job = jobs.add(self.unit_of_work.session, uuid4(), self.tenant, submission, client_id)
         self.unit_of_work.pools_to_wake.append(job.pool)
         return job

@@ -28,6 +28,16 @@ REMEMBER = (
 )
 
 
+def find_answer(session: Session, tenant: str, key: str | None, fingerprint: str) -> dict[str, Any] | None:
+    """Return the answer to an earlier request with the key, and wait for nobody. Raises KeyReused."""
+    row = None if key is None else session.get(IdempotencyKey, (tenant, key))
+    if row is None or row.answer is None:
+        return None
+    if row.fingerprint != fingerprint:
+        raise KeyReused(f"the key {key} came with another request before")
+    return row.answer
+
+
 def reserve_key(session: Session, tenant: str, key: str | None, fingerprint: str) -> dict[str, Any] | None:
     """Reserve a key until the transaction ends, and return the earlier answer if there is one.
 

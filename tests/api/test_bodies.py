@@ -1,9 +1,12 @@
 """Media types, JSON limits and multipart forms, from bytes alone."""
 
+import asyncio
+
 import pytest
 from starlette.datastructures import Headers
+from starlette.requests import Request
 
-from api.bodies import BodyTooLarge, check_json_values, split_parts
+from api.bodies import BodyTooLarge, ByteBudget, check_json_values, limit_body, split_parts
 from api.media_types import MediaType, UnsupportedMediaType, read_media_type
 from jobs.errors import InvalidJob
 
@@ -84,3 +87,34 @@ def test_a_malformed_form_is_refused(body):
 def test_a_form_needs_a_boundary_of_a_sane_length(boundary):
     with pytest.raises(InvalidJob, match="a boundary of 1 to 70 bytes"):
         split_parts(bytearray(b"--b--"), MediaType("multipart/form-data", boundary), 3)
+
+
+def receive_one(headers, body, max_bytes=10**6):
+    """Receive a body of one part within a limit; return how many bytes of room were held."""
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def run():
+        budget = ByteBudget(10**6, 10**6)
+        request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
+        async with budget.hold("a") as room:
+            await (await limit_body(request, receive, max_bytes, room))()
+            return room.held_bytes, budget.used["a"]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"10")]])
+def test_a_body_in_chunks_holds_room_for_what_has_arrived_whatever_length_it_declares(headers):
+    assert receive_one([*headers, (b"transfer-encoding", b"chunked")], b"x" * 150_000) == (150_000, 150_000)
+
+
+def test_a_body_of_a_declared_length_holds_its_room_at_once():
+    assert receive_one([(b"content-length", b"150000")], b"x") == (150_000, 150_000)
+
+
+@pytest.mark.parametrize("headers", [[(b"content-length", b"150000")], [(b"transfer-encoding", b"chunked")]])
+def test_a_body_over_its_limit_is_refused(headers):
+    with pytest.raises(BodyTooLarge, match="100000 bytes"):
+        receive_one(headers, b"x" * 150_000, max_bytes=100_000)

@@ -5,10 +5,11 @@ import threading
 import time
 
 import pytest
+from anyio import move_on_after
 
 from api import bodies, concurrency
-from api.bodies import BodyMemory
-from api.concurrency import OpenCount, RouteThreads
+from api.bodies import ByteBudget
+from api.concurrency import UNKNOWN_TURNS, OpenCount, RouteThreads
 from api.readiness import ServerCheck
 from jobs.cancellation import check_canceled
 from jobs.errors import Busy, RateLimited, StorageUnavailable
@@ -25,9 +26,9 @@ def test_a_tenant_whose_requests_all_wait_holds_up_no_other():
         await asyncio.sleep(0)
         answers = [await threads.run("modest", str, number) for number in range(5)]
         release.set()
-        return answers, await asyncio.gather(*waiting), threads.shares
+        return answers, await asyncio.gather(*waiting), [share.unused for share in threads.shares.values()]
 
-    assert asyncio.run(run()) == (["0", "1", "2", "3", "4"], [True] * 20, {})
+    assert asyncio.run(run()) == (["0", "1", "2", "3", "4"], [True] * 20, [True, True])
 
 
 def test_a_request_waits_for_its_tenants_others_for_a_limited_time(monkeypatch):
@@ -38,7 +39,7 @@ def test_a_request_waits_for_its_tenants_others_for_a_limited_time(monkeypatch):
         threads = RouteThreads(threads=2, share=1)
         first = asyncio.create_task(threads.run("greedy", release.wait, LIMIT_S))
         await asyncio.sleep(0.01)
-        with pytest.raises(Busy, match="1 requests of this tenant run already"):
+        with pytest.raises(Busy, match="no turn within"):
             await threads.run("greedy", str, 1)
         release.set()
         return await first
@@ -83,9 +84,21 @@ def test_what_does_not_look_whether_its_client_is_there_is_waited_for():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return ended, threads.shares
+        return ended, threads.shares["a"].unused
 
-    assert asyncio.run(leave()) == ([1], {})
+    assert asyncio.run(leave()) == ([1], True)
+
+
+def test_nor_is_it_left_when_a_scope_of_anyio_is_canceled():
+    ended = []
+
+    async def leave():
+        threads = RouteThreads(threads=1, share=1)
+        with move_on_after(0.01):
+            await threads.run("a", lambda: ended.append(time.sleep(0.1)))
+        return len(ended)
+
+    assert asyncio.run(leave()) == 1
 
 
 def test_a_tenant_whose_requests_take_the_processor_has_one_turn_at_a_time():
@@ -104,7 +117,7 @@ def test_a_tenant_whose_requests_take_the_processor_has_one_turn_at_a_time():
         await asyncio.gather(*(threads.run("greedy", spin) for _ in range(16)))
 
     asyncio.run(run())
-    assert (max(most[:4]), max(most[8:])) == (4, 1)
+    assert (max(most[:2]), max(most[8:])) == (UNKNOWN_TURNS, 1)
 
 
 def test_what_is_open_is_counted_by_client_and_freed():
@@ -116,10 +129,11 @@ def test_what_is_open_is_counted_by_client_and_freed():
 
 def test_large_bodies_of_a_tenant_wait_for_each_other_and_not_for_those_of_others():
     async def run():
-        memory, order, large = BodyMemory(total_bytes=300_000, tenant_bytes=200_000), [], 150_000
+        budget, order, large = ByteBudget(total_bytes=300_000, tenant_bytes=200_000), [], 150_000
 
         async def hold(name, tenant, until):
-            async with memory.reserve(tenant, large):
+            async with budget.hold(tenant) as room:
+                await room.grow(large)
                 order.append(name)
                 await until.wait()
 
@@ -132,7 +146,7 @@ def test_large_bodies_of_a_tenant_wait_for_each_other_and_not_for_those_of_other
         await asyncio.create_task(hold("other", "modest", never))
         done.set()
         await asyncio.gather(first, second)
-        return order, memory.used
+        return order, budget.used
 
     assert asyncio.run(run()) == (["first", "other", "second"], {})
 
@@ -141,14 +155,16 @@ def test_without_room_in_time_a_body_is_refused(monkeypatch):
     monkeypatch.setattr(bodies, "WAIT_S", 0.05)
 
     async def run():
-        memory = BodyMemory(total_bytes=100_000, tenant_bytes=100_000)
-        async with memory.reserve("a", 100_000):
+        budget = ByteBudget(total_bytes=100_000, tenant_bytes=100_000)
+        async with budget.hold("a") as first, budget.hold("b") as second:
+            await first.grow(70_000)
+            await first.grow(90_000)
             with pytest.raises(Busy):
-                await memory.reserve("b", 70_000).__aenter__()
-            async with memory.reserve("b", 1000):  # a small one needs no room
-                return True
+                await second.grow(70_000)
+            await second.grow(1000)  # a small one needs no room
+            return first.held_bytes, second.held_bytes
 
-    assert asyncio.run(run())
+    assert asyncio.run(run()) == (90_000, 0)
 
 
 def test_one_check_of_a_server_is_made_for_all_that_ask_at_once():

@@ -114,6 +114,12 @@ def test_a_body_that_stops_is_answered_408(server):
         assert client.recv(2**16).startswith(b"HTTP/1.1 408")
 
 
+def test_a_body_that_stops_late_gains_nothing_by_its_fast_beginning(server):
+    with server(BODY_GRACE_S=0.3) as address, connect(address) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n" + b"x" * 3_000_000)
+        assert client.recv(2**16).startswith(b"HTTP/1.1 408")
+
+
 def test_a_client_that_does_not_read_is_left(server):
     with server(WRITE_S=0.2) as address, connect(address) as client:
         client.sendall(REQUEST.replace(b"/ ", b"/large ", 1))
@@ -170,6 +176,26 @@ def test_at_the_limit_of_connections_the_one_that_has_waited_longest_goes(server
             assert other.recv(2**16).startswith(b"HTTP/1.1 200")
             other.close()
         first.close()
+
+
+def test_the_limit_of_connections_holds_for_many_that_come_at_once(server):
+    with server(max_connections=10) as address:
+        clients = [connect(address) for _ in range(60)]
+        time.sleep(0.3)
+        assert ask(address).startswith(b"HTTP/1.1 200")
+        assert sum(is_open(client) for client in clients) <= 10
+        for client in clients:
+            client.close()
+
+
+def is_open(client):
+    client.setblocking(False)
+    try:
+        return client.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_while_every_connection_is_in_use_a_new_one_is_refused(server):

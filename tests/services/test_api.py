@@ -53,7 +53,7 @@ def test_a_mask_comes_as_a_part_and_is_stored_under_its_hash(client, storage):
         ({"json": DOCUMENT | {"more": 1}}, "more"),
         ({"content": json.dumps(DOCUMENT).replace("10, 10", "NaN, 10")}, "points[0].handle[0]"),
         ({"content": b"{"}, "job"),
-        ({"content": b"[" * 100_000}, "job"),
+        ({"content": b"[" * 50_000}, "job"),
         ({"files": {"job": json.dumps(DOCUMENT).encode(), "movable": png(np.zeros((32, 32), dtype=bool))}}, "movable"),
         ({"files": {"job": json.dumps(DOCUMENT).encode(), "movable": png(np.ones((8, 8), dtype=bool))}}, "movable"),
         ({"files": {"movable": png(np.ones((32, 32), dtype=bool))}}, "job"),

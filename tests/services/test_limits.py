@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, insert, select, text
 
+from api.concurrency import UNKNOWN_TURNS
 from embedded.servers import free_port, speaks_http
 from embedded.service import start_part
 from jobs.queue import jobs
@@ -86,7 +87,7 @@ def test_requests_that_wait_for_one_row_hold_up_nobody(client, sessions, neighbo
     with ThreadPoolExecutor(AT_ONCE) as pool, sessions() as holder:
         jobs.get(holder, "default", job_id, lock=True)
         stops = [pool.submit(client.post, f"/v1/jobs/{job_id}/stop") for _ in range(AT_ONCE)]
-        wait_until_blocked(sessions, 6)
+        wait_until_blocked(sessions, UNKNOWN_TURNS)
         other = {"Authorization": f"Bearer {neighbour}"}
         assert client.get("/healthz").status_code == client.get("/v1/jobs", headers=other).status_code == 200
         assert client.post("/v1/jobs", json=DOCUMENT, headers=other).status_code == 202

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
-from api.concurrency import SHARE
+from api.concurrency import UNKNOWN_TURNS
 from jobs.errors import KeyInUse
 from jobs.queue import idempotency, jobs
 from jobs.storage.objects import job_prefix
@@ -20,7 +20,7 @@ from tests.services.test_photos import photo
 from tests.services.watching import wait_until, wait_until_blocked
 from worker.execution.runner import Runner
 
-AT_ONCE = 12  # submissions, of which SHARE run at a time
+AT_ONCE = 12  # submissions, of which a few run at a time
 WITHIN_S = 30  # of a request that would wait for 60 s if it missed the change
 
 
@@ -79,7 +79,7 @@ def test_of_many_submissions_with_one_key_at_once_one_makes_a_job(client, sessio
     with ThreadPoolExecutor(AT_ONCE) as pool, sessions() as holder:
         idempotency.reserve_key(holder, "default", "all at once", "a request that fails")
         submissions = [pool.submit(post, client, "all at once") for _ in range(AT_ONCE)]
-        wait_until_blocked(sessions, SHARE)
+        wait_until_blocked(sessions, UNKNOWN_TURNS)
         holder.rollback()
         answers = [submission.result() for submission in submissions]
     assert {answer.status_code for answer in answers} == {202}

@@ -24,7 +24,7 @@ def wait_until_blocked(sessions, count=1):
 
     def blocked():
         with sessions() as session:
-            return session.scalar(waiting) == count
+            return session.scalar(waiting) >= count
 
     wait_until(blocked, f"{count} blocked transactions")
 

@@ -29,7 +29,7 @@ unit: install  ## Run the quick tests: no server, no trained model
 fuzz: install  ## Read 2,000 mutated checkpoints and 500 hostile ones; hold the running API against its contract at length
 	DRAGQUEUE_FUZZ_EXAMPLES=2000 DRAGQUEUE_CONTRACT_EXAMPLES=50 $(BIN)/python -m pytest tests/engine/checkpoints/test_fuzz.py tests/services/test_contract.py
 
-abuse: install  ## Attack the whole service in every known way beside a tenant that must not notice, figures in runs/abuse: ten minutes
+abuse: install  ## Attack the whole service in every known way beside a tenant that must not notice, figures in runs/abuse: twenty minutes
 	DRAGQUEUE_ABUSE_SECONDS=2 $(BIN)/python -m pytest tests/abuse --verbose --tb=short --log-cli-level=INFO --log-cli-format='%(message)s'
 
 check: install  ## Format, lint, types, import rules, container files: what CI runs

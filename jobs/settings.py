@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     max_uploads: int | None = Field(default=100_000, ge=1)
     max_stored_bytes: int | None = Field(default=None, ge=1)
     # limits of each key; its tenant's row may say otherwise
-    max_open_requests: int = Field(default=256, ge=1)  # of a tenant, streams and waiting ones too, for each API process
+    max_open_requests: int = Field(default=512, ge=1)  # of a tenant, streams and waiting ones too, for each API process
     max_connections: int = Field(default=2_000, ge=10)  # of clients, for each API process
     max_streams: int = Field(default=200, ge=1)  # of events, for each API process
     requests_per_minute: int = Field(default=12_000, ge=1)

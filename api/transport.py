@@ -22,7 +22,8 @@ from jobs.settings import Settings
 HEAD_S = 10.0  # in which a request's head must arrive, and what a refused request still sends
 WRITE_S = 60.0  # in which a client must read what a full buffer holds
 BODY_GRACE_S, BODY_BYTES_PER_S = 20.0, 10_000  # a body must arrive this fast, after a while
-REFUSAL_S = 0.25  # that a refusal takes: a client that repeats it at once occupies nobody else
+REFUSAL_S = 0.25  # that a refusal takes where there are many: a client that repeats it at once occupies nobody else
+QUICK_REFUSALS = 20  # in a second
 SPARE_FILES = 200  # of the process, for the database, the store and decoders
 DISCARD_BYTES = 2**20  # of a body that nobody reads: so much is taken, that a client may finish and see why
 TICKS = 5  # of 0.1 s, between two looks for connections that were reset
@@ -62,6 +63,16 @@ class Pace:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.second = self.refused = 0  # requests in this second
+
+    async def slow_down(self) -> None:
+        """Wait before a refusal where there are many."""
+        now = int(time.monotonic())
+        if now != self.second:
+            self.second, self.refused = now, 0
+        self.refused += 1
+        if self.refused > QUICK_REFUSALS:
+            await asyncio.sleep(REFUSAL_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,7 +98,7 @@ class Pace:
 
         async def send_refusals_slowly(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in REFUSALS:
-                await asyncio.sleep(REFUSAL_S)
+                await self.slow_down()
             await send(message)
 
         try:

@@ -112,6 +112,7 @@ def api_client(settings, key, app=None, **options) -> Iterator[TestClient]:
     """The API in this process."""
     app = app or create_app(settings)
     with TestClient(app, follow_redirects=False, headers={"Authorization": f"Bearer {key}"}, **options) as client:
+        client.get("/healthz")  # FastAPI makes its routes ready with the first request; several threads of a test must not
         yield client
     app.state.sessions.kw["bind"].dispose()
 

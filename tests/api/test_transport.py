@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from api import transport
-from api.transport import LimitedProtocol, Pace, SlowBody
+from api.transport import LimitedProtocol, Pace, SlowBody, bind
 
 LIMIT_S = 20
 STARTED, CANCELED = threading.Event(), threading.Event()
@@ -82,6 +82,13 @@ def ask(address):
     with connect(address) as client:
         client.sendall(REQUEST)
         return client.recv(2**16).split(b"\r\n")[0]
+
+
+def test_small_answers_go_at_once():
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # by which asyncio knows that TCP_NODELAY is to be set
 
 
 def test_half_a_head_is_waited_for_no_longer_than_the_limit(server):

@@ -23,7 +23,7 @@ from jobs.storage import decoding
 from jobs.storage.objects import REQUEST_TIMEOUTS, Storage
 from jobs.tenants.quotas import QueueQuota, Quotas
 
-CONNECTIONS = 2 * THREADS + 8  # two for each route's thread, and some for keys and for changes of jobs
+CONNECTIONS = THREADS + 8  # one for each route's thread, and some for keys and for changes of jobs
 LOCK_TIMEOUT_MS = 1_000  # of a row that another request holds
 
 
@@ -48,7 +48,7 @@ def create_app(settings: Settings | None = None, api_key_cached_s: float = CACHE
     )  # fmt: skip
     app.state.settings = settings
     app.state.manifest_file = ManifestFile(settings.checkpoints)
-    app.state.sessions = make_sessions(settings.database_url, CONNECTIONS, LOCK_TIMEOUT_MS)
+    app.state.sessions = make_sessions(settings.database_url, CONNECTIONS, LOCK_TIMEOUT_MS, idle=CONNECTIONS)
     app.state.storage = Storage.from_settings(settings, REQUEST_TIMEOUTS)
     app.state.broker = Broker(settings.redis_url)
     app.state.api_key_cache = ApiKeyCache(app.state.sessions, api_key_cached_s)

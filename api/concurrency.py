@@ -14,8 +14,8 @@ from anyio import CancelScope, CapacityLimiter, fail_after, to_thread
 from jobs.cancellation import cancelable
 from jobs.errors import Busy, RateLimited
 
-THREADS = 16  # in which routes run; each may hold two connections to the database
-SHARE = 6  # of the threads, for one tenant: more only contend for the interpreter
+THREADS = 16  # in which routes run; most of their time they wait for the database
+SHARE = 6  # of the threads, for one tenant
 WAIT_S = 10.0  # how long a request waits for a thread of its tenant's share
 HEAVY_CPU_S = 0.02  # of the processor; most requests take 3 ms
 HALF_LIFE_S = 10.0  # of the memory of what a tenant's requests took

@@ -35,6 +35,11 @@ class PostedJob:
     image: bytes | None = None
     movable_png: bytes | None = None
 
+    @property
+    def has_files(self) -> bool:
+        """Whether files came beside the JSON."""
+        return self.image is not None or self.movable_png is not None
+
     @cached_property
     def document(self) -> JsonValue:
         """The JSON as Python values. Raises InvalidJob."""
@@ -73,7 +78,7 @@ def parse_posted_job(posted: PostedJob, tenant: str) -> ParsedJob:
 
     Without files pydantic reads the posted bytes itself: only so does strict validation know what JSON means.
     """
-    if posted.image is None and posted.movable_png is None:
+    if not posted.has_files:
         return ParsedJob(parse_spec(posted.job_json))
     document = posted.document
     photo = None if posted.image is None else decode(posted.image, "image", tenant)

@@ -48,7 +48,7 @@ class JobService:
         """
         session = self.unit_of_work.session
         fingerprint = "" if idempotency_key is None else posted.fingerprint()
-        earlier = idempotency.find_answer(session, self.tenant, idempotency_key, fingerprint)
+        earlier = idempotency.find_answer(session, self.tenant, idempotency_key, fingerprint) if posted.has_files else None
         if earlier is None:
             session.rollback()  # no transaction is open while files are decoded
             parsed = parse_posted_job(posted, self.tenant)

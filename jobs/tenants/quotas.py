@@ -17,7 +17,7 @@ from jobs.tables import Artifact, Job, PresignedUpload, Tenant, Upload
 COUNT_VALID_S = 1.0  # how long a count of queued jobs is used
 FAR = 10_000  # remaining jobs of a quota, from which on not every submission is counted; more than a second can bring
 UNCOUNTED_PART = 64  # one in so many of the remaining jobs is let in by a process without a count
-MAX_UNCOUNTED = 50  # so many may be too many where a batch takes all that remains
+MAX_UNCOUNTED = 500  # so many may be too many where a batch takes all that remains
 UNLIMITED = 2**31
 LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('queue quota ' || :tenant, 0))")
 MEASURE_INTERVAL = timedelta(minutes=5)
@@ -69,6 +69,8 @@ class QueueQuota:
         if self.take_uncounted(tenant):
             return
         lock(session, tenant)
+        if self.take_uncounted(tenant):  # another request has counted while this one waited
+            return
         spare = self.check(session, tenant, more=1)
         if spare >= FAR:
             with self.changed:

@@ -23,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.accepted import Accepted
 from api.auth import RequiredScope, authorize
-from api.bodies import MAX_JSON_BYTES, MAX_JSON_VALUES, ByteBudget, check_json_values, limit_body, read_body
+from api.bodies import MAX_JSON_BYTES, MAX_JSON_VALUES, WITHOUT_BODY, ByteBudget, check_json_values, limit_body, read_body
 from api.concurrency import OpenCount, RouteThreads
 from api.media_types import UnsupportedMediaType, read_media_type
 from api.transport import AnswerBroken
@@ -75,7 +75,7 @@ class ApiRoute(APIRoute):
             return
         request = Request(scope, receive)
         request.state.principal = principal = await authorize(request, required.scope)
-        media_type = read_media_type(request.headers)
+        media_type = None if request.method in WITHOUT_BODY else read_media_type(request.headers)
         limits: ClientLimits = request.app.state.client_limits
         max_bytes = MAX_JSON_BYTES if self.body_field else limits.streamed.get(scope["path"], limits.max_body_bytes)
         budget = limits.files if scope["path"] in limits.streamed else limits.memory
@@ -83,7 +83,7 @@ class ApiRoute(APIRoute):
             async with budget.hold(principal.tenant) as room:
                 receive = await limit_body(request, receive, max_bytes, room)
                 if self.body_field is not None:
-                    if not media_type.is_json:
+                    if media_type is None or not media_type.is_json:
                         raise UnsupportedMediaType("Content-Type: must be application/json")
                     receive = await read_json_ahead(Request(scope, receive), receive)
                 token = CURRENT.set(request)

@@ -90,7 +90,7 @@ class BatchService:
         with self.sessions.begin() as session:
             inputs.lock(session)
             batch = batches.add(session, self.tenant, reading, spool)
-            self.queue_quota.check_exactly(session, self.tenant)
+            self.queue_quota.check_exactly(session, self.tenant, reading.jobs)
             answer = BatchView.of(batches.summarize(session, batch)).model_dump(mode="json")
             holder.remember(session, answer)
         for pool, count in reading.pools.items():

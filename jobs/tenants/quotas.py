@@ -17,7 +17,7 @@ from jobs.tables import Artifact, Job, PresignedUpload, Tenant, Upload
 COUNT_VALID_S = 1.0  # how long a count of queued jobs is used
 FAR = 10_000  # remaining jobs of a quota, from which on not every submission is counted; more than a second can bring
 UNCOUNTED_PART = 64  # one in so many of the remaining jobs is let in by a process without a count
-MAX_UNCOUNTED = 500  # so many may be too many where a batch takes all that remains
+MAX_UNCOUNTED = 500  # jobs that a process lets in after one count
 UNLIMITED = 2**31
 LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('queue quota ' || :tenant, 0))")
 MEASURE_INTERVAL = timedelta(minutes=5)
@@ -56,7 +56,8 @@ class QueueQuota:
     """The limit on queued jobs. It is exact, however many requests of a tenant are answered at once.
 
     A transaction that counts holds the tenant's lock until its end, so that no two see the same last place. Far from the limit a
-    process counts once a second, and lets a small part of what remains in without a count: no tenant fills the rest meanwhile.
+    process counts once a second, and lets a small part of what remains in without a count. A batch that fills the rest waits for
+    that part.
     """
 
     def __init__(self, defaults: Quotas) -> None:
@@ -86,10 +87,17 @@ class QueueQuota:
             self.uncounted[tenant] = until, left - 1
             return True
 
-    def check_exactly(self, session: Session, tenant: str) -> None:
-        """Raise QuotaExceeded when the tenant has more jobs queued than it may, with those of this transaction."""
+    def check_exactly(self, session: Session, tenant: str, added: int) -> None:
+        """Raise QuotaExceeded when the tenant has more jobs queued than it may, with those that this transaction has added.
+
+        Where they take the tenant near its limit, the jobs that were let in without a count are waited for: no process lets in
+        others while this one holds the lock.
+        """
         lock(session, tenant)
-        self.check(session, tenant, more=0)
+        spare = self.check(session, tenant, more=0)
+        if spare < FAR <= spare + added:
+            time.sleep(COUNT_VALID_S)
+            self.check(session, tenant, more=0)
 
     def check(self, session: Session, tenant: str, more: int) -> int:
         """Count the tenant's queued jobs, and raise QuotaExceeded when it may not queue so many more.

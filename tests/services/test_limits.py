@@ -12,9 +12,12 @@ from sqlalchemy import func, insert, select, text
 from api.concurrency import UNKNOWN_TURNS
 from embedded.servers import free_port, speaks_http
 from embedded.service import start_part
+from jobs.errors import QuotaExceeded
 from jobs.queue import jobs
 from jobs.queue.jobs import MAX_PAGE_BYTES
 from jobs.tables import Job, Tenant
+from jobs.tenants import quotas
+from jobs.tenants.quotas import QueueQuota, Quotas
 from tests.services.conftest import api_client, make_key
 from tests.services.jobs import DOCUMENT, add_job
 from tests.services.watching import wait_until_blocked
@@ -144,6 +147,29 @@ def test_the_quota_of_queued_jobs_is_exact_however_many_are_sent_at_once(client,
     with sessions() as session:
         assert session.scalar(select(func.count()).select_from(Job)) == statuses.count(202) == 20
     assert statuses.count(429) == 20
+
+
+def test_a_batch_that_takes_what_remains_waits_for_the_jobs_that_no_process_has_counted(settings, sessions, api_key, monkeypatch):
+    monkeypatch.setattr(quotas, "FAR", 10)
+    monkeypatch.setattr(quotas, "UNCOUNTED_PART", 2)
+    defaults = Quotas.from_settings(settings.model_copy(update={"max_queued": 20}))
+    single, batch = QueueQuota(defaults), QueueQuota(defaults)  # of two processes
+    with sessions.begin() as session:
+        single.reserve(session, "default")
+    with ThreadPoolExecutor() as pool, sessions() as session:
+        insert_jobs(session, 18)
+        checked = pool.submit(batch.check_exactly, session, "default", 18)
+        with sessions.begin() as other:  # without a count, while the batch waits
+            single.reserve(other, "default")
+            insert_jobs(other, 3)
+        with pytest.raises(QuotaExceeded, match="may have 20 jobs queued, has 21"):
+            checked.result()
+
+
+def insert_jobs(session, count):
+    spec = {"source": {"seed": 1}}
+    rows = [{"id": uuid4(), "tenant": "default", "model": "tiny", "spec": spec, "priority": 0} for _ in range(count)]
+    session.execute(insert(Job), rows)
 
 
 def test_a_tenant_has_a_bounded_number_of_requests_open(settings, sessions, queue, api_key):
